@@ -1,0 +1,198 @@
+"""Softmax attention inside groups, and the two walks that lead there.
+
+`PadFirst`      pad, roll, project, attend, project, roll back, crop   (window, cosine, shuffle)
+`ProjectFirst`  project, then each branch: pad, attend, crop; project  (axial, cross, full)
+
+A leaf says only how it cuts a map: one `Groups` per branch.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention.configs import SoftmaxConfig
+from attention.groups import Groups
+from attention.mixer import TokenMixer, map_size
+from attention.position import LePE, LogCPB, RelativeBias, cosine_normalize
+from attention.registry import Cost
+
+
+class QKV(nn.Module):
+    """Queries, keys and values of every token: (..., c) -> three (..., c).
+
+    Cosine scores have no key bias (Swin V2's code): it would not be a constant of the softmax
+    there, and the published weights were trained without.
+    """
+
+    def __init__(self, dim: int, *, bias: bool, key_bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(3 * dim, dim))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        names = ("bias",) if key_bias else ("q_bias", "v_bias")
+        for name in ("bias", "q_bias", "v_bias"):
+            length = 3 * dim if name == "bias" else dim
+            given = bias and name in names
+            self.register_parameter(name, nn.Parameter(torch.zeros(length)) if given else None)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        bias = self.bias
+        if self.q_bias is not None:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return F.linear(x, self.weight, bias).chunk(3, dim=-1)
+
+
+def projection(dim: int, bias: bool = True) -> nn.Linear:
+    layer = nn.Linear(dim, dim, bias=bias)
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Branch(nn.Module):
+    """Attention inside the groups of one branch: its scores and its positions.
+
+    extent: the stated (gh, gw) of its groups, for position=bias.
+    """
+
+    def __init__(
+        self, config: SoftmaxConfig, *, dim: int, heads: int,
+        extent: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.config, self.dim, self.heads = config, dim, heads
+        self.scale = config.qk_scale if config.qk_scale is not None else (dim // heads) ** -0.5
+        if config.scores == "cosine":
+            self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
+        self.bias: RelativeBias | LogCPB | None = None
+        self.lepe: LePE | None = None
+        if config.position == "bias":
+            assert extent is not None
+            self.bias = RelativeBias(heads, extent)
+        elif config.position == "log_cpb":
+            self.bias = LogCPB(heads, config.pretrained_window)
+        elif config.position == "lepe":
+            self.lepe = LePE(dim)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> Tensor:
+        """q, k, v and the result: the padded and rolled map (b, hp, wp, dim)."""
+        hidden = getattr(self.config, "mask_padding", False) and groups.padded
+        if hidden and self.lepe is not None:
+            v = groups.pad(groups.crop(v))  # what is hidden is not a neighbour either
+        q, k, v = (groups.split(t, self.heads) for t in (q, k, v))
+        if self.config.scores == "cosine":
+            scale = self.logit_scale.clamp(max=math.log(100)).exp().to(q.dtype)
+            q = cosine_normalize(q) * scale.repeat(groups.count, 1, 1)
+            k = cosine_normalize(k)
+        scale = 1.0 if self.config.scores == "cosine" else self.scale
+        mask = self.mask(groups, q, hidden=hidden)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        if self.lepe is not None:
+            out = out + self.lepe(v, groups, self.heads)
+        return groups.merge(out, self.heads)
+
+    def mask(self, groups: Groups, like: Tensor, *, hidden: bool) -> Tensor | None:
+        """(groups * heads, l, l) to add to the scores, or None: the positions' bias, -inf where
+        two tokens may not meet.  A query always sees itself, so no row is empty."""
+        parted = groups.parted(like.device)
+        pads = groups.pads(like.device) if hidden else None
+        if self.bias is None and parted is None and pads is None:
+            return None
+        n, length = groups.count, groups.rows.extent * groups.cols.extent
+        mask = like.new_zeros(1, 1, length, length)
+        if self.bias is not None:
+            mask = self.bias(groups).to(like.dtype)[None]
+        if parted is not None:
+            value = getattr(self.config, "mask_value", None)
+            added = like.new_zeros(n, 1, length, length)
+            mask = mask + added.masked_fill(parted[:, None], -math.inf if value is None else value)
+        if pads is not None:
+            mask = mask.expand(n, -1, -1, -1).masked_fill(pads[:, None], -math.inf)
+        return mask.expand(n, self.heads, -1, -1).reshape(n * self.heads, length, length)
+
+    def cost(self, groups: Groups) -> Cost:
+        """What this branch does on one image: mixing, position, and their share of pads."""
+        mixing, padding, position = 2 * groups.pairs * self.dim, 0, 0
+        padding = 2 * (groups.pairs - groups.real_pairs) * self.dim
+        if self.bias is not None:
+            position += self.bias.cost(groups)
+        if self.lepe is not None:
+            position += self.lepe.cost(groups, groups.tokens)
+            padding += self.lepe.cost(groups, groups.tokens - groups.real_tokens)
+        return Cost(0, mixing, position, padding)
+
+
+def add_costs(*costs: Cost) -> Cost:
+    return Cost(*map(sum, zip(*costs, strict=True)))
+
+
+class PadFirst(TokenMixer):
+    """One branch on the padded map: pads become keys and values that are the projection's bias."""
+
+    config: SoftmaxConfig
+
+    def __init__(self, config: SoftmaxConfig, *, dim: int, heads: int, index: int = 0) -> None:
+        super().__init__(config, dim=dim, heads=heads, index=index)
+        self.qkv = QKV(dim, bias=config.qkv_bias, key_bias=config.scores == "dot")
+        self.branch = Branch(config, dim=dim, heads=heads, extent=self.cut(1, 1).extent)
+        self.proj = projection(dim)
+
+    def cut(self, h: int, w: int) -> Groups:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = self.cut(*map_size(x))
+        q, k, v = self.qkv(groups.roll(groups.pad(x)))
+        y = self.proj(self.branch(q, k, v, groups))
+        return groups.crop(groups.unroll(y))
+
+    def cost(self, h: int, w: int) -> Cost:
+        groups = self.cut(h, w)
+        pads = groups.tokens - groups.real_tokens
+        square = self.dim * self.dim
+        projections = Cost(4 * groups.tokens * square, 0, 0, 4 * pads * square)
+        return add_costs(projections, self.branch.cost(groups))
+
+    def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
+        return self.cut(h, w).region(query)
+
+
+class ProjectFirst(TokenMixer):
+    """Branches that share one projection of the real map, each with an equal part of the
+    channels and heads; pads are keys and values that are 0."""
+
+    config: SoftmaxConfig
+
+    def __init__(self, config: SoftmaxConfig, *, dim: int, heads: int, index: int = 0) -> None:
+        super().__init__(config, dim=dim, heads=heads, index=index)
+        n = len(self.cuts(1, 1))
+        self.qkv = QKV(dim, bias=config.qkv_bias, key_bias=config.scores == "dot")
+        self.branches = nn.ModuleList(
+            Branch(config, dim=dim // n, heads=heads // n) for _ in range(n)
+        )
+        self.proj = projection(dim)
+
+    def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        cuts = self.cuts(*map_size(x))
+        qkv = [t.chunk(len(cuts), dim=-1) for t in self.qkv(x)]
+        out = []
+        for branch, groups, *parts in zip(self.branches, cuts, *qkv, strict=True):
+            q, k, v = (groups.pad(part) for part in parts)
+            out.append(groups.crop(branch(q, k, v, groups)))
+        return self.proj(torch.cat(out, dim=-1))
+
+    def cost(self, h: int, w: int) -> Cost:
+        projections = Cost(4 * h * w * self.dim * self.dim, 0)
+        cuts = zip(self.branches, self.cuts(h, w), strict=True)
+        return add_costs(projections, *(branch.cost(groups) for branch, groups in cuts))
+
+    def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
+        return reduce(torch.logical_or, (cut.region(query) for cut in self.cuts(h, w)))

@@ -1,0 +1,63 @@
+"""Attention along one axis at a time (after Axial-DeepLab and Ho et al. 2019)."""
+
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from attention.attend import ProjectFirst, add_costs
+from attention.configs import AxialConfig
+from attention.groups import Groups, axis
+from attention.mixer import TokenMixer
+from attention.registry import Cost, register
+
+
+def _column(h: int, w: int) -> Groups:
+    return Groups(axis(h, h), axis(w, 1))
+
+
+def _row(h: int, w: int) -> Groups:
+    return Groups(axis(h, 1), axis(w, w))
+
+
+class _Halves(ProjectFirst):
+    def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
+        return _column(h, w), _row(h, w)
+
+
+class _Columns(ProjectFirst):
+    def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
+        return (_column(h, w),)
+
+
+class _Rows(ProjectFirst):
+    def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
+        return (_row(h, w),)
+
+
+@register("axial", config=AxialConfig)
+class AxialMixer(TokenMixer):
+    """order=parallel: half the channels along columns, half along rows, in one layer.
+    order=sequential: two full-width layers, columns then rows, nothing between."""
+
+    def __init__(self, config: AxialConfig, *, dim: int, heads: int, index: int = 0) -> None:
+        super().__init__(config, dim=dim, heads=heads, index=index)
+        layers = (_Halves,) if config.order == "parallel" else (_Columns, _Rows)
+        self.layers = nn.ModuleList(layer(config, dim=dim, heads=heads) for layer in layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def cost(self, h: int, w: int) -> Cost:
+        return add_costs(*(layer.cost(h, w) for layer in self.layers))
+
+    def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
+        """Through every layer, last to first: what reaches any token that reaches the query."""
+        reach = torch.zeros(h, w, dtype=torch.bool)
+        reach[query] = True
+        for layer in reversed(self.layers):
+            tokens = [(int(i), int(j)) for i, j in reach.nonzero()]
+            reach = reduce(torch.logical_or, (layer.region(h, w, token) for token in tokens))
+        return reach

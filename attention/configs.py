@@ -1,0 +1,181 @@
+"""The options of the eight built-in mixers, and what may not be combined.
+
+Which tokens meet (size, shift, order), how they are compared (scores) and where they are
+(position) are orthogonal; each mixer has its paper's choice as default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from attention.registry import (
+    MixerConfig, SpecError, choice, declare, option, optional, read_flag, read_number, read_size,
+)  # fmt: skip
+
+SIZE = "side of a window, stripe or pale: 7, or 7x14 with the height first"
+
+
+def _scores(default: str) -> str:
+    return option(default, choice("dot", "cosine"), "how queries and keys are compared")
+
+
+def _position(default: str) -> str:
+    read = choice("none", "bias", "log_cpb", "lepe")
+    return option(default, read, "bias: relative table; log_cpb: Swin V2; lepe: CSWin")
+
+
+def _mask_padding() -> bool:
+    return option(False, read_flag, "hide pad tokens instead of showing them as constant keys")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxConfig(MixerConfig):
+    """The options that every softmax mixer has."""
+
+    scores: str = _scores("dot")
+    position: str = _position("none")
+    qkv_bias: bool = option(True, read_flag, "bias of the query, key and value projections")
+    qk_scale: float | None = option(
+        None, optional(read_number), "scale of dot products; none: head_dim^-0.5"
+    )
+    pretrained_window: tuple[int, int] | None = option(
+        None, optional(read_size), "window whose coordinates log_cpb was trained in"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scores == "cosine" and self.qk_scale is not None:
+            raise SpecError(f"{self}: qk_scale is for scores=dot; cosine learns its own")
+        if self.position != "log_cpb" and self.pretrained_window is not None:
+            raise SpecError(f"{self}: pretrained_window is for position=log_cpb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FullLength(SoftmaxConfig):
+    """Groups that run along a whole axis: a relative table would grow with the image."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.position == "bias":
+            raise SpecError(
+                f"{self}: position=bias needs groups of a stated extent (window, cosine, "
+                "shuffle), because its table would grow with the image; use position=log_cpb"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TwoBranches(_FullLength):
+    def check(self, dim: int, heads: int) -> None:
+        super().check(dim, heads)
+        if heads % 2:
+            raise SpecError(f"{self}: two branches share the heads, so {heads} must be even")
+
+
+def _shrunk_window(config, h: int, w: int, rule: str):
+    """A window on a map that it covers: the authors' rule (both axes) or timm's (each axis)."""
+    gh, gw = config.size
+    if rule == "shrink_axis":
+        size = min(gh, h), min(gw, w)
+        covered = h <= gh and w <= gw
+        return replace(config, size=size, shift=False) if covered else replace(config, size=size)
+    if rule == "shrink_both":
+        if gh != gw:
+            raise SpecError(f"{config}: small_maps=shrink_both is a rule for square windows")
+        if min(h, w) <= gh:
+            return replace(config, size=min(h, w), shift=False)
+    return config
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowConfig(SoftmaxConfig):
+    size: tuple[int, int] = option((7, 7), read_size, SIZE)
+    shift: bool = option(True, read_flag, "every second block shifts its windows by half")
+    position: str = _position("bias")
+    mask_value: float | None = option(
+        None, optional(read_number), "added to pairs that the shift parts; none: -inf, exact"
+    )
+    mask_padding: bool = _mask_padding()
+
+    shrink = _shrunk_window
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.position == "lepe" and self.shift:
+            raise SpecError(
+                f"{self}: position=lepe would read across the seam of a cyclic shift; "
+                "add shift=false"
+            )
+        if self.mask_value is not None and self.mask_value >= 0:
+            raise SpecError(f"{self}: mask_value must be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineConfig(WindowConfig):
+    scores: str = _scores("cosine")
+    position: str = _position("log_cpb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffleConfig(SoftmaxConfig):
+    size: tuple[int, int] = option((7, 7), read_size, SIZE)
+    position: str = _position("bias")
+    mask_padding: bool = _mask_padding()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxialConfig(_FullLength):
+    order: str = option(
+        "parallel", choice("parallel", "sequential"),
+        "half the channels along each axis, or two layers: height, then width",
+    )  # fmt: skip
+
+    def check(self, dim: int, heads: int) -> None:
+        super().check(dim, heads)
+        if self.order == "parallel" and heads % 2:
+            raise SpecError(
+                f"{self}: two branches share the heads, so {heads} must be even "
+                "(or order=sequential)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossConfig(_TwoBranches):
+    size: tuple[int, int] = option((7, 7), read_size, SIZE)
+    position: str = _position("lepe")
+    mask_padding: bool = _mask_padding()
+
+    def shrink(self, h: int, w: int, rule: str) -> MixerConfig:
+        """A map that one stripe covers: the authors attend globally in one branch."""
+        if rule == "pad" or h > self.size[0] or w > self.size[1]:
+            return self
+        shared = {name: getattr(self, name) for name in FullConfig.__dataclass_fields__}
+        return FullConfig(**shared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaleConfig(_TwoBranches):
+    size: tuple[int, int] = option((7, 7), read_size, SIZE)
+    mask_padding: bool = _mask_padding()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullConfig(_FullLength):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenMLPConfig(MixerConfig):
+    size: tuple[int, int] = option((7, 7), read_size, SIZE)
+    shift: bool = option(True, read_flag, "every second block moves its windows by half")
+
+    shrink = _shrunk_window
+
+
+declare("window", WindowConfig, "Swin Transformer (Liu et al. 2021, arXiv 2103.14030)")
+declare("cosine", CosineConfig, "Swin Transformer V2 (Liu et al. 2022, arXiv 2111.09883)")
+declare("axial", AxialConfig, "after Axial-DeepLab (Wang et al. 2020, arXiv 2003.07853)")
+declare("cross", CrossConfig, "CSWin Transformer (Dong et al. 2022, arXiv 2107.00652)")
+declare("pale", PaleConfig, "reconstruction of Pale (Wu et al. 2022, arXiv 2112.14000)")
+declare("shuffle", ShuffleConfig, "after Shuffle Transformer (Huang et al., arXiv 2106.03650)")
+declare("token_mlp", TokenMLPConfig, "Swin-MLP (microsoft/Swin-Transformer, swin_mlp.py)")
+declare("full", FullConfig, "global self-attention (Vaswani et al. 2017, arXiv 1706.03762)")

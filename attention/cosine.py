@@ -1,0 +1,10 @@
+"""Windows with scaled cosine scores and log-spaced positions (Swin V2, sections 3.2, 3.3)."""
+
+from attention.configs import CosineConfig
+from attention.registry import register
+from attention.window import WindowMixer
+
+
+@register("cosine", config=CosineConfig)
+class CosineMixer(WindowMixer):
+    """`window:scores=cosine,position=log_cpb`, parameter for parameter."""

@@ -1,0 +1,194 @@
+"""Which tokens meet: one cut of a map into groups, and everything that follows from it.
+
+Axis letters here and in every mixer:
+
+    b  batch                      h w    rows and columns of the map
+    nh nw  groups along an axis   gh gw  extent of a group
+    m  heads                      d      channels of a head
+
+The two patterns are the whole geometry of the field, and differ in the order inside a bracket:
+a contiguous group takes neighbouring rows, an interlaced one takes every nh-th row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+CONTIGUOUS = "b (nh gh) (nw gw) (m d)"
+INTERLACED = "b (gh nh) (gw nw) (m d)"
+GROUPED = "b (nh nw m) (gh gw) d"
+
+
+class Axis(NamedTuple):
+    """One axis of a cut: `length` real tokens, `before` pads, up to `padded` in all, rolled back
+    by `shift`, in `count` groups of `extent`."""
+
+    length: int
+    extent: int
+    before: int
+    padded: int
+    shift: int
+    interlaced: bool
+
+    @property
+    def count(self) -> int:
+        return self.padded // self.extent
+
+    def regions(self) -> list[int]:
+        """For each real token, a number that two tokens share iff this axis lets them meet."""
+        positions = range(self.before, self.before + self.length)
+        if self.interlaced:
+            return [p % self.count for p in positions]
+        return [(p - self.shift) // self.extent for p in positions]
+
+    def real_pairs(self) -> int:
+        """Pairs (query, key) of real tokens that land in one group, parted by a shift or not."""
+        tally = [0] * self.count
+        for p in range(self.before, self.before + self.length):
+            rolled = (p - self.shift) % self.padded
+            tally[rolled % self.count if self.interlaced else rolled // self.extent] += 1
+        return sum(n * n for n in tally)
+
+
+def axis(
+    length: int, extent: int, *, padded: int = 0, even: bool = False, shift: int = 0,
+    interlaced: bool = False,
+) -> Axis:  # fmt: skip
+    """Cuts `length` tokens into groups of `extent`.
+
+    Pads after the last token, or evenly with the smaller part first, up to whole groups (or to
+    `padded`).  One group that covers the axis needs no shift.
+    """
+    padded = padded or -(-length // extent) * extent
+    before = (padded - length) // 2 if even else 0
+    return Axis(length, extent, before, padded, shift if padded > extent else 0, interlaced)
+
+
+class Groups(NamedTuple):
+    """A cut of an (h, w) map: the groups of one branch of one mixer."""
+
+    rows: Axis
+    cols: Axis
+
+    # -- arithmetic ----------------------------------------------------------------------
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        return self.rows.extent, self.cols.extent
+
+    @property
+    def count(self) -> int:
+        return self.rows.count * self.cols.count
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the padded map."""
+        return self.rows.padded * self.cols.padded
+
+    @property
+    def real_tokens(self) -> int:
+        return self.rows.length * self.cols.length
+
+    @property
+    def pairs(self) -> int:
+        """Pairs (query, key) that are compared, pads included."""
+        return self.tokens * self.rows.extent * self.cols.extent
+
+    @property
+    def real_pairs(self) -> int:
+        return self.rows.real_pairs() * self.cols.real_pairs()
+
+    @property
+    def padded(self) -> bool:
+        return self.tokens != self.real_tokens
+
+    # -- the map -------------------------------------------------------------------------
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(b, h, w, c) -> the padded map, zeros around it."""
+        if not self.padded:
+            return x
+        r, c = self.rows, self.cols
+        after_r, after_c = r.padded - r.length - r.before, c.padded - c.length - c.before
+        return F.pad(x, (0, 0, c.before, after_c, r.before, after_r))
+
+    def crop(self, x: Tensor) -> Tensor:
+        """The padded map -> (b, h, w, c)."""
+        if not self.padded:
+            return x
+        r, c = self.rows, self.cols
+        return x[:, r.before : r.before + r.length, c.before : c.before + c.length]
+
+    def roll(self, x: Tensor) -> Tensor:
+        shift = self.rows.shift, self.cols.shift
+        return torch.roll(x, (-shift[0], -shift[1]), (1, 2)) if any(shift) else x
+
+    def unroll(self, x: Tensor) -> Tensor:
+        shift = self.rows.shift, self.cols.shift
+        return torch.roll(x, shift, (1, 2)) if any(shift) else x
+
+    def split(self, x: Tensor, heads: int = 1) -> Tensor:
+        """The padded map -> (b, groups * heads, tokens of a group, channels of a head)."""
+        (gh, gw), (nh, nw) = self.extent, (self.rows.count, self.cols.count)
+        return rearrange(x, f"{self._pattern} -> {GROUPED}", nh=nh, nw=nw, gh=gh, gw=gw, m=heads)
+
+    def merge(self, x: Tensor, heads: int = 1) -> Tensor:
+        """The inverse of `split`."""
+        (gh, gw), (nh, nw) = self.extent, (self.rows.count, self.cols.count)
+        return rearrange(x, f"{GROUPED} -> {self._pattern}", nh=nh, nw=nw, gh=gh, gw=gw, m=heads)
+
+    @property
+    def _pattern(self) -> str:
+        assert self.rows.interlaced == self.cols.interlaced or 1 in (
+            self.rows.count, self.cols.count,
+        )  # fmt: skip
+        return INTERLACED if self.rows.interlaced or self.cols.interlaced else CONTIGUOUS
+
+    # -- who may meet --------------------------------------------------------------------
+
+    def parted(self, device: torch.device) -> Tensor | None:
+        """(groups, l, l) bool: pairs that the cyclic shift brought together from opposite edges;
+        None without a shift.
+
+        Rolled back by s, the first s tokens of an axis stand last in its last group; they meet
+        each other there, and nobody else.
+        """
+        if not (self.rows.shift or self.cols.shift):
+            return None
+        side = self._along("shift", device, lambda p, a: p >= a.padded - a.shift)
+        return side[:, :, None] != side[:, None, :]
+
+    def pads(self, device: torch.device) -> Tensor | None:
+        """(groups, l, l) bool: pairs whose key is a pad other than the query itself; None
+        without padding."""
+        if not self.padded:
+            return None
+
+        def is_pad(p: Tensor, a: Axis) -> Tensor:
+            origin = (p + a.shift) % a.padded
+            return (origin < a.before) | (origin >= a.before + a.length)
+
+        pad = self._along("pad", device, is_pad) > 0
+        self_pair = torch.eye(pad.shape[1], dtype=torch.bool, device=device)
+        return pad[:, None, :] & ~self_pair
+
+    def _along(self, what: str, device: torch.device, test) -> Tensor:
+        """(groups, l): a number per token that tells its answers on the two axes apart."""
+        rows = test(torch.arange(self.rows.padded, device=device), self.rows)
+        cols = test(torch.arange(self.cols.padded, device=device), self.cols)
+        both = 2 * rows[:, None].int() + cols.int()
+        return self.split(both[None, :, :, None])[0, :, :, 0]
+
+    # -- the receptive field -------------------------------------------------------------
+
+    def region(self, query: tuple[int, int]) -> Tensor:
+        """(h, w) bool: the tokens that share a group with `query`, by integer arithmetic."""
+        rows, cols = self.rows.regions(), self.cols.regions()
+        row = torch.tensor([r == rows[query[0]] for r in rows])
+        col = torch.tensor([c == cols[query[1]] for c in cols])
+        return row[:, None] & col

@@ -1,0 +1,49 @@
+"""The interface of a token mixer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from attention.registry import Cost, MixerConfig
+
+
+class TokenMixer(nn.Module):
+    """Maps (b, h, w, c) to (b, h, w, c) for any h, w >= 1.
+
+    It owns padding, shifting and masking, and knows nothing of norms, MLPs, residuals or stages;
+    the shapes of its parameters depend on the config only.
+
+    config: its MixerConfig.  dim: channels c.  heads: divides dim.
+    index: how many earlier blocks of the stage have an equal config.
+    """
+
+    def __init__(self, config: MixerConfig, *, dim: int, heads: int, index: int = 0) -> None:
+        super().__init__()
+        self.config, self.dim, self.heads, self.index = config, dim, heads, index
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def cost(self, h: int, w: int) -> Cost:
+        """Exact multiply-adds of one image on an (h, w) map, padding and shift included.
+
+        Optional: without it counts have no formula to agree with.
+        """
+        raise NotImplementedError
+
+    def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
+        """(h, w) bool: the tokens that may influence the output at `query`.
+
+        Optional, from integer arithmetic only.
+        """
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{self.config}, dim={self.dim}, heads={self.heads}, index={self.index}"
+
+
+def map_size(x: Tensor) -> tuple[int, int]:
+    """(h, w) of a (b, h, w, c) map as integers, also under torch.jit tracing."""
+    h, w = x.shape[1:3]
+    return (int(h), int(w)) if torch.jit.is_tracing() else (h, w)

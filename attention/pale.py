@@ -1,0 +1,98 @@
+"""Pale-shaped attention (Wu et al. 2022, arXiv 2112.14000): a reconstruction.
+
+The authors published no code.  From the abstract and the reviews (text): tokens attend inside
+groups of interlaced rows and of interlaced columns, in parallel.  Inferred from the published
+parameters and FLOPs (numbers): query, key and value are each a depthwise 3x3 convolution, a norm
+and a pointwise layer at full width; the map is padded before them and cropped before the output
+projection.  Open: heads per direction (here half of them each), which layers have biases, the
+side of the padding (here bottom and right, visible unless mask_padding).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from attention.attend import Branch, add_costs, projection
+from attention.configs import PaleConfig
+from attention.groups import Groups, axis
+from attention.mixer import TokenMixer, map_size
+from attention.registry import Cost, register
+
+KERNEL = 3
+
+
+class SeparableProjection(nn.Module):
+    """Depthwise 3x3, batch norm, pointwise: (b, h, w, c) -> (b, h, w, c)."""
+
+    def __init__(self, dim: int, *, bias: bool) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(dim, dim, KERNEL, padding=KERNEL // 2, groups=dim, bias=False)
+        self.norm = nn.BatchNorm2d(dim)
+        self.pointwise = projection(dim, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = rearrange(x, "b h w c -> b c h w")
+        return self.pointwise(rearrange(self.norm(self.depthwise(image)), "b c h w -> b h w c"))
+
+
+@register("pale", config=PaleConfig)
+class PaleMixer(TokenMixer):
+    """Half the heads attend inside groups of `size[0]` interlaced rows, half inside groups of
+    `size[1]` interlaced columns."""
+
+    config: PaleConfig
+
+    def __init__(self, config: PaleConfig, *, dim: int, heads: int, index: int = 0) -> None:
+        super().__init__(config, dim=dim, heads=heads, index=index)
+        key_bias = config.qkv_bias and config.scores == "dot"
+        self.q = SeparableProjection(dim, bias=config.qkv_bias)
+        self.k = SeparableProjection(dim, bias=key_bias)
+        self.v = SeparableProjection(dim, bias=config.qkv_bias)
+        self.branches = nn.ModuleList(
+            Branch(config, dim=dim // 2, heads=heads // 2) for _ in range(2)
+        )
+        self.proj = projection(dim)
+
+    def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
+        """Both branches cut the map that is padded to whole pales."""
+        sh, sw = self.config.size
+        hp, wp = -(-h // sh) * sh, -(-w // sw) * sw
+        rows = Groups(axis(h, sh, interlaced=True), axis(w, wp, padded=wp))
+        cols = Groups(axis(h, hp, padded=hp), axis(w, sw, interlaced=True))
+        return rows, cols
+
+    def forward(self, x: Tensor) -> Tensor:
+        cuts = self.cuts(*map_size(x))
+        x = cuts[0].pad(x)
+        qkv = [project(x).chunk(2, dim=-1) for project in (self.q, self.k, self.v)]
+        out = [
+            branch(q, k, v, groups)
+            for branch, groups, q, k, v in zip(self.branches, cuts, *qkv, strict=True)
+        ]
+        return self.proj(cuts[0].crop(torch.cat(out, dim=-1)))
+
+    def cost(self, h: int, w: int) -> Cost:
+        cuts = self.cuts(h, w)
+        each = 3 * (self.dim * self.dim + KERNEL * KERNEL * self.dim)  # q, k and v of a token
+        pads = cuts[0].tokens - h * w
+        inputs = Cost(cuts[0].tokens * each, 0, 0, pads * each)
+        output = Cost(h * w * self.dim * self.dim, 0)
+        branches = zip(self.branches, cuts, strict=True)
+        return add_costs(inputs, output, *(branch.cost(groups) for branch, groups in branches))
+
+    def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
+        """The two groups and the token itself, on the padded map, dilated by the convolution.
+
+        Pads are kept until the crop: one of them may stand next to a real token.
+        """
+        sh, sw = self.config.size
+        hp, wp = -(-h // sh) * sh, -(-w // sw) * sw
+        rows, cols = self.cuts(hp, wp)
+        met = rows.region(query) | cols.region(query)
+        if self.config.mask_padding:
+            met[h:], met[:, w:] = False, False
+        reach = F.max_pool2d(met[None].float(), KERNEL, stride=1, padding=KERNEL // 2)[0] > 0
+        return reach[:h, :w]

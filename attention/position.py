@@ -1,0 +1,101 @@
+"""Where tokens are: what a branch adds to its scores (bias) or to its output (LePE)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from attention.groups import Groups
+
+CPB_WIDTH = 512
+
+
+def relative_index(gh: int, gw: int, device: torch.device) -> Tensor:
+    """(l, l) with l = gh * gw: the row of query - key in a (2gh - 1)(2gw - 1) table."""
+    at = torch.arange(gh * gw, device=device)
+    row, col = at // gw, at % gw
+    row = row[:, None] - row + gh - 1
+    col = col[:, None] - col + gw - 1
+    return row * (2 * gw - 1) + col
+
+
+class RelativeBias(nn.Module):
+    """A learned number per head and relative step (Swin, eq. 4).  groups -> (heads, l, l)."""
+
+    def __init__(self, heads: int, extent: tuple[int, int]) -> None:
+        super().__init__()
+        gh, gw = extent
+        self.table = nn.Parameter(torch.zeros((2 * gh - 1) * (2 * gw - 1), heads))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, groups: Groups) -> Tensor:
+        index = relative_index(*groups.extent, self.table.device)
+        return rearrange(self.table[index], "q k m -> m q k")
+
+    def cost(self, groups: Groups) -> int:
+        return 0
+
+
+class LogCPB(nn.Module):
+    """Continuous bias from log-spaced steps (Swin V2, section 3.3).  groups -> (heads, l, l).
+
+    Each axis is divided by `pretrained` - 1, or by its own extent - 1, so that the table is
+    made for any extent by the same 512-wide MLP.
+    """
+
+    def __init__(self, heads: int, pretrained: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.heads, self.pretrained = heads, pretrained
+        self.mlp = nn.Sequential(
+            nn.Linear(2, CPB_WIDTH), nn.ReLU(), nn.Linear(CPB_WIDTH, heads, bias=False)
+        )
+        nn.init.trunc_normal_(self.mlp[0].weight, std=0.02)
+        nn.init.trunc_normal_(self.mlp[2].weight, std=0.02)
+        nn.init.zeros_(self.mlp[0].bias)
+
+    def forward(self, groups: Groups) -> Tensor:
+        weight = self.mlp[0].weight
+        steps = [
+            torch.arange(1 - extent, extent, device=weight.device, dtype=torch.float32)
+            / max((self.pretrained or groups.extent)[i] - 1, 1)
+            for i, extent in enumerate(groups.extent)
+        ]
+        coords = 8 * torch.stack(torch.meshgrid(*steps, indexing="ij"), dim=-1).flatten(0, 1)
+        coords = coords.sign() * torch.log2(coords.abs() + 1) / math.log2(8)
+        table = 16 * torch.sigmoid(self.mlp(coords.to(weight.dtype)))
+        index = relative_index(*groups.extent, weight.device)
+        return rearrange(table[index], "q k m -> m q k")
+
+    def cost(self, groups: Groups) -> int:
+        gh, gw = groups.extent
+        return (2 * gh - 1) * (2 * gw - 1) * CPB_WIDTH * (2 + self.heads)
+
+
+class LePE(nn.Module):
+    """Locally-enhanced positions (CSWin, eq. 7): a depthwise 3x3 convolution of the values in
+    the group's own gh x gw layout, so that it never crosses a group."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, v: Tensor, groups: Groups, heads: int) -> Tensor:
+        """v as `Groups.split` gives it, and so is the result."""
+        (gh, gw), n = groups.extent, groups.count
+        image = rearrange(v, "b (n m) (gh gw) d -> (b n) (m d) gh gw", n=n, m=heads, gh=gh, gw=gw)
+        return rearrange(
+            self.conv(image), "(b n) (m d) gh gw -> b (n m) (gh gw) d", n=n, m=heads, gh=gh, gw=gw
+        )
+
+    def cost(self, groups: Groups, tokens: int) -> int:
+        return 9 * tokens * self.conv.in_channels
+
+
+def cosine_normalize(x: Tensor) -> Tensor:
+    """Unit length along the last axis; at least in float32, where 1e-12 is not 0."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return F.normalize(x.to(wide), dim=-1).to(x.dtype)

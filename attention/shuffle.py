@@ -1,0 +1,18 @@
+"""Windows and dilated windows in turn (Shuffle Transformer, section 3.2)."""
+
+from attention.attend import PadFirst
+from attention.configs import ShuffleConfig
+from attention.groups import Groups, axis
+from attention.registry import register
+
+
+@register("shuffle", config=ShuffleConfig)
+class ShuffleMixer(PadFirst):
+    """Even blocks attend in windows, odd ones among tokens at equal distances."""
+
+    config: ShuffleConfig
+
+    def cut(self, h: int, w: int) -> Groups:
+        gh, gw = self.config.size
+        interlaced = bool(self.index % 2)
+        return Groups(axis(h, gh, interlaced=interlaced), axis(w, gw, interlaced=interlaced))

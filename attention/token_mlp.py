@@ -1,0 +1,59 @@
+"""A learned matrix over the tokens of a window (Swin-MLP: swin_mlp.py of the Swin authors)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from attention.configs import TokenMLPConfig
+from attention.groups import Axis, Groups, axis
+from attention.mixer import TokenMixer, map_size
+from attention.registry import Cost, register
+
+
+def _axis(length: int, extent: int, shift: int) -> Axis:
+    """Instead of a cyclic shift, extent - shift zeros come first: one more window, no mask."""
+    if not shift or length <= extent:
+        return axis(length, extent)
+    before = extent - shift
+    return Axis(length, extent, before, -(-(before + length) // extent) * extent, 0, False)
+
+
+@register("token_mlp", config=TokenMLPConfig)
+class TokenMLPMixer(TokenMixer):
+    """Every head mixes the l tokens of a window by an (l, l) matrix and a bias per token; there
+    are no queries, keys or output projection.  Pads are zeros and add nothing."""
+
+    config: TokenMLPConfig
+
+    def __init__(self, config: TokenMLPConfig, *, dim: int, heads: int, index: int = 0) -> None:
+        super().__init__(config, dim=dim, heads=heads, index=index)
+        length = config.size[0] * config.size[1]
+        self.weight = nn.Parameter(torch.empty(heads, length, length))
+        self.bias = nn.Parameter(torch.zeros(heads, length))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def cut(self, h: int, w: int) -> Groups:
+        gh, gw = self.config.size
+        shifted = self.config.shift and self.index % 2
+        return Groups(
+            _axis(h, gh, gh // 2 if shifted else 0), _axis(w, gw, gw // 2 if shifted else 0)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = self.cut(*map_size(x))
+        tokens = groups.split(groups.pad(x), self.heads)  # b (n m) l d
+        b, _, length, d = tokens.shape
+        n = groups.count
+        tokens = tokens.unflatten(1, (n, self.heads)).permute(2, 3, 0, 1, 4)  # m l b n d
+        mixed = torch.bmm(self.weight, tokens.reshape(self.heads, length, b * n * d))
+        mixed = (mixed + self.bias[..., None]).unflatten(2, (b, n, d)).permute(2, 3, 0, 1, 4)
+        return groups.crop(groups.merge(mixed.flatten(1, 2), self.heads))
+
+    def cost(self, h: int, w: int) -> Cost:
+        groups = self.cut(h, w)
+        pads = (groups.pairs - groups.real_pairs) * self.dim
+        return Cost(0, groups.pairs * self.dim, 0, pads)
+
+    def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
+        return self.cut(h, w).region(query)

@@ -1,0 +1,21 @@
+"""Windows, every second block shifted by half a window (Swin Transformer, section 3.2)."""
+
+from attention.attend import PadFirst
+from attention.configs import WindowConfig
+from attention.groups import Groups, axis
+from attention.registry import register
+
+
+@register("window", config=WindowConfig)
+class WindowMixer(PadFirst):
+    """(S)W-MSA: pad, roll, split, in this order, so that opposite edges never meet."""
+
+    config: WindowConfig
+
+    def cut(self, h: int, w: int) -> Groups:
+        gh, gw = self.config.size
+        shifted = self.config.shift and self.index % 2
+        return Groups(
+            axis(h, gh, shift=gh // 2 if shifted else 0),
+            axis(w, gw, shift=gw // 2 if shifted else 0),
+        )
