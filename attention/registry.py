@@ -141,6 +141,8 @@ def read_fields(instance: Any, place: str) -> None:
             continue
         try:
             object.__setattr__(instance, field.name, read(value))
+        except SpecError:
+            raise  # a nested spec has said already what is wrong with it
         except ValueError as error:
             shown = repr(value)
             shown = shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,0 +1,33 @@
+"""Hierarchical backbones: one spec, one model class, named variants as rows.
+
+    model = backbones.create("swin_t/3=pale:size=7/4=full")    # images -> logits
+    model.features(images)                                     # one NCHW map per stage
+
+Specs and names are plain Python; torch is imported when a model is built.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from backbones.siblings import require as _require
+
+_require("attention")
+
+from attention.registry import SpecError  # noqa: E402
+from backbones.notation import parse  # noqa: E402
+from backbones.spec import BackboneSpec, StageSpec, from_dict  # noqa: E402
+
+if TYPE_CHECKING:
+    from backbones.model import HierarchicalBackbone, create
+
+__all__ = [
+    "BackboneSpec", "HierarchicalBackbone", "SpecError", "StageSpec", "create", "from_dict",
+    "parse",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("HierarchicalBackbone", "create"):  # these need torch
+        from backbones import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module 'backbones' has no attribute {name!r}")

@@ -1,0 +1,211 @@
+"""The parts of a backbone that are not mixers: stem, downsampling, MLP, block, stage.
+
+Stems, downsamplers and stages map NCHW to NCHW in channels-last memory; blocks work on the free
+(b, h, w, c) view of it.  What strides pads bottom and right, so that every size rounds up.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+import attention
+from backbones.spec import BackboneSpec, StageSpec
+
+
+class Macs(NamedTuple):
+    """Multiply-adds of one part, for one image.
+
+    module: its name in the backbone.  column: projection, mixing, position, mlp, resample (stem
+    or downsampling) or head.  padding: the share whose token, query or key is a pad.
+    """
+
+    module: str
+    column: str
+    macs: int
+    padding: int = 0
+
+
+def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def nhwc(x: Tensor) -> Tensor:
+    return rearrange(x, "b c h w -> b h w c")
+
+
+def nchw(x: Tensor) -> Tensor:
+    return rearrange(x, "b h w c -> b c h w")
+
+
+def pad_to(x: Tensor, multiple: int) -> Tensor:
+    """NCHW, zeros at the bottom and right up to whole multiples."""
+    h, w = x.shape[2:]
+    return F.pad(x, (0, -w % multiple, 0, -h % multiple)) if h % multiple or w % multiple else x
+
+
+class Resample(nn.Module):
+    """A strided convolution, with or without a layer norm: stems and CSWin's merging."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, kernel: int, stride: int, padding: int, norm: bool
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding)
+        self.norm = nn.LayerNorm(outputs) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(pad_to(x, self.stride))
+        return nchw(self.norm(nhwc(x).contiguous()))
+
+    def cost(self, h: int, w: int) -> int:
+        """h, w: of the result."""
+        return h * w * self.conv.weight.numel()
+
+
+class Merge(nn.Module):
+    """2x2 neighbours concatenated, column by column, and projected (Swin, section 3.1); the norm
+    before the projection, or after it (Swin V2's code)."""
+
+    def __init__(self, inputs: int, outputs: int, *, post: bool) -> None:
+        super().__init__()
+        self.post = post
+        self.reduction = linear(4 * inputs, outputs, bias=False)
+        self.norm = nn.LayerNorm(outputs if post else 4 * inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = rearrange(pad_to(x, 2), "b c (h y) (w x) -> b h w (x y c)", y=2, x=2)
+        return nchw(self.norm(self.reduction(x)) if self.post else self.reduction(self.norm(x)))
+
+    def cost(self, h: int, w: int) -> int:
+        return h * w * self.reduction.weight.numel()
+
+
+def make_stem(spec: BackboneSpec) -> Resample:
+    p = spec.patch_size
+    kernel = p if spec.stem == "patch" else 2 * p - 1
+    padding = {"patch": 0, "overlap": p // 2, "overlap_same": kernel // 2}[spec.stem]
+    return Resample(
+        spec.in_channels, spec.stages[0].dim, kernel=kernel, stride=p, padding=padding,
+        norm=spec.patch_norm,
+    )  # fmt: skip
+
+
+def make_downsample(spec: BackboneSpec, inputs: int, outputs: int) -> Resample | Merge:
+    if spec.downsample in ("merge", "merge_post"):
+        return Merge(inputs, outputs, post=spec.downsample == "merge_post")
+    norm = spec.downsample == "conv_norm"
+    return Resample(inputs, outputs, kernel=3, stride=2, padding=1, norm=norm)
+
+
+class MLP(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = linear(dim, hidden), linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+    def cost(self, h: int, w: int) -> int:
+        return h * w * (self.fc1.weight.numel() + self.fc2.weight.numel())
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training, drops an image's residual at this rate."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= self.rate
+        return x * keep.to(x.dtype) / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"{self.rate:g}"
+
+
+class Block(nn.Module):
+    """A mixer and an MLP on residuals, (b, h, w, c) to (b, h, w, c).
+
+    norm=pre: x + f(norm(x)).  norm=res_post: x + norm(f(x)), norms starting at 0 (Swin V2,
+    section 3.1 and the authors' initialisation).  cpe: x + depthwise 3x3 of x comes first.
+    """
+
+    def __init__(
+        self, mixer: nn.Module, *, dim: int, hidden: int, norm: str, cpe: bool, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.post = norm == "res_post"
+        self.cpe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if cpe else None
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.mixer, self.mlp = mixer, MLP(dim, hidden)
+        self.drop_path = DropPath(drop_path)
+        if self.post:
+            nn.init.zeros_(self.norm1.weight)
+            nn.init.zeros_(self.norm2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cpe is not None:
+            x = x + nhwc(self.cpe(nchw(x)))
+        for norm, inner in ((self.norm1, self.mixer), (self.norm2, self.mlp)):
+            x = x + self.drop_path(norm(inner(x)) if self.post else inner(norm(x)))
+        return x
+
+    def cost(self, h: int, w: int) -> list[Macs]:
+        mixer = self.mixer.cost(h, w)
+        parts = [
+            Macs("mixer", "projection", mixer.projection),
+            Macs("mixer", "mixing", mixer.mixing, mixer.padding),
+            Macs("mixer", "position", mixer.position),
+            Macs("mlp", "mlp", self.mlp.cost(h, w)),
+        ]
+        if self.cpe is not None:
+            parts.append(Macs("cpe", "position", h * w * self.cpe.weight.numel()))
+        return parts
+
+
+class Stage(nn.Module):
+    """Downsampling (but for the first stage), then blocks: NCHW to NCHW, self-contained."""
+
+    def __init__(
+        self, stage: StageSpec, spec: BackboneSpec, *, inputs: int | None, drop_path: list[float]
+    ) -> None:
+        super().__init__()
+        self.downsample = (
+            nn.Identity() if inputs is None else make_downsample(spec, inputs, stage.dim)
+        )
+        self.blocks = nn.ModuleList(
+            Block(
+                attention.build(config, dim=stage.dim, heads=stage.heads, index=index),
+                dim=stage.dim, hidden=stage.hidden, norm=spec.norm, cpe=spec.position == "cpe",
+                drop_path=rate,
+            )
+            for (config, index), rate in zip(stage.blocks(), drop_path, strict=True)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nhwc(self.downsample(x))
+        for block in self.blocks:
+            x = block(x)
+        return nchw(x)
+
+    def cost(self, h: int, w: int) -> list[Macs]:
+        """h, w: of this stage's map."""
+        parts = []
+        if not isinstance(self.downsample, nn.Identity):
+            parts.append(Macs("downsample", "resample", self.downsample.cost(h, w)))
+        for i, block in enumerate(self.blocks):
+            parts += [p._replace(module=f"blocks.{i}.{p.module}") for p in block.cost(h, w)]
+        return parts

@@ -1,0 +1,99 @@
+"""The one model class that builds any spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.layers import Macs, Stage, linear, make_stem, nchw, nhwc
+from backbones.notation import parse
+from backbones.spec import BackboneSpec, edit
+
+
+class HierarchicalBackbone(nn.Module):
+    """A stem and 2 to 5 stages, each halving the map of the one before.
+
+    Images (b, in_channels, H, W) of any H, W >= 1: the map of stage i has
+    ceil(H / (patch_size * 2**i)) rows and as many columns by the same rule.
+    """
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__()
+        self.spec = spec = spec.resolve()
+        depth = sum(stage.depth for stage in spec.stages)
+        rates = [spec.drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.stem = make_stem(spec)
+        self.pos_embed: nn.Parameter | None = None
+        if spec.position == "absolute":
+            self.pos_embed = nn.Parameter(
+                torch.zeros(1, spec.stages[0].dim, *spec.grids(spec.img_size)[0])
+            )
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.stages = nn.ModuleList()
+        inputs = None
+        for stage in spec.stages:
+            own, rates = rates[: stage.depth], rates[stage.depth :]
+            self.stages.append(Stage(stage, spec, inputs=inputs, drop_path=own))
+            inputs = stage.dim
+        dims = [stage.dim for stage in spec.stages]
+        self.out_norms = nn.ModuleList(map(nn.LayerNorm, dims)) if spec.out_norms else None
+        self.norm = nn.LayerNorm(dims[-1]) if spec.final_norm else nn.Identity()
+        self.head = linear(dims[-1], spec.num_classes) if spec.num_classes else nn.Identity()
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The stem's map, with absolute positions if the spec has them."""
+        x = self.stem(x)
+        if self.pos_embed is None:
+            return x
+        position = self.pos_embed
+        if position.shape[2:] != x.shape[2:]:
+            position = F.interpolate(position, x.shape[2:], mode="bicubic", align_corners=False)
+        return x + position.to(x.dtype)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """One NCHW map per stage, finest first; normed when the spec has out_norms."""
+        x, maps = self.embed(x), []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            maps.append(nchw(self.out_norms[i](nhwc(x))) if self.out_norms is not None else x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (b, num_classes), or the pooled features (b, dim) when num_classes is 0."""
+        x = self.embed(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(self.norm(nhwc(x)).mean((1, 2)))
+
+    def cost(self, h: int, w: int) -> list[Macs]:
+        """Exact multiply-adds of every part, for one image of h x w pixels."""
+        grids = self.spec.grids((h, w))
+        parts = [Macs("stem", "resample", self.stem.cost(*grids[0]))]
+        for i, (stage, grid) in enumerate(zip(self.stages, grids, strict=True)):
+            parts += [p._replace(module=f"stages.{i}.{p.module}") for p in stage.cost(*grid)]
+        if self.spec.num_classes:
+            parts.append(Macs("head", "head", self.head.weight.numel()))
+        return parts
+
+
+def create(
+    what: str | Mapping[str, Any] | BackboneSpec, *, weights: Any = None, **fields: Any
+) -> HierarchicalBackbone:
+    """A backbone from a notation, a dict or a spec; `fields` replace fields of the spec.
+
+    weights: a state dict or a .safetensors file in our own names, loaded whole or not at all.
+    Raises SpecError for what cannot be built, WeightsError for what cannot be loaded.
+    """
+    spec = parse(what)
+    if fields:
+        spec = edit(spec, spec.name, **fields)
+    model = HierarchicalBackbone(spec)
+    if weights is not None:
+        from backbones.weights import load
+
+        load(model, weights)
+    return model

@@ -1,0 +1,212 @@
+"""What a backbone is: a frozen tree of plain data, checked as it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from attention.registry import (
+    MixerConfig, SpecError, choice, nearest, option, parse, read_count, read_fields, read_flag,
+    read_number, read_size, read_text, write,
+)  # fmt: skip
+
+
+def _read_classes(value: Any) -> int:
+    return 0 if value in (0, "0") and not isinstance(value, bool) else read_count(value)
+
+
+def _read_rate(value: Any) -> float:
+    rate = read_number(value)
+    if not 0 <= rate < 1:
+        raise ValueError("a rate from 0 to below 1")
+    return rate
+
+
+def _read_ratio(value: Any) -> float:
+    ratio = read_number(value)
+    if not 0 < ratio <= 64:
+        raise ValueError("a ratio above 0, at most 64")
+    return ratio
+
+
+def read_pattern(value: Any) -> tuple[MixerConfig, ...]:
+    """``"window+axial"``, or a list of notations or configs: the mixers that blocks cycle over."""
+    parts = value.split("+") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not parts:
+        raise ValueError("mixers such as 'window:size=7+axial'")
+    for part in parts:
+        if not isinstance(part, (str, MixerConfig)):
+            raise ValueError("mixers such as 'window:size=7+axial'")
+    return tuple(parse(part) if isinstance(part, str) else part for part in parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """`depth` blocks of one width on one map; block i has mixer i modulo the pattern's length."""
+
+    dim: int = option(96, read_count, "channels")
+    depth: int = option(2, read_count, "blocks")
+    heads: int = option(3, read_count, "heads of every mixer")
+    mixers: tuple[MixerConfig, ...] = option((), read_pattern, "pattern that blocks cycle over")
+    mlp_ratio: float = option(4.0, _read_ratio, "hidden channels of the MLP, in widths")
+
+    def __post_init__(self) -> None:
+        read_fields(self, "a stage")
+        for mixer in self.mixers:
+            mixer.check(self.dim, self.heads)
+
+    @property
+    def hidden(self) -> int:
+        return int(self.dim * self.mlp_ratio)
+
+    def blocks(self) -> list[tuple[MixerConfig, int]]:
+        """(config, index) of every block; index counts the earlier blocks of an equal config."""
+        configs = [self.mixers[i % len(self.mixers)] for i in range(self.depth)]
+        return [(config, configs[:i].count(config)) for i, config in enumerate(configs)]
+
+    def pattern(self) -> str:
+        return "+".join(map(str, self.mixers))
+
+
+def _read_stages(value: Any) -> tuple[StageSpec, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(v, StageSpec) for v in value):
+        raise ValueError("a list of StageSpec")
+    return tuple(value)
+
+
+STEMS = ("patch", "overlap", "overlap_same")
+DOWNSAMPLES = ("merge", "merge_post", "conv_norm", "conv")
+SMALL_MAPS = ("pad", "shrink_both", "shrink_axis")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """A hierarchical backbone, whole.  Every field can stand in the notation: ``/field=value``."""
+
+    name: str = option("custom", read_text, "shown in tables")
+    stages: tuple[StageSpec, ...] = option((), _read_stages, "2 to 5, finest first")
+    img_size: tuple[int, int] = option(
+        (224, 224), read_size, "size it is counted at; absolute positions and shrunken windows"
+    )
+    in_channels: int = option(3, read_count, "channels of the image")
+    num_classes: int = option(1000, _read_classes, "classes of the head; 0: pooled features")
+    patch_size: int = option(4, read_count, "stride of the stem")
+    stem: str = option(
+        "patch", choice(*STEMS),
+        "patch: stride-sized kernel (Swin); overlap: 2 x stride - 1, least padding (CSWin); "
+        "overlap_same: with padding kernel // 2 (Pale)",
+    )  # fmt: skip
+    patch_norm: bool = option(True, read_flag, "layer norm after the stem")
+    downsample: str = option(
+        "merge", choice(*DOWNSAMPLES),
+        "merge: 2x2, norm, linear (Swin); merge_post: 2x2, linear, norm (Swin V2); "
+        "conv_norm: 3x3, norm (CSWin); conv: 3x3 (Pale)",
+    )  # fmt: skip
+    norm: str = option("pre", choice("pre", "res_post"), "res_post: on the residual (Swin V2)")
+    position: str = option(
+        "none", choice("none", "absolute", "cpe"),
+        "absolute: learned, interpolated at other sizes; cpe: depthwise 3x3 before every block",
+    )  # fmt: skip
+    final_norm: bool = option(True, read_flag, "layer norm before pooling")
+    out_norms: bool = option(False, read_flag, "a layer norm on each level of features()")
+    small_maps: str = option(
+        "pad", choice(*SMALL_MAPS),
+        "windows larger than the map: padded, or shrunk on both axes (the authors) or each (timm)",
+    )
+    drop_path: float = option(0.0, _read_rate, "stochastic depth of the last block, from 0 up")
+
+    def __post_init__(self) -> None:
+        read_fields(self, "a backbone")
+        if not 2 <= len(self.stages) <= 5:
+            raise SpecError(f"{self.name}: {len(self.stages)} stages; a backbone has 2 to 5")
+        if any(not stage.mixers for stage in self.stages):
+            raise SpecError(f"{self.name}: a stage has no mixers")
+
+    # -- sizes ---------------------------------------------------------------------------
+
+    def grids(self, img_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """(h, w) of every stage's map: every size rounds up."""
+        h, w = (-(-side // self.patch_size) for side in img_size)
+        return [(-(-h // 2**i), -(-w // 2**i)) for i in range(len(self.stages))]
+
+    def resolve(self, img_size: tuple[int, int] | None = None) -> BackboneSpec:
+        """small_maps turned once into stated windows for images of this size."""
+        if self.small_maps == "pad":
+            return self
+        size = img_size or self.img_size
+        stages = []
+        for stage, (h, w) in zip(self.stages, self.grids(size), strict=True):
+            mixers = tuple(mixer.shrink(h, w, self.small_maps) for mixer in stage.mixers)
+            stages.append(replace(stage, mixers=mixers))
+        return replace(self, stages=tuple(stages), small_maps="pad", img_size=size)
+
+    # -- text ----------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data (numbers, text, lists) that `from_dict` reads back to an equal spec."""
+        data = _plain(self)
+        data["stages"] = [
+            {**_plain(stage), "mixers": [str(mixer) for mixer in stage.mixers]}
+            for stage in self.stages
+        ]
+        return data
+
+
+def _plain(spec: Any) -> dict[str, Any]:
+    values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def fields_of(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _make(cls: Any, data: Any, place: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise SpecError(f"{place}: expected a table of fields, not {type(data).__name__}")
+    for key in data:
+        if key not in fields_of(cls):
+            raise SpecError(f"{place}: no field {key!r}{nearest(str(key), fields_of(cls))}")
+    try:
+        return cls(**data)
+    except SpecError as error:
+        raise SpecError(f"{place}: {error}") from None
+
+
+def from_dict(data: Mapping[str, Any]) -> BackboneSpec:
+    """The spec of a dict as `to_dict` makes it; what is left out has its default.
+
+    Raises SpecError with the stage and the field.
+    """
+    place = str(data.get("name", "backbone")) if isinstance(data, Mapping) else "backbone"
+    if not isinstance(data, Mapping) or not isinstance(data.get("stages"), (list, tuple)):
+        raise SpecError(f"{place}: stages must be a list of tables")
+    stages = tuple(
+        stage
+        if isinstance(stage, StageSpec)
+        else _make(StageSpec, stage, f"{place}: stage {number}")
+        for number, stage in enumerate(data["stages"], start=1)
+    )
+    return _make(BackboneSpec, {**data, "stages": stages}, place)
+
+
+def edit(spec: BackboneSpec, place: str, **fields: Any) -> BackboneSpec:
+    """A copy with backbone fields replaced."""
+    kept = {name: getattr(spec, name) for name in fields_of(BackboneSpec)}
+    return _make(BackboneSpec, {**kept, **fields}, place)
+
+
+def edit_stage(spec: BackboneSpec, number: int, place: str, **fields: Any) -> BackboneSpec:
+    """A copy with fields of stage `number` (from 1) replaced."""
+    if not 1 <= number <= len(spec.stages):
+        raise SpecError(f"{place}: no stage {number}; {spec.name} has 1 to {len(spec.stages)}")
+    stages = list(spec.stages)
+    kept = {name: getattr(stages[number - 1], name) for name in fields_of(StageSpec)}
+    stages[number - 1] = _make(StageSpec, {**kept, **fields}, f"{place}: stage {number}")
+    return replace(spec, stages=tuple(stages))
+
+
+def describe(stage: StageSpec) -> str:
+    return f"{stage.pattern()} dim={stage.dim} depth={stage.depth} heads={write(stage.heads)}"

@@ -1,0 +1,15 @@
+"""One thread and one seeded hypothesis profile: a failure here is the same failure everywhere."""
+
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "transom",
+    deadline=None,
+    derandomize=True,  # the examples depend on the test alone
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("transom")
