@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from attention import configs as _configs  # noqa: F401  (declares the built-in names)
 from attention.registry import (
-    Cost, MixerConfig, SpecError, build, create, make_config, names, option, parse, register,
+    Cost,
+    MixerConfig,
+    SpecError,
+    build,
+    create,
+    make_config,
+    names,
+    option,
+    parse,
+    register,
 )  # fmt: skip
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import reduce
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -33,15 +34,13 @@ class QKV(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(3 * dim, dim))
         nn.init.trunc_normal_(self.weight, std=0.02)
-        names = ("bias",) if key_bias else ("q_bias", "v_bias")
-        for name in ("bias", "q_bias", "v_bias"):
-            length = 3 * dim if name == "bias" else dim
-            given = bias and name in names
-            self.register_parameter(name, nn.Parameter(torch.zeros(length)) if given else None)
+        self.bias = nn.Parameter(torch.zeros(3 * dim)) if bias and key_bias else None
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if bias and not key_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if bias and not key_bias else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        bias = self.bias
-        if self.q_bias is not None:
+        bias: Tensor | None = self.bias
+        if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         return F.linear(x, self.weight, bias).chunk(3, dim=-1)
 
@@ -67,7 +66,9 @@ class Branch(nn.Module):
         super().__init__()
         self.config, self.dim, self.heads = config, dim, heads
         self.scale = config.qk_scale if config.qk_scale is not None else (dim // heads) ** -0.5
+        self.logit_scale: nn.Parameter | None = None
         if config.scores == "cosine":
+            self.scale = 1.0
             self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
         self.bias: RelativeBias | LogCPB | None = None
         self.lepe: LePE | None = None
@@ -85,13 +86,12 @@ class Branch(nn.Module):
         if hidden and self.lepe is not None:
             v = groups.pad(groups.crop(v))  # what is hidden is not a neighbour either
         q, k, v = (groups.split(t, self.heads) for t in (q, k, v))
-        if self.config.scores == "cosine":
-            scale = self.logit_scale.clamp(max=math.log(100)).exp().to(q.dtype)
-            q = cosine_normalize(q) * scale.repeat(groups.count, 1, 1)
+        if self.logit_scale is not None:
+            learned = self.logit_scale.clamp(max=math.log(100)).exp().to(q.dtype)
+            q = cosine_normalize(q) * learned.repeat(groups.n, 1, 1)
             k = cosine_normalize(k)
-        scale = 1.0 if self.config.scores == "cosine" else self.scale
         mask = self.mask(groups, q, hidden=hidden)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         if self.lepe is not None:
             out = out + self.lepe(v, groups, self.heads)
         return groups.merge(out, self.heads)
@@ -103,7 +103,7 @@ class Branch(nn.Module):
         pads = groups.pads(like.device) if hidden else None
         if self.bias is None and parted is None and pads is None:
             return None
-        n, length = groups.count, groups.rows.extent * groups.cols.extent
+        n, length = groups.n, groups.rows.extent * groups.cols.extent
         mask = like.new_zeros(1, 1, length, length)
         if self.bias is not None:
             mask = self.bias(groups).to(like.dtype)[None]
@@ -191,8 +191,9 @@ class ProjectFirst(TokenMixer):
 
     def cost(self, h: int, w: int) -> Cost:
         projections = Cost(4 * h * w * self.dim * self.dim, 0)
-        cuts = zip(self.branches, self.cuts(h, w), strict=True)
-        return add_costs(projections, *(branch.cost(groups) for branch, groups in cuts))
+        branches = cast("list[Branch]", self.branches)
+        costs = (b.cost(groups) for b, groups in zip(branches, self.cuts(h, w), strict=True))
+        return add_costs(projections, *costs)
 
     def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
         return reduce(torch.logical_or, (cut.region(query) for cut in self.cuts(h, w)))

@@ -1,6 +1,7 @@
 """Attention along one axis at a time (after Axial-DeepLab and Ho et al. 2019)."""
 
 from functools import reduce
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +52,13 @@ class AxialMixer(TokenMixer):
         return x
 
     def cost(self, h: int, w: int) -> Cost:
-        return add_costs(*(layer.cost(h, w) for layer in self.layers))
+        return add_costs(*(layer.cost(h, w) for layer in cast("list[ProjectFirst]", self.layers)))
 
     def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
         """Through every layer, last to first: what reaches any token that reaches the query."""
         reach = torch.zeros(h, w, dtype=torch.bool)
         reach[query] = True
-        for layer in reversed(self.layers):
+        for layer in reversed(cast("list[ProjectFirst]", self.layers)):
             tokens = [(int(i), int(j)) for i, j in reach.nonzero()]
             reach = reduce(torch.logical_or, (layer.region(h, w, token) for token in tokens))
         return reach

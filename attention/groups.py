@@ -26,7 +26,7 @@ GROUPED = "b (nh nw m) (gh gw) d"
 
 class Axis(NamedTuple):
     """One axis of a cut: `length` real tokens, `before` pads, up to `padded` in all, rolled back
-    by `shift`, in `count` groups of `extent`."""
+    by `shift`, in `n` groups of `extent`."""
 
     length: int
     extent: int
@@ -36,22 +36,23 @@ class Axis(NamedTuple):
     interlaced: bool
 
     @property
-    def count(self) -> int:
+    def n(self) -> int:
+        """Groups along this axis."""
         return self.padded // self.extent
 
     def regions(self) -> list[int]:
         """For each real token, a number that two tokens share iff this axis lets them meet."""
         positions = range(self.before, self.before + self.length)
         if self.interlaced:
-            return [p % self.count for p in positions]
+            return [p % self.n for p in positions]
         return [(p - self.shift) // self.extent for p in positions]
 
     def real_pairs(self) -> int:
         """Pairs (query, key) of real tokens that land in one group, parted by a shift or not."""
-        tally = [0] * self.count
+        tally = [0] * self.n
         for p in range(self.before, self.before + self.length):
             rolled = (p - self.shift) % self.padded
-            tally[rolled % self.count if self.interlaced else rolled // self.extent] += 1
+            tally[rolled % self.n if self.interlaced else rolled // self.extent] += 1
         return sum(n * n for n in tally)
 
 
@@ -82,8 +83,9 @@ class Groups(NamedTuple):
         return self.rows.extent, self.cols.extent
 
     @property
-    def count(self) -> int:
-        return self.rows.count * self.cols.count
+    def n(self) -> int:
+        """Groups of the map."""
+        return self.rows.n * self.cols.n
 
     @property
     def tokens(self) -> int:
@@ -134,18 +136,18 @@ class Groups(NamedTuple):
 
     def split(self, x: Tensor, heads: int = 1) -> Tensor:
         """The padded map -> (b, groups * heads, tokens of a group, channels of a head)."""
-        (gh, gw), (nh, nw) = self.extent, (self.rows.count, self.cols.count)
+        (gh, gw), (nh, nw) = self.extent, (self.rows.n, self.cols.n)
         return rearrange(x, f"{self._pattern} -> {GROUPED}", nh=nh, nw=nw, gh=gh, gw=gw, m=heads)
 
     def merge(self, x: Tensor, heads: int = 1) -> Tensor:
         """The inverse of `split`."""
-        (gh, gw), (nh, nw) = self.extent, (self.rows.count, self.cols.count)
+        (gh, gw), (nh, nw) = self.extent, (self.rows.n, self.cols.n)
         return rearrange(x, f"{GROUPED} -> {self._pattern}", nh=nh, nw=nw, gh=gh, gw=gw, m=heads)
 
     @property
     def _pattern(self) -> str:
         assert self.rows.interlaced == self.cols.interlaced or 1 in (
-            self.rows.count, self.cols.count,
+            self.rows.n, self.cols.n,
         )  # fmt: skip
         return INTERLACED if self.rows.interlaced or self.cols.interlaced else CONTIGUOUS
 

@@ -10,6 +10,8 @@ side of the padding (here bottom and right, visible unless mask_padding).
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -80,8 +82,9 @@ class PaleMixer(TokenMixer):
         pads = cuts[0].tokens - h * w
         inputs = Cost(cuts[0].tokens * each, 0, 0, pads * each)
         output = Cost(h * w * self.dim * self.dim, 0)
-        branches = zip(self.branches, cuts, strict=True)
-        return add_costs(inputs, output, *(branch.cost(groups) for branch, groups in branches))
+        branches = cast("list[Branch]", self.branches)
+        costs = (b.cost(groups) for b, groups in zip(branches, cuts, strict=True))
+        return add_costs(inputs, output, *costs)
 
     def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
         """The two groups and the token itself, on the padded map, dilated by the convolution.

@@ -50,17 +50,17 @@ class LogCPB(nn.Module):
     def __init__(self, heads: int, pretrained: tuple[int, int] | None) -> None:
         super().__init__()
         self.heads, self.pretrained = heads, pretrained
-        self.mlp = nn.Sequential(
-            nn.Linear(2, CPB_WIDTH), nn.ReLU(), nn.Linear(CPB_WIDTH, heads, bias=False)
-        )
-        nn.init.trunc_normal_(self.mlp[0].weight, std=0.02)
-        nn.init.trunc_normal_(self.mlp[2].weight, std=0.02)
-        nn.init.zeros_(self.mlp[0].bias)
+        steps, out = nn.Linear(2, CPB_WIDTH), nn.Linear(CPB_WIDTH, heads, bias=False)
+        nn.init.trunc_normal_(steps.weight, std=0.02)
+        nn.init.trunc_normal_(out.weight, std=0.02)
+        nn.init.zeros_(steps.bias)
+        self.mlp = nn.Sequential(steps, nn.ReLU(), out)
 
     def forward(self, groups: Groups) -> Tensor:
-        weight = self.mlp[0].weight
+        weight = next(self.mlp.parameters())
+        wide = torch.promote_types(weight.dtype, torch.float32)  # coordinates never in half
         steps = [
-            torch.arange(1 - extent, extent, device=weight.device, dtype=torch.float32)
+            torch.arange(1 - extent, extent, device=weight.device, dtype=wide)
             / max((self.pretrained or groups.extent)[i] - 1, 1)
             for i, extent in enumerate(groups.extent)
         ]
@@ -85,7 +85,7 @@ class LePE(nn.Module):
 
     def forward(self, v: Tensor, groups: Groups, heads: int) -> Tensor:
         """v as `Groups.split` gives it, and so is the result."""
-        (gh, gw), n = groups.extent, groups.count
+        (gh, gw), n = groups.extent, groups.n
         image = rearrange(v, "b (n m) (gh gw) d -> (b n) (m d) gh gw", n=n, m=heads, gh=gh, gw=gw)
         return rearrange(
             self.conv(image), "(b n) (m d) gh gw -> b (n m) (gh gw) d", n=n, m=heads, gh=gh, gw=gw

@@ -109,6 +109,7 @@ def choice(*allowed: str) -> Callable[[Any], str]:
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(f"one of {', '.join(allowed)}{hint}")
 
+    read.allowed = allowed  # type: ignore[attr-defined]  # for listings
     return read
 
 
@@ -212,7 +213,8 @@ def register(name: str, *, config: type[MixerConfig]) -> Callable[[MixerClass], 
     """
 
     def add(cls: MixerClass) -> MixerClass:
-        if _configs.get(name) is not config or config in _classes:
+        awaited = _configs.get(name) is config and config not in _classes
+        if not (awaited and cls.__module__ == f"attention.{name}"):  # a plug-in never stands in
             declare(name, config, source=cls.__module__)
         _classes[config] = cls
         return cls

@@ -44,7 +44,7 @@ class TokenMLPMixer(TokenMixer):
         groups = self.cut(*map_size(x))
         tokens = groups.split(groups.pad(x), self.heads)  # b (n m) l d
         b, _, length, d = tokens.shape
-        n = groups.count
+        n = groups.n
         tokens = tokens.unflatten(1, (n, self.heads)).permute(2, 3, 0, 1, 4)  # m l b n d
         mixed = torch.bmm(self.weight, tokens.reshape(self.heads, length, b * n * d))
         mixed = (mixed + self.bias[..., None]).unflatten(2, (b, n, d)).permute(2, 3, 0, 1, 4)

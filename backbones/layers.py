@@ -6,7 +6,7 @@ Stems, downsamplers and stages map NCHW to NCHW in channels-last memory; blocks 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 import attention
+from attention.mixer import TokenMixer
 from backbones.spec import BackboneSpec, StageSpec
 
 
@@ -21,7 +22,8 @@ class Macs(NamedTuple):
     """Multiply-adds of one part, for one image.
 
     module: its name in the backbone.  column: projection, mixing, position, mlp, resample (stem
-    or downsampling) or head.  padding: the share whose token, query or key is a pad.
+    or downsampling) or head.  padding: the share of the whole module whose token, query or key
+    is a pad; of a mixer, it stands in the mixing row.
     """
 
     module: str
@@ -144,13 +146,14 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, mixer: nn.Module, *, dim: int, hidden: int, norm: str, cpe: bool, drop_path: float
+        self, mixer: TokenMixer, *, dim: int, hidden: int, norm: str, cpe: bool, drop_path: float
     ) -> None:
         super().__init__()
         self.post = norm == "res_post"
         self.cpe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if cpe else None
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.mixer, self.mlp = mixer, MLP(dim, hidden)
+        self.mixer: TokenMixer = mixer
+        self.mlp = MLP(dim, hidden)
         self.drop_path = DropPath(drop_path)
         if self.post:
             nn.init.zeros_(self.norm1.weight)
@@ -183,7 +186,7 @@ class Stage(nn.Module):
         self, stage: StageSpec, spec: BackboneSpec, *, inputs: int | None, drop_path: list[float]
     ) -> None:
         super().__init__()
-        self.downsample = (
+        self.downsample: Resample | Merge | nn.Identity = (
             nn.Identity() if inputs is None else make_downsample(spec, inputs, stage.dim)
         )
         self.blocks = nn.ModuleList(
@@ -206,6 +209,6 @@ class Stage(nn.Module):
         parts = []
         if not isinstance(self.downsample, nn.Identity):
             parts.append(Macs("downsample", "resample", self.downsample.cost(h, w)))
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(cast("list[Block]", self.blocks)):
             parts += [p._replace(module=f"blocks.{i}.{p.module}") for p in block.cost(h, w)]
         return parts

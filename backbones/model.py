@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,14 +42,15 @@ class HierarchicalBackbone(nn.Module):
         dims = [stage.dim for stage in spec.stages]
         self.out_norms = nn.ModuleList(map(nn.LayerNorm, dims)) if spec.out_norms else None
         self.norm = nn.LayerNorm(dims[-1]) if spec.final_norm else nn.Identity()
-        self.head = linear(dims[-1], spec.num_classes) if spec.num_classes else nn.Identity()
+        classes = spec.num_classes
+        self.head = linear(dims[-1], classes) if classes else nn.Identity()
 
     def embed(self, x: Tensor) -> Tensor:
         """The stem's map, with absolute positions if the spec has them."""
         x = self.stem(x)
         if self.pos_embed is None:
             return x
-        position = self.pos_embed
+        position: Tensor = self.pos_embed
         if position.shape[2:] != x.shape[2:]:
             position = F.interpolate(position, x.shape[2:], mode="bicubic", align_corners=False)
         return x + position.to(x.dtype)
@@ -73,10 +74,11 @@ class HierarchicalBackbone(nn.Module):
         """Exact multiply-adds of every part, for one image of h x w pixels."""
         grids = self.spec.grids((h, w))
         parts = [Macs("stem", "resample", self.stem.cost(*grids[0]))]
-        for i, (stage, grid) in enumerate(zip(self.stages, grids, strict=True)):
+        stages = cast("list[Stage]", self.stages)
+        for i, (stage, grid) in enumerate(zip(stages, grids, strict=True)):
             parts += [p._replace(module=f"stages.{i}.{p.module}") for p in stage.cost(*grid)]
         if self.spec.num_classes:
-            parts.append(Macs("head", "head", self.head.weight.numel()))
+            parts.append(Macs("head", "head", self.spec.stages[-1].dim * self.spec.num_classes))
         return parts
 
 

@@ -17,7 +17,12 @@ from typing import Any
 from attention.registry import SpecError, nearest
 from backbones import variants
 from backbones.spec import (
-    BackboneSpec, StageSpec, edit, edit_stage, fields_of, from_dict,
+    BackboneSpec,
+    StageSpec,
+    edit,
+    edit_stage,
+    fields_of,
+    from_dict,
 )  # fmt: skip
 
 LONGEST = 65536  # characters; nobody writes more by hand

@@ -12,16 +12,19 @@ from typing import NamedTuple
 
 from torch import Size, Tensor
 
-Change = Callable[[Tensor, Size], Tensor]  # (their tensor, our shape) -> our tensor
+# (their tensor, our shape) -> our tensor; raises IndexError or RuntimeError on another layout
+Change = Callable[[Tensor, Size], Tensor]
 
 
-def reshape(tensor: Tensor, shape: Size) -> Tensor:
-    return tensor.reshape(shape)
+def rows_to_heads(tensor: Tensor, shape: Size) -> Tensor:
+    """Conv1d's (heads * l, l, 1) or (heads * l) -> (heads, l, l) or (heads, l)."""
+    tensor = tensor.unflatten(0, shape[:2])
+    return tensor.squeeze(-1) if len(shape) == 3 else tensor
 
 
 def tokens_to_map(tensor: Tensor, shape: Size) -> Tensor:
     """(1, tokens, c) -> (1, c, h, w)."""
-    return tensor.transpose(1, 2).reshape(shape)
+    return tensor.transpose(1, 2).unflatten(2, shape[2:])
 
 
 class Rule(NamedTuple):
@@ -68,7 +71,7 @@ _ATTENTION = [
     _rule(_BLOCK + r"attn\.relative_(position_index|coords_table)", None),
     _rule(_BLOCK + r"attn_mask", None),
 ]
-_SPATIAL = [_rule(_BLOCK + r"spatial_mlp\.(\w+)", _OURS + r"mixer.\3", reshape)]
+_SPATIAL = [_rule(_BLOCK + r"spatial_mlp\.(\w+)", _OURS + r"mixer.\3", rows_to_heads)]
 _MERGE_AFTER = [_rule(r"layers\.(\d+)\.downsample\.(.+)", _next_stage(r"downsample.\2"))]
 _MERGE_BEFORE = [_rule(r"layers\.(\d+)\.downsample\.(.+)", r"stages.\1.downsample.\2")]
 _HEAD = [_rule(r"head\.(weight|bias)", r"head.\1")]

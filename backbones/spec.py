@@ -8,8 +8,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from attention.registry import (
-    MixerConfig, SpecError, choice, nearest, option, parse, read_count, read_fields, read_flag,
-    read_number, read_size, read_text, write,
+    MixerConfig,
+    SpecError,
+    choice,
+    nearest,
+    option,
+    parse,
+    read_count,
+    read_fields,
+    read_flag,
+    read_number,
+    read_size,
+    read_text,
+    write,
 )  # fmt: skip
 
 

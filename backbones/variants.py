@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attention.registry import SpecError, nearest
-from backbones.spec import BackboneSpec, StageSpec
+from backbones.spec import BackboneSpec, StageSpec, read_pattern
 
 SWIN = "Swin Transformer, Liu et al. 2021, arXiv 2103.14030; configs/swin of its repository"
 SWIN_V2 = "Swin Transformer V2, Liu et al. 2022, arXiv 2111.09883; configs/swinv2"
@@ -33,6 +33,14 @@ class Variant:
     drop_path: float | None = None
     note: str = ""
 
+    def __post_init__(self) -> None:
+        for field in ("params", "macs"):
+            value = getattr(self, field)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{self.spec.name}: {field}={value!r}: expected the exact count")
+        if not self.source.strip():
+            raise ValueError(f"{self.spec.name}: source={self.source!r}: expected where it is from")
+
 
 ALIASES = {
     "swinv2_t": "swinv2_t_w8",
@@ -49,7 +57,7 @@ def _stages(
     dim: int, depths: Sequence[int], heads: Sequence[int], mixers: Sequence[str]
 ) -> tuple[StageSpec, ...]:
     return tuple(
-        StageSpec(dim=dim * 2**i, depth=depth, heads=h, mixers=mixer)
+        StageSpec(dim=dim * 2**i, depth=depth, heads=h, mixers=read_pattern(mixer))
         for i, (depth, h, mixer) in enumerate(zip(depths, heads, mixers, strict=True))
     )
 
@@ -171,9 +179,10 @@ _pale("pale_s", 224, 96, _P_DEPTHS, (2, 4, 8, 16), _P_MIXERS, 48303784, 89772042
 _pale("pale_b", 224, 128, _P_DEPTHS, B_HEADS, _P_MIXERS, 85318888, 15534108672, note=_OPEN)
 
 _ours = _family(OURS)
-_ours("axial_t", 224, 96, TINY, (4, 6, 12, 24), ["axial"] * 4, 28265032, 4448418816, drop_path=0.2,
-      note="heads 4 in stage 1, since two branches need an even number")
-_ours("shuffle_t", 224, 96, TINY, T_HEADS, ["shuffle:size=7"] * 4, 28288354, 4490566656, drop_path=0.2)
+_ours("axial_t", 224, 96, TINY, (4, 6, 12, 24), ["axial"] * 4, 28265032, 4448418816,
+      drop_path=0.2, note="heads 4 in stage 1, since two branches need an even number")
+_ours("shuffle_t", 224, 96, TINY, T_HEADS, ["shuffle:size=7"] * 4, 28288354, 4490566656,
+      drop_path=0.2)
 _ours("full_t", 224, 96, TINY, T_HEADS, ["full"] * 4, 28265032, 8783324160, drop_path=0.2)
 # fmt: on
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attention.registry import nearest
-from backbones.rules import SOURCES
+from backbones.rules import SOURCES, Change
 
 
 class WeightsError(ValueError):
@@ -54,20 +55,36 @@ def convert(
         if name not in wanted:
             wrong.append(f"{key} would be {name}, which the model has not")
             continue
-        shape = wanted[name].shape
-        if rule.change is not None and tensor.numel() == shape.numel():
-            tensor = rule.change(tensor, shape)
         if name in found:
             wrong.append(f"{key} and another key are both {name}")
-        elif tensor.shape != shape:
-            wrong.append(f"{key} has shape {tuple(tensor.shape)}, {name} {tuple(shape)}")
-        elif tensor.is_floating_point() and not tensor.isfinite().all():
-            wrong.append(f"{key} is not finite")
         found[name] = tensor
+        try:
+            found[name] = _fit(tensor, rule.change, name, wanted[name])
+        except ValueError as error:
+            wrong.append(f"{key} {error}")
     wrong += [f"nothing for {name}" for name in wanted if name not in found]
     if wrong:
         raise WeightsError(f"{len(wrong)} tensors do not fit: " + "; ".join(wrong))
     return found
+
+
+def _fit(tensor: Tensor, change: Change | None, name: str, wanted: Tensor) -> Tensor:
+    """The tensor in our layout.  Raises ValueError, the end of a sentence about it."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"is a {type(tensor).__name__}, not a tensor")
+    if tensor.is_meta:
+        raise ValueError("has no values (it is on the meta device)")
+    ours = tensor
+    if change is not None:
+        with contextlib.suppress(IndexError, RuntimeError):  # not the source's layout
+            ours = change(tensor, wanted.shape)
+    if ours.shape != wanted.shape:
+        raise ValueError(f"has shape {tuple(tensor.shape)}, {name} {tuple(wanted.shape)}")
+    if ours.is_floating_point() != wanted.is_floating_point():
+        raise ValueError(f"holds {ours.dtype}, {name} {wanted.dtype}")
+    if ours.is_floating_point() and not ours.isfinite().all():
+        raise ValueError("is not finite")
+    return ours
 
 
 def _split_biases(
@@ -78,7 +95,8 @@ def _split_biases(
         return dict(state)
     out: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        if key.endswith("attn.qkv.bias"):
+        whole = isinstance(tensor, Tensor) and tensor.ndim == 1 and len(tensor) % 3 == 0
+        if whole and key.endswith("attn.qkv.bias"):
             q, k, v = tensor.chunk(3)
             if k.any():
                 raise WeightsError(f"{key}: its key bias is not 0, as cosine scores need it")

@@ -1,0 +1,62 @@
+"""What the commands of this package share: how they read sizes and where they write."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.table import FORMATS
+from attention.registry import SpecError, read_size
+
+
+def add_output(to: argparse.ArgumentParser, formats: Sequence[str] = FORMATS) -> None:
+    to.add_argument("--format", choices=formats, help="default: table, or by the ending of --out")
+    to.add_argument("--out", type=Path, metavar="FILE", help="write there instead of the terminal")
+
+
+def image_size(text: str) -> tuple[int, int]:
+    try:
+        return read_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {error}") from None
+
+
+def count_from_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
+    return int(text)
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def memory_size(text: str) -> int:
+    """``4G``, ``512M`` or bytes."""
+    number, unit = text.rstrip("KMGTkmgt"), text.lstrip("0123456789.").upper()
+    try:
+        return int(float(number) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 4G or 512M") from None
+
+
+def chosen_format(args: argparse.Namespace) -> str:
+    """--format, or what the ending of --out says."""
+    endings = {"md": "md", "csv": "csv", "json": "json"}
+    return args.format or (endings.get(args.out.suffix[1:], "table") if args.out else "table")
+
+
+def emit(text: str, out: Path | None) -> None:
+    """To the terminal, or to a file that is whole or absent."""
+    if out is None:
+        print(text)
+        return
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(out)
+    except OSError as error:
+        raise SpecError(f"--out {out}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)

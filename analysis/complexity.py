@@ -1,0 +1,178 @@
+"""The papers' complexity formulas against what the mixers execute.
+
+  formula  the paper's, or ours where none is published (analysis/formulas.py)
+  exact    what the mixer states: projection, mixing, position and padding
+  fvcore   the operators of a traced forward       torch  torch's counter on the meta device
+
+agree: exact = fvcore = torch, and formula = projection + mixing where the sizes divide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from analysis import cli, formulas, table
+from attention import terminal
+from attention.registry import (
+    MixerConfig,
+    SpecError,
+    build,
+    config_class,
+    make_config,
+    name_of,
+    names,
+    parse,
+    read_flag,
+    write,
+)  # fmt: skip
+
+EPILOG = """examples:
+  python -m analysis.complexity
+  python -m analysis.complexity --mixer window full --sizes 56 14x28 --dim 96
+  python -m analysis.complexity --mixer pale:size=7,scores=cosine --format json
+
+exit code: 0 everything agrees, 1 something does not, 2 the request cannot be answered"""
+
+SIZES = ((56, 56), (28, 14), (30, 45), (5, 9))  # two that windows of 7 divide, two that they do not
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = terminal.parser("analysis.complexity", __doc__, EPILOG)
+    add = parser.add_argument
+    add(
+        "--mixer", nargs="+", action="extend", metavar="MIXER",
+        help="mixers with options, such as pale:size=7; default: every mixer, each option varied",
+    )  # fmt: skip
+    add(
+        "--sizes", nargs="+", type=cli.image_size, default=SIZES, metavar="SIZE",
+        help="grids in tokens: 56, or 14x28 with the height first (default: 56 28x14 30x45 5x9)",
+    )  # fmt: skip
+    add("--dim", type=cli.count_from_one, default=96, help="channels (default 96)")
+    add("--heads", type=cli.count_from_one, default=4, help="heads (default 4)")
+    add(
+        "--max-memory", type=cli.memory_size, default="4G", metavar="SIZE",
+        help="refuse a forward that needs more (default 4G)",
+    )  # fmt: skip
+    cli.add_output(parser)
+    return parser
+
+
+def variations(name: str) -> Iterator[MixerConfig]:
+    """The mixer as it is by default, then with one option at a time changed to whatever else it
+    may be.  Where a combination is refused, shift=false is tried, and then the next."""
+    default = make_config(name)
+    yield default
+    for field in dataclasses.fields(config_class(name)):
+        read = field.metadata.get("read")
+        if read is read_flag:
+            values: list[Any] = [not field.default]
+        elif field.name == "size":
+            h, w = getattr(default, field.name)
+            values = [(h, 2 * w)]
+        else:
+            values = [v for v in getattr(read, "allowed", ()) if v != field.default]
+        for value in values:
+            for extra in ({}, {"shift": False}):
+                try:
+                    yield make_config(name, **{field.name: value}, **extra)
+                    break
+                except SpecError:
+                    continue
+
+
+def alternates(config: MixerConfig) -> bool:
+    """Whether odd blocks differ from even ones."""
+    return bool(getattr(config, "shift", name_of(type(config)) == "shuffle"))
+
+
+def measure(
+    config: MixerConfig, h: int, w: int, *, dim: int, heads: int, index: int, max_memory: int
+) -> dict[str, Any]:
+    """One row: a mixer on one grid, by its formula, its own cost and two counters."""
+    import torch
+
+    from analysis import counters
+    from analysis.count import Budget
+
+    with torch.device("meta"):
+        mixer = build(config, dim=dim, heads=heads, index=index)
+    shape = (1, h, w, dim)
+    witness = counters.on_meta(mixer, shape)
+    weights = sum(p.numel() * p.element_size() for p in mixer.parameters())
+    if refused := Budget(max_memory, float("inf")).refuses(weights, witness):
+        raise SpecError(f"{config} on a {h}x{w} grid: {refused}; choose smaller --sizes")
+    trace = counters.traced(mixer, shape)
+    formula = formulas.formula(config, h, w, dim, index)
+    try:
+        cost = mixer.cost(h, w)
+    except NotImplementedError:
+        cost = None
+    counts = {trace.macs[""], witness.macs[""]} | ({cost.total} if cost else set())
+    agree = len(counts) == 1 and not (trace.uncounted or witness.uncounted)
+    if formula and formula.divides and cost:
+        agree = agree and formula.macs == cost.projection + cost.mixing
+    return {
+        "mixer": name_of(type(config)), "h": h, "w": w, "dim": dim,
+        "options": ",".join(f"{key}={write(value)}" for key, value in config.options().items()),
+        "block": ("odd" if index else "even") if alternates(config) else "any",
+        "formula": formula.macs if formula else None,
+        "formula_source": formula.source if formula else "none",
+        "projection": cost.projection if cost else None, "mixing": cost.mixing if cost else None,
+        "position": cost.position if cost else None, "padding": cost.padding if cost else None,
+        "exact": cost.total if cost else None, "fvcore": trace.macs[""],
+        "torch": witness.macs[""], "divides": formula.divides if formula else None,
+        "agree": agree,
+    }  # fmt: skip
+
+
+def example(dim: int = 96, window: tuple[int, int] = (7, 7)) -> list[str]:
+    """The example of the Swin paper, section 3.2: a 56x56 grid, C = 96, M = 7."""
+    local, full = formulas.w_msa(56, 56, dim, window), formulas.msa(56, 56, dim)
+    side = formulas.twice_side(dim, window)
+    return [
+        f"the paper's example, 56x56 tokens, C {dim}, M {window[0]}: "
+        f"W-MSA {local:,} MACs, MSA {full:,} MACs, ratio {full / local:.2f}",
+        f"MSA costs twice W-MSA on {round(side**2)} tokens, a square grid of side {side:.2f}",
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    terminal.load_plugins(args.plugin)
+    if args.mixer:
+        configs = [parse(text) for text in args.mixer]
+    else:
+        configs = [config for name in names() for config in variations(name)]
+    for config in configs:
+        config.check(args.dim, args.heads)
+    jobs = [
+        (config, h, w, index)
+        for config in configs
+        for h, w in args.sizes
+        for index in ((0, 1) if alternates(config) else (0,))
+    ]
+    from tqdm import tqdm
+
+    sizes = {"dim": args.dim, "heads": args.heads, "max_memory": args.max_memory}
+    rows = [
+        measure(config, h, w, index=index, **sizes)
+        for config, h, w, index in tqdm(jobs, disable=None, leave=False, unit="row")
+    ]
+    style = cli.chosen_format(args)
+    if style == "json":
+        text = table.as_json({"rows": rows})
+    elif style == "csv":
+        text = table.csv(rows)
+    else:
+        bad = sum(not row["agree"] for row in rows)
+        verdict = "all agree" if not bad else f"{bad} do not agree"
+        text = "\n".join([*example(), "", table.grid(rows, style), f"{len(rows)} rows: {verdict}"])
+    cli.emit(text, args.out)
+    return terminal.AGREED if all(row["agree"] for row in rows) else terminal.DIFFER
+
+
+if __name__ == "__main__":
+    terminal.run(main)

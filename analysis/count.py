@@ -1,0 +1,291 @@
+"""Three counts of one model, and whether they agree."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from analysis import counters
+from analysis.counters import Tally
+from attention.registry import SpecError, read_size
+from backbones.layers import Macs
+from backbones.model import HierarchicalBackbone
+
+CONVENTION = (
+    "1 MAC = one multiply-add of a convolution, linear layer or matrix product; FLOPs = 2 x MACs; "
+    "one image, one forward; norms apart in elements; softmax, activations and sums are free"
+)
+COLUMNS = ("projection", "mixing", "position", "mlp", "resample", "head")
+COUNTED_AT = 10e9  # MACs a second: what a slow processor manages, for the time budget
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a real forward may cost before fvcore is skipped."""
+
+    memory: int = 4 * 2**30  # bytes
+    seconds: float = 30.0
+
+    def refuses(self, weights: int, witness: Tally) -> str:
+        """Why a forward is too much, or nothing.  weights: bytes of the parameters."""
+        need = weights + witness.peak_bytes
+        if need > self.memory:
+            return (
+                f"a real forward needs about {need / 2**30:,.1f} GiB, more than "
+                f"--max-memory {self.memory / 2**30:.3g}G"
+            )
+        seconds = witness.macs[""] / COUNTED_AT
+        if seconds > self.seconds:
+            return (
+                f"a real forward takes about {seconds:,.0f} s, more than "
+                f"--max-seconds {self.seconds:g}"
+            )
+        return ""
+
+
+@dataclass
+class Report:
+    """One row: a model at one size, counted three ways.
+
+    macs is the agreed count, or torch's where they differ; None stands for a count that was not
+    made.  stages: dicts with the columns of `COLUMNS`, ending with the head and the total.
+    """
+
+    backbone: str
+    img_size: tuple[int, int]
+    params: int
+    macs: int
+    macs_formula: int | None
+    macs_fvcore: int | None
+    macs_torch: int
+    norm_elements: int
+    padding_macs: int | None
+    uncounted: tuple[str, ...]
+    agree: bool
+    note: str
+    stages: list[dict[str, Any]]
+    blocks: list[dict[str, Any]] = field(default_factory=list)
+    operators: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.macs
+
+    @property
+    def trust(self) -> str:
+        """The line that says whether the number can be believed."""
+        given = {
+            "formula": self.macs_formula, "fvcore": self.macs_fvcore, "torch": self.macs_torch,
+        }  # fmt: skip
+        made = {name: value for name, value in given.items() if value is not None}
+        word = {1: "one count", 2: "two counts", 3: "three counts"}[len(made)]
+        if len(made) == 1:
+            line = f"{word} and no witness: {' '.join(made)} {self.macs:,} MACs"
+        elif len(set(made.values())) == 1:
+            line = f"{word} agree: {' = '.join(made)} = {self.macs:,} MACs"
+        else:
+            parts = [
+                f"{name} {value:,} ({(value - self.macs_torch) / max(self.macs_torch, 1):+.3%})"
+                for name, value in made.items()
+            ]
+            line = "counts differ: " + ", ".join(parts)
+        line += f"; uncounted operators: {', '.join(self.uncounted) or 'none'}"
+        return line + (f"; {self.note}" if self.note else "")
+
+    def to_dict(self, by: str = "stage") -> dict[str, Any]:
+        """The JSON row; by: block or operator adds that breakdown."""
+        data = {
+            "backbone": self.backbone, "img_size": list(self.img_size), "params": self.params,
+            "macs": self.macs, "flops": self.flops, "macs_formula": self.macs_formula,
+            "macs_fvcore": self.macs_fvcore, "macs_torch": self.macs_torch,
+            "norm_elements": self.norm_elements, "padding_macs": self.padding_macs,
+            "uncounted": list(self.uncounted), "agree": self.agree, "note": self.note,
+            "stages": self.stages,
+        }  # fmt: skip
+        return data if by == "stage" else {**data, by + "s": getattr(self, by + "s")}
+
+
+def count(
+    model: nn.Module, img_size: int | str | tuple[int, int], *, name: str = "",
+    budget: Budget | None = None,
+) -> Report:  # fmt: skip
+    """Counts a backbone of ours, or any module that maps images to anything.
+
+    img_size: pixels, 224 or (height, width).  budget: what a real forward may cost before fvcore
+    is left out.  A model on the meta device is counted without its weights ever existing.
+    Raises SpecError if the forward fails at this size.
+    """
+    try:
+        h, w = read_size(img_size)
+    except ValueError as error:
+        raise SpecError(f"img_size={img_size!r}: expected {error}") from None
+    budget, notes = budget or Budget(), []
+    ours = model if isinstance(model, HierarchicalBackbone) else None
+    name = name or (ours.spec.name if ours else type(model).__name__)
+    shape = (1, ours.spec.in_channels if ours else getattr(model, "in_chans", 3), h, w)
+
+    try:
+        witness = counters.on_meta(model, shape)
+    except Exception as error:
+        raise _cannot_run(name, h, w, error) from None
+    parts: list[Macs] | None = None
+    if ours is None:
+        notes.append("no formula: not one of ours")
+    else:
+        try:
+            parts = ours.cost(h, w)
+        except NotImplementedError:
+            notes.append("no formula: a mixer states no cost")
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    trace: Tally | None = None
+    if refused := budget.refuses(weights, witness):
+        notes.append(f"fvcore skipped: {refused}")
+    else:
+        try:
+            trace = counters.traced(model, shape)
+        except Exception as error:
+            raise _cannot_run(name, h, w, error) from None
+
+    stages = _stages(ours, parts, witness, (h, w)) if ours else _children(model, witness)
+    made = [tally for tally in (witness, trace) if tally is not None]
+    totals = [tally.macs[""] for tally in made]
+    if parts is not None:
+        totals.append(sum(part.macs for part in parts))
+    uncounted = tuple(sorted({op for tally in made for op in tally.uncounted}))
+    agree = len(totals) > 1 and len(set(totals)) == 1 and not uncounted
+    if len({tally.norms[""] for tally in made}) > 1:
+        agree = False
+        notes.append("the counters see different norms")
+    if ours and agree and (wrong := _modules_differ(ours, parts, made)):
+        agree = False
+        notes.append(f"totals agree, but not in {wrong}")
+    return Report(
+        backbone=name,
+        img_size=(h, w),
+        params=counters.parameters(model)[""],
+        macs=witness.macs[""],
+        macs_formula=None if parts is None else sum(part.macs for part in parts),
+        macs_fvcore=None if trace is None else trace.macs[""],
+        macs_torch=witness.macs[""],
+        norm_elements=witness.norms[""],
+        padding_macs=None if parts is None else sum(part.padding for part in parts),
+        uncounted=uncounted,
+        agree=agree,
+        note="; ".join(notes),
+        stages=stages,
+        blocks=_blocks(model, parts, witness),
+        operators=_operators(trace or witness),
+    )
+
+
+def _cannot_run(name: str, h: int, w: int, error: Exception) -> SpecError:
+    text = str(error).strip().splitlines() or [""]
+    return SpecError(f"{name}: its forward fails on a {h}x{w} image: {text[0]}")
+
+
+# -- breakdowns ------------------------------------------------------------------------------
+
+
+def _tabulate(parts: Iterable[Macs], **labels: Any) -> dict[str, Any]:
+    """One row of the breakdown: its labels, the sum, and every column of `COLUMNS`."""
+    parts = list(parts)
+    columns = {c: sum(part.macs for part in parts if part.column == c) for c in COLUMNS}
+    padding = sum(part.padding for part in parts)
+    macs = sum(columns.values())
+    share = round(100 * padding / macs, 3) if macs else 0.0
+    return {**labels, "macs": macs, **columns, "padding_macs": padding, "padding_%": share}
+
+
+def _stages(
+    model: HierarchicalBackbone, parts: list[Macs] | None, witness: Tally, img_size: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """A row per stage (the stem is in the first), one for the final norm and head, the total."""
+    params, rows = counters.parameters(model), []
+    grids = model.spec.grids(img_size)
+    for i, (stage, (h, w)) in enumerate(zip(model.spec.stages, grids, strict=True)):
+        modules = [f"stages.{i}", f"out_norms.{i}", *(["stem"] if i == 0 else [])]
+        rows.append(_row(str(i + 1), modules, parts, witness, params))
+        rows[-1] |= {
+            "grid": f"{h}x{w}", "dim": stage.dim, "depth": stage.depth, "heads": stage.heads,
+            "mixers": stage.pattern(),
+        }  # fmt: skip
+    if model.pos_embed is not None:
+        rows[0]["params"] += model.pos_embed.numel()
+    rows.append(_row("head", ["norm", "head"], parts, witness, params))
+    rows.append(_row("total", [""], parts, witness, params))
+    return rows
+
+
+def _row(
+    label: str, modules: list[str], parts: list[Macs] | None, witness: Tally, params: dict[str, int]
+) -> dict[str, Any]:
+    labels = {
+        "stage": label, "grid": "", "dim": None, "depth": None, "heads": None, "mixers": "",
+        "params": sum(params[m] for m in modules),
+    }  # fmt: skip
+    if parts is None:
+        counts = {"macs": sum(witness.macs[m] for m in modules)}
+    else:
+        counts = _tabulate(part for part in parts if _inside(part.module, modules))
+    return {**labels, **counts, "norm_elements": sum(witness.norms[m] for m in modules)}
+
+
+def _inside(module: str, modules: list[str]) -> bool:
+    return any(not m or module == m or module.startswith(m + ".") for m in modules)
+
+
+def _children(model: nn.Module, witness: Tally) -> list[dict[str, Any]]:
+    """A row per child of a foreign model, the elements of its lists one by one."""
+    names: list[str] = []
+    for name, child in model.named_children():
+        inner = [f"{name}.{key}" for key, _ in child.named_children()]
+        names += inner if isinstance(child, (nn.Sequential, nn.ModuleList)) and inner else [name]
+    params = counters.parameters(model)
+    rows = [_row(name, [name], None, witness, params) for name in names]
+    return [*rows, _row("total", [""], None, witness, params)]
+
+
+def _blocks(model: nn.Module, parts: list[Macs] | None, witness: Tally) -> list[dict[str, Any]]:
+    """A row per block, stem, downsampling and head of ours."""
+    if parts is None:
+        return [
+            {"block": name, "macs": witness.macs[name], "norm_elements": witness.norms[name]}
+            for name, module in model.named_modules()
+            if name and witness.macs[name] and name.count(".") <= 3
+        ]
+    grouped: defaultdict[str, list[Macs]] = defaultdict(list)
+    for part in parts:
+        words = part.module.split(".")
+        grouped[".".join(words[:4] if "blocks" in words else words[:3])].append(part)
+    rows = []
+    for block, own in grouped.items():
+        norms = witness.norms[block] + (witness.norms["norm"] if block == "head" else 0)
+        rows.append({**_tabulate(own, block=block), "norm_elements": norms})
+    return rows
+
+
+def _operators(tally: Tally) -> list[dict[str, Any]]:
+    total = max(tally.macs[""], 1)
+    rows = [
+        {"operator": operator, "macs": macs, "share_%": round(100 * macs / total, 3)}
+        for operator, macs in tally.operators.most_common()
+    ]
+    norms = {"operator": "norm (elements, apart)", "macs": None, "norm_elements": tally.norms[""]}
+    return [*rows, norms]
+
+
+def _modules_differ(
+    model: HierarchicalBackbone, parts: list[Macs] | None, tallies: list[Tally]
+) -> str:
+    """The first module whose counts differ although the totals agree."""
+    for name in ("stem", *(f"stages.{i}" for i in range(len(model.stages))), "head"):
+        counts = {tally.macs[name] for tally in tallies}
+        if parts is not None:
+            counts.add(sum(part.macs for part in parts if _inside(part.module, [name])))
+        if len(counts) > 1:
+            return name
+    return ""

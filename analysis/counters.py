@@ -1,0 +1,206 @@
+"""Two counters that know nothing of our formulas: fvcore on a real forward, torch on meta.
+
+Both give, for one image, MACs and norm elements per module; modules are named as in
+`named_modules`, and the count of a module includes its children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import math
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from analysis.handles import FREE, HANDLES, NORM, UNKNOWN
+
+
+@dataclass
+class Tally:
+    """One counter's word on one forward of one image."""
+
+    macs: Counter[str] = field(default_factory=Counter)  # by module; "" is the whole
+    norms: Counter[str] = field(default_factory=Counter)  # elements, by module
+    operators: Counter[str] = field(default_factory=Counter)  # MACs by operator
+    uncounted: tuple[str, ...] = ()
+    peak_bytes: int = 0  # largest memory of activations alive together
+
+
+@contextlib.contextmanager
+def _quiet_eval(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients or warnings; every module's mode comes back."""
+    modes = {module: module.training for module in model.modules()}
+    logging.disable(logging.WARNING)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.eval()
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+# -- torch, on the meta device ---------------------------------------------------------------
+
+_aten = torch.ops.aten
+_NORMS = {
+    op: (lambda x, *args, out_shape=None, **kwargs: math.prod(x))
+    for op in (
+        _aten.native_layer_norm, _aten.native_batch_norm, _aten.native_group_norm,
+        _aten._native_batch_norm_legit, _aten._native_batch_norm_legit_no_training,
+        _aten._fused_rms_norm, _aten.cudnn_batch_norm,
+    )
+}  # fmt: skip
+# Products that torch's counter does not know; whatever is not aten is unknown by itself.
+_UNKNOWN = """
+    mv dot vdot addmv addr ger outer _trilinear _cdist_forward linalg_matmul matrix_exp
+    _native_multi_head_attention _transformer_encoder_layer_fwd
+"""
+_UNKNOWN_PRODUCTS = frozenset(_UNKNOWN.split())
+
+
+class _Watch(TorchDispatchMode):
+    """Notes operators that the counter would pass over, and how much memory lives together."""
+
+    def __init__(self, inputs: list[Tensor]) -> None:
+        super().__init__()
+        self.unknown: set[str] = set()
+        self.peak = self.now = 0
+        self.live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.known = {t.untyped_storage()._cdata for t in inputs}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        namespace, name = func._schema.name.split("::")
+        if namespace not in ("aten", "prim", "prims") or name in _UNKNOWN_PRODUCTS:
+            self.unknown.add(f"{namespace}::{name}")
+        for key, (ref, size) in list(self.live.items()):
+            if ref.expired():
+                self.now -= size
+                del self.live[key]
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.known and storage._cdata not in self.live:
+                    self.live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                    self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        return out
+
+
+def on_meta(model: nn.Module, shape: tuple[int, ...]) -> Tally:
+    """torch.utils.flop_counter on tensors without data: any size, at once, no memory."""
+    state = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+    dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+    x = torch.empty(shape, device="meta", dtype=dtype)
+    counter = FlopCounterMode(display=False, custom_mapping=_NORMS)
+    watch = _Watch([x, *state.values()])
+    with _quiet_eval(model), counter, watch:
+        functional_call(model, state, (x,))
+    tally = Tally(uncounted=tuple(sorted(watch.unknown)), peak_bytes=watch.peak)
+    root = type(model).__name__
+    for module, by_operator in counter.get_flop_counts().items():
+        if module == "Global":
+            name = ""
+        elif module.startswith(root + "."):
+            name = module.removeprefix(root + ".")
+        else:
+            continue
+        for operator, value in by_operator.items():
+            if operator in _NORMS:
+                tally.norms[name] += value
+            else:
+                assert value % 2 == 0, "torch counts two operations per MAC"
+                tally.macs[name] += value // 2
+                if not name:
+                    tally.operators[str(operator).removeprefix("aten.")] += value // 2
+    return tally
+
+
+# -- fvcore, on a traced forward -------------------------------------------------------------
+
+
+def materialised(model: nn.Module) -> nn.Module:
+    """The model itself, or zeros in the place of parameters that are on meta: counts do not
+    depend on values."""
+    if not any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        return model
+    real = copy.deepcopy(model).to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*real.parameters(), *real.buffers()):
+            tensor.zero_()
+    return real
+
+
+@contextlib.contextmanager
+def _slow_multihead() -> Iterator[None]:
+    """nn.MultiheadAttention's fused path is one opaque operator; its plain path is counted."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def traced(model: nn.Module, shape: tuple[int, ...]) -> Tally:
+    """fvcore's analysis of a traced forward, with our handles and no other."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from fvcore.nn.jit_analysis import JitModelAnalysis
+
+    real = materialised(model)
+    like = next(
+        (t for t in (*real.parameters(), *real.buffers()) if t.is_floating_point()),
+        torch.zeros(0),
+    )
+    x = torch.zeros(shape, device=like.device, dtype=like.dtype)
+    with _quiet_eval(real), _slow_multihead():
+        analysis = JitModelAnalysis(real, (x,))
+        analysis.clear_op_handles().set_op_handle(**HANDLES)
+        analysis.set_op_handle(**dict.fromkeys(FREE))
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        analysis.tracer_warnings("none")
+        by_module = analysis.by_module_and_operator()
+        unknown = set(analysis.unsupported_ops())
+    tally = Tally()
+    for module, operators in by_module.items():
+        for operator, value in operators.items():
+            if operator.startswith(UNKNOWN):
+                unknown.add(operator.removeprefix(UNKNOWN))
+            elif operator == NORM:
+                tally.norms[module] += value
+            else:
+                tally.macs[module] += value
+                if not module:
+                    tally.operators[operator] += value
+    tally.uncounted = tuple(sorted(unknown))
+    return tally
+
+
+def parameters(model: nn.Module) -> Counter[str]:
+    """Parameters per module, children included; shared ones once for the whole and once for each
+    module that holds them."""
+    seen: defaultdict[str, dict[int, int]] = defaultdict(dict)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        path = name.split(".")[:-1]
+        for i in range(len(path) + 1):
+            seen[".".join(path[:i])][id(parameter)] = parameter.numel()
+    return Counter({module: sum(sizes.values()) for module, sizes in seen.items()})

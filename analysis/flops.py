@@ -1,0 +1,134 @@
+"""Parameters, MACs and FLOPs of backbones, counted three ways that must agree.
+
+  formula  the exact cost that every mixer states
+  fvcore   the operators of a real, traced forward, with exact handles
+  torch    torch.utils.flop_counter on the meta device
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from analysis import cli, table
+from attention import terminal
+from attention.registry import SpecError
+
+if TYPE_CHECKING:
+    from analysis.count import Report
+
+EPILOG = """examples:
+  python -m analysis.flops --backbone swin_t
+  python -m analysis.flops --backbone swin_t pale_t "swin_t/3=pale:size=7/4=full"
+  python -m analysis.flops --backbone timm:swin_tiny_patch4_window7_224 --by operator
+  python -m analysis.flops --backbone swinv2_t --img-size 512x1024 --format json --out v2.json
+
+exit code: 0 the counts agree, 1 they differ, 2 the request cannot be answered"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = terminal.parser("analysis.flops", __doc__, EPILOG)
+    add = parser.add_argument
+    add(
+        "--backbone", nargs="+", action="extend", required=True, metavar="NAME",
+        help="a variant (python -m backbones lists them), a notation such as swin_t/3=pale, a "
+        ".toml file, timm:NAME, torchvision:NAME or my_module:Class; repeatable",
+    )  # fmt: skip
+    add(
+        "--img-size", type=cli.image_size, metavar="SIZE",
+        help="pixels: 224, or 512x1024 with the height first; default: each model's own",
+    )  # fmt: skip
+    add("--by", choices=("stage", "block", "operator"), default="stage", help="rows of the table")
+    add(
+        "--max-memory", type=cli.memory_size, default="4G", metavar="SIZE",
+        help="skip fvcore where a real forward needs more (default 4G)",
+    )  # fmt: skip
+    add(
+        "--max-seconds", type=float, default=30.0, metavar="S",
+        help="skip fvcore where a real forward would take longer (default 30)",
+    )  # fmt: skip
+    cli.add_output(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    terminal.load_plugins(args.plugin)
+    from analysis import peers
+
+    subjects = [peers.find(name) for name in args.backbone]  # every name, before any work
+    from analysis.count import CONVENTION, Budget, count
+
+    budget = Budget(args.max_memory, args.max_seconds)
+    reports = []
+    for subject in subjects:
+        size = args.img_size or subject.img_size
+        try:
+            model = subject.make(size)
+        except (SpecError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # whatever a foreign constructor raises
+            raise SpecError(f"{subject.name}: cannot be built: {error}") from None
+        reports.append(count(model, size, name=subject.name, budget=budget))
+    cli.emit(render(reports, cli.chosen_format(args), args.by, CONVENTION), args.out)
+    return terminal.AGREED if all(report.agree for report in reports) else terminal.DIFFER
+
+
+def render(reports: list[Report], style: str, by: str, convention: str) -> str:
+    """The reports in one of the formats of `table.FORMATS`."""
+    if style == "json":
+        rows = [report.to_dict(by) for report in reports]
+        return table.as_json({"convention": convention, "rows": rows})
+    if style == "csv":
+        return table.csv([row for report in reports for row in _csv_rows(report, by)])
+    sections = [_section(report, style, by) for report in reports]
+    return "\n\n".join([*sections, convention])
+
+
+def _csv_rows(report: Report, by: str) -> list[dict[str, Any]]:
+    """One row per stage, the total last, with everything known about the whole in each."""
+    h, w = report.img_size
+    whole = {"backbone": report.backbone, "img_size": f"{h}x{w}"}
+    trust = {
+        "macs_formula": report.macs_formula, "macs_fvcore": report.macs_fvcore,
+        "macs_torch": report.macs_torch, "agree": report.agree,
+        "uncounted": " ".join(report.uncounted), "note": report.note,
+    }  # fmt: skip
+    rows = report.stages if by == "stage" else [*getattr(report, by + "s"), report.stages[-1]]
+    named = [{by: "total", **row} if by != "stage" else row for row in rows]
+    return [
+        {**whole, **row, "flops": 2 * row["macs"] if row["macs"] is not None else None, **trust}
+        for row in named
+    ]
+
+
+def _section(report: Report, style: str, by: str) -> str:
+    (h, w), at_least = report.img_size, ">= " if report.uncounted else ""
+    head = (
+        f"{report.backbone} at {h}x{w}: {report.params:,} parameters, "
+        f"{at_least}{_giga(report.macs)} GMACs ({report.macs:,} MACs), "
+        f"{at_least}{_giga(report.flops)} GFLOPs"
+    )
+    rows = [_headings(row) for row in getattr(report, by + "s")]
+    lines = [f"### {head}", ""] if style == "md" else [head]
+    return "\n".join([*lines, table.grid(rows, style), *lines[1:2], "trust: " + report.trust])
+
+
+def _giga(value: int) -> str:
+    return f"{value / 1e9:.4g}" if value < 1e13 else f"{value / 1e9:,.0f}"
+
+
+_HEADINGS = {
+    "params": "parameters", "macs": "MACs", "mlp": "MLP", "resample": "stem/downsample",
+    "norm_elements": "norm elements", "padding_%": "padding %", "share_%": "share %",
+}  # fmt: skip
+
+
+def _headings(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        _HEADINGS.get(key, key): value for key, value in row.items() if key != "padding_macs"
+    }
+
+
+if __name__ == "__main__":
+    terminal.run(main)
