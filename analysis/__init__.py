@@ -10,7 +10,7 @@ from backbones.siblings import require as _require
 _require("attention", "backbones")
 
 if TYPE_CHECKING:
-    from analysis.count import Report, count
+    from analysis.counting import Report, count
 
 __all__ = ["Report", "count"]
 
@@ -19,5 +19,5 @@ def __getattr__(name: str) -> Any:
     if name in __all__:  # these need torch
         import importlib
 
-        return getattr(importlib.import_module("analysis.count"), name)
+        return getattr(importlib.import_module("analysis.counting"), name)
     raise AttributeError(f"module 'analysis' has no attribute {name!r}")

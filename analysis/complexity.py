@@ -95,7 +95,7 @@ def measure(
     import torch
 
     from analysis import counters
-    from analysis.count import Budget
+    from analysis.counting import Budget
 
     with torch.device("meta"):
         mixer = build(config, dim=dim, heads=heads, index=index)

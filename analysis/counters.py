@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -57,17 +56,25 @@ def _quiet_eval(model: nn.Module) -> Iterator[None]:
 # -- torch, on the meta device ---------------------------------------------------------------
 
 _aten = torch.ops.aten
-_NORMS = {
-    op: (lambda x, *args, out_shape=None, **kwargs: math.prod(x))
-    for op in (
-        _aten.native_layer_norm, _aten.native_batch_norm, _aten.native_group_norm,
-        _aten._native_batch_norm_legit, _aten._native_batch_norm_legit_no_training,
-        _aten._fused_rms_norm, _aten.cudnn_batch_norm,
+_NORMS = frozenset(
+    (
+        _aten.native_layer_norm,
+        _aten.native_batch_norm,
+        _aten.native_group_norm,
+        _aten._native_batch_norm_legit,
+        _aten._native_batch_norm_legit_no_training,
+        _aten._fused_rms_norm,
+        _aten.cudnn_batch_norm,
     )
-}  # fmt: skip
+)
+_APART = {norm: lambda x, *args, **kwargs: math.prod(x) for norm in _NORMS}
+_VECTORS = {  # torch's counter has no vector products
+    _aten.mv: lambda matrix, vector, **kwargs: 2 * math.prod(matrix),
+    _aten.dot: lambda left, right, **kwargs: 2 * math.prod(left),
+}
 # Products that torch's counter does not know; whatever is not aten is unknown by itself.
 _UNKNOWN = """
-    mv dot vdot addmv addr ger outer _trilinear _cdist_forward linalg_matmul matrix_exp
+    vdot addmv addr ger outer _trilinear _cdist_forward linalg_matmul matrix_exp
     _native_multi_head_attention _transformer_encoder_layer_fwd
 """
 _UNKNOWN_PRODUCTS = frozenset(_UNKNOWN.split())
@@ -102,18 +109,37 @@ class _Watch(TorchDispatchMode):
         return out
 
 
+@contextlib.contextmanager
+def _without_data(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Meta tensors in the place of every parameter and buffer; each comes back, shared or not."""
+    meta: dict[int, Tensor] = {}
+    taken = [
+        (store, name, tensor)
+        for module in model.modules()
+        for store in (module._parameters, module._buffers)
+        for name, tensor in store.items()
+        if tensor is not None
+    ]
+    try:
+        for store, name, tensor in taken:
+            if id(tensor) not in meta:
+                meta[id(tensor)] = torch.empty_like(tensor, device="meta")
+            store[name] = meta[id(tensor)]  # type: ignore[assignment]
+        yield list(meta.values())
+    finally:
+        for store, name, tensor in taken:
+            store[name] = tensor  # type: ignore[assignment]
+
+
 def on_meta(model: nn.Module, shape: tuple[int, ...]) -> Tally:
     """torch.utils.flop_counter on tensors without data: any size, at once, no memory."""
-    state = {
-        name: torch.empty_like(tensor, device="meta")
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-    }
-    dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
-    x = torch.empty(shape, device="meta", dtype=dtype)
-    counter = FlopCounterMode(display=False, custom_mapping=_NORMS)
-    watch = _Watch([x, *state.values()])
-    with _quiet_eval(model), counter, watch:
-        functional_call(model, state, (x,))
+    counter = FlopCounterMode(display=False, custom_mapping=_APART | _VECTORS)
+    with _without_data(model) as state, _quiet_eval(model):
+        dtype = next((t.dtype for t in state if t.is_floating_point()), torch.float32)
+        x = torch.empty(shape, device="meta", dtype=dtype)
+        watch = _Watch([x, *state])
+        with counter, watch:
+            model(x)
     tally = Tally(uncounted=tuple(sorted(watch.unknown)), peak_bytes=watch.peak)
     root = type(model).__name__
     for module, by_operator in counter.get_flop_counts().items():

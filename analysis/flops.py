@@ -15,7 +15,7 @@ from attention import terminal
 from attention.registry import SpecError
 
 if TYPE_CHECKING:
-    from analysis.count import Report
+    from analysis.counting import Report
 
 EPILOG = """examples:
   python -m analysis.flops --backbone swin_t
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     from analysis import peers
 
     subjects = [peers.find(name) for name in args.backbone]  # every name, before any work
-    from analysis.count import CONVENTION, Budget, count
+    from analysis.counting import CONVENTION, Budget, count
 
     budget = Budget(args.max_memory, args.max_seconds)
     reports = []

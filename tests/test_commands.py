@@ -1,0 +1,112 @@
+"""The commands as a user types them: help, errors, exit codes, and nothing imported too early."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ("attention", "backbones", "analysis.flops", "analysis.complexity")
+
+
+def python(*args, cwd=ROOT):
+    return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True)
+
+
+def without_torch(module, *argv):
+    """Runs a command in a Python where importing torch, timm or pandas is an error."""
+    block = (
+        "import sys, runpy\n"
+        "for name in ('torch', 'timm', 'fvcore', 'pandas', 'numpy'): sys.modules[name] = None\n"
+        f"sys.argv = {[module, *argv]!r}\n"
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=False)\n"
+    )
+    return python("-c", block)
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_needs_no_torch(module):
+    done = without_torch(module, "--help")
+    assert done.returncode == 0 and f"usage: python -m {module}" in done.stdout
+    assert "--plugin" in done.stdout and "--format" in done.stdout
+
+
+FLOPS_ERRORS = {  # request: what the line must say
+    "swin_tt": ["'swin_tt'", "did you mean 'swin_t'"],
+    "swin_t/3=pal": ["stage 3", "'pal'", "did you mean 'pale'"],
+    "swin_t/3=pale:siz=7": ["stage 3", "'siz'", "did you mean 'size'"],
+    "swin_t/3=pale:size=0": ["stage 3", "size='0'", "7 or 7x14"],
+    "swin_t/5=full": ["no stage 5", "1 to 4"],
+    "swin_t/3.head=4": ["stage 3", "'head'", "did you mean 'heads'"],
+    "swin_t/1.heads=5": ["stage 1", "96", "5 heads"],
+    "swin_t/1=axial": ["stage 1", "3", "even"],
+    "swin_t/3=full:position=bias": ["stage 3", "position=bias", "log_cpb"],
+    "swin_t/3=window:position=lepe": ["stage 3", "lepe", "shift=false"],
+    "swin_t/norm=post": ["norm='post'", "pre, res_post"],
+    "swin_t/nrm=pre": ["'nrm'", "did you mean 'norm'"],
+    "none.toml": ["none.toml", "No such file"],
+    "": ["''"],
+}
+
+
+@pytest.mark.parametrize("request_", FLOPS_ERRORS)
+def test_a_bad_backbone_is_one_line_and_exit_two(request_):
+    done = without_torch("analysis.flops", "--backbone", request_)
+    lines = done.stderr.splitlines()
+    assert (done.returncode, done.stdout, len(lines)) == (2, "", 1), done
+    for words in FLOPS_ERRORS[request_]:
+        assert words in lines[0]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--backbone", "swin_t", "--img-size", "0"],
+        ["--backbone", "swin_t", "--img-size", ""],
+        ["--backbone", "swin_t", "--img-size", "7x7x7"],
+        ["--backbone", "swin_t", "--max-memory", "lots"],
+        ["--backbone", "swin_t", "--format", "xml"],
+        ["--backbone", "swin_t", "--plugin", "no_such_module"],
+        ["--backbone"],
+        [],
+    ],
+)
+def test_a_bad_option_is_exit_two_without_a_traceback(argv):
+    done = without_torch("analysis.flops", *argv)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "error: " in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_the_main_job_prints_only_its_answer():
+    """Nothing from fvcore, torch or warnings on either stream."""
+    done = python("-m", "analysis.flops", "--backbone", "swin_t")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("swin_t at 224x224: 28,288,354 parameters, 4.491 GMACs")
+    assert (
+        "three counts agree: formula = fvcore = torch = 4,490,566,656 MACs; "
+        "uncounted operators: none" in done.stdout
+    )
+
+
+def test_listings_are_complete():
+    from attention import names
+    from backbones import variants
+
+    done = without_torch("attention", "--format", "json")
+    assert [row["mixer"] for row in json.loads(done.stdout)] == list(names())
+    assert all(row["source"] and row["options"] for row in json.loads(done.stdout))
+    done = without_torch("backbones", "--format", "json")
+    rows = json.loads(done.stdout)
+    assert [row["backbone"] for row in rows] == list(variants.names())
+    assert all(row["params"] and row["macs"] and row["source"] for row in rows)
+    text = without_torch("backbones").stdout
+    assert all(f"{row['macs']:,}" in text for row in rows)
+    assert "pale:" in without_torch("attention").stdout
+
+
+def test_a_closed_pipe_is_quiet():
+    line = f"{sys.executable} -m backbones | head -1"
+    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 1
