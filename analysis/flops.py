@@ -107,7 +107,7 @@ def _section(report: Report, style: str, by: str) -> str:
     head = (
         f"{report.backbone} at {h}x{w}: {report.params:,} parameters, "
         f"{at_least}{_giga(report.macs)} GMACs ({report.macs:,} MACs), "
-        f"{at_least}{_giga(report.flops)} GFLOPs"
+        f"{at_least}{_giga(report.flops)} GFLOPs; below, in millions:"
     )
     rows = [_headings(row) for row in getattr(report, by + "s")]
     lines = [f"### {head}", ""] if style == "md" else [head]
@@ -119,14 +119,20 @@ def _giga(value: int) -> str:
 
 
 _HEADINGS = {
-    "params": "parameters", "macs": "MACs", "mlp": "MLP", "resample": "stem/downsample",
-    "norm_elements": "norm elements", "padding_%": "padding %", "share_%": "share %",
+    "params": "params", "macs": "MACs", "mlp": "MLP", "resample": "stem/down",
+    "norm_elements": "norms", "padding_%": "padding %", "share_%": "share %",
 }  # fmt: skip
+_LABELS = ("stage", "block", "operator", "grid", "dim", "depth", "heads", "mixers")
 
 
 def _headings(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for reading: counts in millions, four digits; csv and JSON have them exact."""
     return {
-        _HEADINGS.get(key, key): value for key, value in row.items() if key != "padding_macs"
+        _HEADINGS.get(key, key): value
+        if key in _LABELS or key.endswith("%") or value is None
+        else value / 1e6
+        for key, value in row.items()
+        if key != "padding_macs"
     }
 
 
