@@ -14,8 +14,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from analysis import cli, formulas, table
-from attention import terminal
+from analysis import formulas
+from attention import table, terminal
 from attention.registry import (
     MixerConfig,
     SpecError,
@@ -47,16 +47,16 @@ def build_parser() -> argparse.ArgumentParser:
         help="mixers with options, such as pale:size=7; default: every mixer, each option varied",
     )  # fmt: skip
     add(
-        "--sizes", nargs="+", type=cli.image_size, default=SIZES, metavar="SIZE",
+        "--sizes", nargs="+", type=terminal.image_size, default=SIZES, metavar="SIZE",
         help="grids in tokens: 56, or 14x28 with the height first (default: 56 28x14 30x45 5x9)",
     )  # fmt: skip
-    add("--dim", type=cli.count_from_one, default=96, help="channels (default 96)")
-    add("--heads", type=cli.count_from_one, default=4, help="heads (default 4)")
+    add("--dim", type=terminal.count_from_one, default=96, help="channels (default 96)")
+    add("--heads", type=terminal.count_from_one, default=4, help="heads (default 4)")
     add(
-        "--max-memory", type=cli.memory_size, default="4G", metavar="SIZE",
+        "--max-memory", type=terminal.memory_size, default="4G", metavar="SIZE",
         help="refuse a forward that needs more (default 4G)",
     )  # fmt: skip
-    cli.add_output(parser)
+    terminal.add_output(parser)
     return parser
 
 
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         measure(config, h, w, index=index, **sizes)
         for config, h, w, index in tqdm(jobs, disable=None, leave=False, unit="row")
     ]
-    style = cli.chosen_format(args)
+    style = terminal.chosen_format(args)
     if style == "json":
         text = table.as_json({"rows": rows})
     elif style == "csv":
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         bad = sum(not row["agree"] for row in rows)
         verdict = "all agree" if not bad else f"{bad} do not agree"
         text = "\n".join([*example(), "", table.grid(rows, style), f"{len(rows)} rows: {verdict}"])
-    cli.emit(text, args.out)
+    terminal.emit(text, args.out)
     return terminal.AGREED if all(row["agree"] for row in rows) else terminal.DIFFER
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from analysis.handles import FREE, HANDLES, NORM, UNKNOWN
 
@@ -35,6 +35,7 @@ class Tally:
     operators: Counter[str] = field(default_factory=Counter)  # MACs by operator
     uncounted: tuple[str, ...] = ()
     peak_bytes: int = 0  # largest memory of activations alive together
+    activations: int = 0  # elements that convolutions, linear layers and matrix products give
 
 
 @contextlib.contextmanager
@@ -86,7 +87,7 @@ class _Watch(TorchDispatchMode):
     def __init__(self, inputs: list[Tensor]) -> None:
         super().__init__()
         self.unknown: set[str] = set()
-        self.peak = self.now = 0
+        self.peak = self.now = self.activations = 0
         self.live: dict[int, tuple[StorageWeakRef, int]] = {}
         self.known = {t.untyped_storage()._cdata for t in inputs}
 
@@ -99,6 +100,8 @@ class _Watch(TorchDispatchMode):
             if ref.expired():
                 self.now -= size
                 del self.live[key]
+        if func._overloadpacket in flop_registry:
+            self.activations += tree_leaves(out)[0].numel()
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
@@ -140,7 +143,11 @@ def on_meta(model: nn.Module, shape: tuple[int, ...]) -> Tally:
         watch = _Watch([x, *state])
         with counter, watch:
             model(x)
-    tally = Tally(uncounted=tuple(sorted(watch.unknown)), peak_bytes=watch.peak)
+    tally = Tally(
+        uncounted=tuple(sorted(watch.unknown)),
+        peak_bytes=watch.peak,
+        activations=watch.activations,
+    )
     root = type(model).__name__
     for module, by_operator in counter.get_flop_counts().items():
         if module == "Global":

@@ -63,6 +63,7 @@ class Report:
     macs_fvcore: int | None
     macs_torch: int
     norm_elements: int
+    activations: int
     padding_macs: int | None
     uncounted: tuple[str, ...]
     agree: bool
@@ -102,7 +103,8 @@ class Report:
             "backbone": self.backbone, "img_size": list(self.img_size), "params": self.params,
             "macs": self.macs, "flops": self.flops, "macs_formula": self.macs_formula,
             "macs_fvcore": self.macs_fvcore, "macs_torch": self.macs_torch,
-            "norm_elements": self.norm_elements, "padding_macs": self.padding_macs,
+            "norm_elements": self.norm_elements, "activations": self.activations,
+            "padding_macs": self.padding_macs,
             "uncounted": list(self.uncounted), "agree": self.agree, "note": self.note,
             "stages": self.stages,
         }  # fmt: skip
@@ -111,13 +113,13 @@ class Report:
 
 def count(
     model: nn.Module, img_size: int | str | tuple[int, int], *, name: str = "",
-    budget: Budget | None = None,
+    budget: Budget | None = None, trace: bool = True,
 ) -> Report:  # fmt: skip
     """Counts a backbone of ours, or any module that maps images to anything.
 
     img_size: pixels, 224 or (height, width).  budget: what a real forward may cost before fvcore
-    is left out.  A model on the meta device is counted without its weights ever existing.
-    Raises SpecError if the forward fails at this size.
+    is left out; trace=False leaves it out in any case.  A model on the meta device is counted
+    without its weights ever existing.  Raises SpecError if the forward fails at this size.
     """
     try:
         h, w = read_size(img_size)
@@ -141,17 +143,17 @@ def count(
         except NotImplementedError:
             notes.append("no formula: a mixer states no cost")
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    trace: Tally | None = None
-    if refused := budget.refuses(weights, witness):
+    traced: Tally | None = None
+    if trace and (refused := budget.refuses(weights, witness)):
         notes.append(f"fvcore skipped: {refused}")
-    else:
+    elif trace:
         try:
-            trace = counters.traced(model, shape)
+            traced = counters.traced(model, shape)
         except Exception as error:
             raise _cannot_run(name, h, w, error) from None
 
     stages = _stages(ours, parts, witness, (h, w)) if ours else _children(model, witness)
-    made = [tally for tally in (witness, trace) if tally is not None]
+    made = [tally for tally in (witness, traced) if tally is not None]
     totals = [tally.macs[""] for tally in made]
     if parts is not None:
         totals.append(sum(part.macs for part in parts))
@@ -169,16 +171,17 @@ def count(
         params=counters.parameters(model)[""],
         macs=witness.macs[""],
         macs_formula=None if parts is None else sum(part.macs for part in parts),
-        macs_fvcore=None if trace is None else trace.macs[""],
+        macs_fvcore=None if traced is None else traced.macs[""],
         macs_torch=witness.macs[""],
         norm_elements=witness.norms[""],
+        activations=witness.activations,
         padding_macs=None if parts is None else sum(part.padding for part in parts),
         uncounted=uncounted,
         agree=agree,
         note="; ".join(notes),
         stages=stages,
         blocks=_blocks(model, parts, witness),
-        operators=_operators(trace or witness),
+        operators=_operators(traced or witness),
     )
 
 

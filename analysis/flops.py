@@ -10,8 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from analysis import cli, table
-from attention import terminal
+from attention import table, terminal
 from attention.registry import SpecError
 
 if TYPE_CHECKING:
@@ -35,19 +34,19 @@ def build_parser() -> argparse.ArgumentParser:
         ".toml file, timm:NAME, torchvision:NAME or my_module:Class; repeatable",
     )  # fmt: skip
     add(
-        "--img-size", type=cli.image_size, metavar="SIZE",
+        "--img-size", type=terminal.image_size, metavar="SIZE",
         help="pixels: 224, or 512x1024 with the height first; default: each model's own",
     )  # fmt: skip
     add("--by", choices=("stage", "block", "operator"), default="stage", help="rows of the table")
     add(
-        "--max-memory", type=cli.memory_size, default="4G", metavar="SIZE",
+        "--max-memory", type=terminal.memory_size, default="4G", metavar="SIZE",
         help="skip fvcore where a real forward needs more (default 4G)",
     )  # fmt: skip
     add(
         "--max-seconds", type=float, default=30.0, metavar="S",
         help="skip fvcore where a real forward would take longer (default 30)",
     )  # fmt: skip
-    cli.add_output(parser)
+    terminal.add_output(parser)
     return parser
 
 
@@ -70,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         except Exception as error:  # whatever a foreign constructor raises
             raise SpecError(f"{subject.name}: cannot be built: {error}") from None
         reports.append(count(model, size, name=subject.name, budget=budget))
-    cli.emit(render(reports, cli.chosen_format(args), args.by, CONVENTION), args.out)
+    terminal.emit(render(reports, terminal.chosen_format(args), args.by, CONVENTION), args.out)
     return terminal.AGREED if all(report.agree for report in reports) else terminal.DIFFER
 
 

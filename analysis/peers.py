@@ -23,6 +23,7 @@ class Subject:
     name: str
     make: Callable[[tuple[int, int]], nn.Module]
     img_size: tuple[int, int] = (224, 224)
+    foreign: bool = True
 
 
 def find(name: str) -> Subject:
@@ -45,7 +46,7 @@ def find(name: str) -> Subject:
         with torch.device("meta"):  # counting needs no weights
             return backbones.create(spec)
 
-    return Subject(name, make, spec.img_size)
+    return Subject(name, make, spec.img_size, foreign=False)
 
 
 def _timm(name: str, model: str) -> Subject:

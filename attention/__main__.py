@@ -1,10 +1,9 @@
 """The token mixers: what each is called, where it is from, and its options with their defaults."""
 
 import dataclasses
-import json
 from typing import Any
 
-from attention import terminal
+from attention import table, terminal
 from attention.registry import config_class, names, source_of, write
 
 EPILOG = "write one as name:option=value,option=value, such as pale:size=7,scores=cosine"
@@ -30,20 +29,42 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = terminal.parser("attention", __doc__, EPILOG)
-    parser.add_argument("--format", choices=("table", "json"), default="table")
-    args = parser.parse_args(argv)
-    terminal.load_plugins(args.plugin)
-    if args.format == "json":
-        print(json.dumps(rows(), indent=1))
-        return 0
+def _flat() -> list[dict[str, Any]]:
+    """A row per option."""
+    return [
+        {
+            "mixer": row["mixer"], "option": option["name"], "default": option["default"],
+            "allowed": " ".join(option["allowed"]), "doc": option["doc"], "source": row["source"],
+        }
+        for row in rows()
+        for option in row["options"]
+    ]  # fmt: skip
+
+
+def listing() -> str:
+    """For reading: a mixer, then its options a line each."""
+    lines = []
     for row in rows():
-        print(f"{row['mixer']}: {row['source']}")
+        lines.append(f"{row['mixer']}: {row['source']}")
         for option in row["options"]:
             allowed = f"  [{'|'.join(option['allowed'])}]" if option["allowed"] else ""
-            print(f"    {option['name'] + '=' + option['default']:24}{option['doc']}{allowed}")
-    return 0
+            written = f"{option['name']}={option['default']}"
+            lines.append(f"    {written:24}{option['doc']}{allowed}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = terminal.parser("attention", __doc__, EPILOG)
+    terminal.add_output(parser)
+    args = parser.parse_args(argv)
+    terminal.load_plugins(args.plugin)
+    style = terminal.chosen_format(args)
+    if style == "table":
+        text = listing()
+    else:
+        text = table.render(rows() if style == "json" else _flat(), style)
+    terminal.emit(text, args.out)
+    return terminal.AGREED
 
 
 if __name__ == "__main__":

@@ -56,7 +56,8 @@ LARGEST = 2**16  # no side, width or depth beyond this is a model; a typo is
 
 def read_count(value: Any) -> int:
     """A whole number from 1 to 65536, from an int or its digits."""
-    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    digits = isinstance(value, str) and value.isdecimal() and len(value) < 20
+    number = int(value) if digits else value
     if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= LARGEST:
         raise ValueError(f"a whole number from 1 to {LARGEST}")
     return number
@@ -185,7 +186,8 @@ def write(value: Any) -> str:
     if isinstance(value, tuple):
         return str(value[0]) if value[0] == value[-1] else "x".join(map(str, value))
     if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+        text = f"{value:g}" if float(f"{value:g}") == value else repr(value)
+        return text.replace("e+", "e")  # a + parts the mixers of a pattern
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 

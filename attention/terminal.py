@@ -1,4 +1,4 @@
-"""What every command line here shares: one-line errors, exit codes, plug-ins."""
+"""What every command line here shares: errors in one line, exit codes, plug-ins, sizes, output."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from attention.registry import SpecError
+from attention.registry import SpecError, read_size
+from attention.table import FORMATS
 
 AGREED, DIFFER, BAD_REQUEST = 0, 1, 2
 
@@ -33,6 +35,57 @@ def load_plugins(modules: Sequence[str]) -> None:
             importlib.import_module(module)
         except Exception as error:  # whatever their code raises is their bad request
             raise SpecError(f"--plugin {module}: {type(error).__name__}: {error}") from None
+
+
+def add_output(to: argparse.ArgumentParser, formats: Sequence[str] = FORMATS) -> None:
+    to.add_argument("--format", choices=formats, help="default: table, or by the ending of --out")
+    to.add_argument("--out", type=Path, metavar="FILE", help="write there instead of the terminal")
+
+
+def image_size(text: str) -> tuple[int, int]:
+    try:
+        return read_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {error}") from None
+
+
+def count_from_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
+    return int(text)
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def memory_size(text: str) -> int:
+    """``4G``, ``512M`` or bytes."""
+    number, unit = text.rstrip("KMGTkmgt"), text.lstrip("0123456789.").upper()
+    try:
+        return int(float(number) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 4G or 512M") from None
+
+
+def chosen_format(args: argparse.Namespace) -> str:
+    """--format, or what the ending of --out says."""
+    endings = {"md": "md", "csv": "csv", "json": "json", "tex": "latex", "html": "html"}
+    return args.format or (endings.get(args.out.suffix[1:], "table") if args.out else "table")
+
+
+def emit(text: str, out: Path | None) -> None:
+    """To the terminal, or to a file that is whole or absent."""
+    if out is None:
+        print(text)
+        return
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(out)
+    except OSError as error:
+        raise SpecError(f"--out {out}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def run(main: Callable[[], int]) -> None:

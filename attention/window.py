@@ -8,7 +8,11 @@ from attention.registry import register
 
 @register("window", config=WindowConfig)
 class WindowMixer(PadFirst):
-    """(S)W-MSA: pad, roll, split, in this order, so that opposite edges never meet."""
+    """(S)W-MSA: pad, roll, split, in this order, so that opposite edges never meet.
+
+    With a finite mask_value, as Swin V2's weights were trained, the pairs that a shift parts are
+    penalised and not hidden: `region` states who is meant to meet.
+    """
 
     config: WindowConfig
 

@@ -1,9 +1,8 @@
 """The named backbones: exact parameters and MACs at their own image size, and their source."""
 
-import json
 from typing import Any
 
-from attention import terminal
+from attention import table, terminal
 from backbones import variants
 
 EPILOG = """edit one with slashes: swin_t/3=pale:size=7/4=full, swin_t/1.heads=4/norm=res_post
@@ -28,26 +27,29 @@ def rows() -> list[dict[str, Any]]:
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = terminal.parser("backbones", __doc__, EPILOG)
-    parser.add_argument("--format", choices=("table", "json"), default="table")
-    args = parser.parse_args(argv)
-    terminal.load_plugins(args.plugin)
-    if args.format == "json":
-        print(json.dumps(rows(), indent=1))
-        return 0
+def listing() -> str:
+    """For reading: the variants under their sources."""
+    lines: list[str] = []
     source = None
     for row in rows():
         if row["source"] != source:
             source = row["source"]
-            print(f"{source}\n{'':4}{'backbone':18}{'size':>9}{'parameters':>13}{'MACs':>17}")
+            lines += [source, f"{'':4}{'backbone':18}{'size':>9}{'parameters':>13}{'MACs':>17}"]
         also = f"  = {row['alias']}" if row["alias"] else ""
         also += f"  ({row['note']})" if row["note"] else ""
-        print(
-            f"    {row['backbone']:18}{row['img_size']:>9}{row['params']:>13,}{row['macs']:>17,}"
-            + also
-        )
-    return 0
+        name, size = row["backbone"], row["img_size"]
+        lines.append(f"    {name:18}{size:>9}{row['params']:>13,}{row['macs']:>17,}{also}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = terminal.parser("backbones", __doc__, EPILOG)
+    terminal.add_output(parser)
+    args = parser.parse_args(argv)
+    terminal.load_plugins(args.plugin)
+    style = terminal.chosen_format(args)
+    terminal.emit(listing() if style == "table" else table.render(rows(), style), args.out)
+    return terminal.AGREED
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from backbones.spec import (
     edit_stage,
     fields_of,
     from_dict,
+    one_line,
 )  # fmt: skip
 
 LONGEST = 65536  # characters; nobody writes more by hand
@@ -57,14 +58,14 @@ def _base(text: str) -> tuple[BackboneSpec, list[str]]:
 def _from_file(path: Path) -> BackboneSpec:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read: {error}".splitlines()[0]) from None
+    except (OSError, ValueError, RecursionError) as error:  # no file, no path, no TOML, too deep
+        raise SpecError(f"{one_line(str(path))}: cannot be read: {one_line(str(error))}") from None
     return from_dict({"name": path.stem, **data})
 
 
 def _apply(spec: BackboneSpec, edits: list[str], whole: str) -> BackboneSpec:
     """All edits at once, so that their order does not matter: 1=axial may precede 1.heads=4."""
-    place = whole if len(whole) <= 80 else whole[:77] + "..."
+    place = one_line(whole)
     whole_spec: dict[str, str] = {"name": whole}
     by_stage: dict[int, dict[str, str]] = {}
     for text in edits:

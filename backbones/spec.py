@@ -25,7 +25,12 @@ from attention.registry import (
 
 
 def _read_classes(value: Any) -> int:
-    return 0 if value in (0, "0") and not isinstance(value, bool) else read_count(value)
+    if value in (0, "0") and not isinstance(value, bool):
+        return 0
+    try:
+        return read_count(value)
+    except ValueError as error:
+        raise ValueError(f"0 or {error}") from None
 
 
 def _read_rate(value: Any) -> float:
@@ -131,9 +136,10 @@ class BackboneSpec:
     def __post_init__(self) -> None:
         read_fields(self, "a backbone")
         if not 2 <= len(self.stages) <= 5:
-            raise SpecError(f"{self.name}: {len(self.stages)} stages; a backbone has 2 to 5")
+            found = f"{len(self.stages)} stages; a backbone has 2 to 5"
+            raise SpecError(f"{one_line(self.name)}: {found}")
         if any(not stage.mixers for stage in self.stages):
-            raise SpecError(f"{self.name}: a stage has no mixers")
+            raise SpecError(f"{one_line(self.name)}: a stage has no mixers")
 
     # -- sizes ---------------------------------------------------------------------------
 
@@ -170,6 +176,12 @@ def _plain(spec: Any) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
+def one_line(text: str) -> str:
+    """Text of the user's as part of an error: short, and without control characters."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:81])
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def fields_of(cls: type) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
 
@@ -191,7 +203,8 @@ def from_dict(data: Mapping[str, Any]) -> BackboneSpec:
 
     Raises SpecError with the stage and the field.
     """
-    place = str(data.get("name", "backbone")) if isinstance(data, Mapping) else "backbone"
+    given = data.get("name", "backbone") if isinstance(data, Mapping) else "backbone"
+    place = one_line(str(given))
     if not isinstance(data, Mapping) or not isinstance(data.get("stages"), (list, tuple)):
         raise SpecError(f"{place}: stages must be a list of tables")
     stages = tuple(
@@ -212,7 +225,8 @@ def edit(spec: BackboneSpec, place: str, **fields: Any) -> BackboneSpec:
 def edit_stage(spec: BackboneSpec, number: int, place: str, **fields: Any) -> BackboneSpec:
     """A copy with fields of stage `number` (from 1) replaced."""
     if not 1 <= number <= len(spec.stages):
-        raise SpecError(f"{place}: no stage {number}; {spec.name} has 1 to {len(spec.stages)}")
+        known = f"{one_line(spec.name)} has 1 to {len(spec.stages)}"
+        raise SpecError(f"{place}: no stage {number}; {known}")
     stages = list(spec.stages)
     kept = {name: getattr(stages[number - 1], name) for name in fields_of(StageSpec)}
     stages[number - 1] = _make(StageSpec, {**kept, **fields}, f"{place}: stage {number}")

@@ -1,5 +1,6 @@
 """One thread and one seeded hypothesis profile: a failure here is the same failure everywhere."""
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -13,3 +14,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("transom")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

@@ -67,13 +67,16 @@ def interlaced(n: int, side: int) -> Axis:
 
 
 def displaced(n: int, side: int, shift: int) -> Axis:
-    """Swin-MLP: instead of a cyclic shift, a window more and pads [side - shift, shift]."""
-    total = -(-n // side) * side
-    if shift == 0 or total == side:
+    """Swin-MLP: instead of a cyclic shift, side - shift pads in front, then up to whole windows.
+
+    That is [side - shift, shift] and one window more where `side` divides n, as published.
+    """
+    if shift == 0 or n <= side:
         return contiguous(n, side)
-    at = range(total + side)
+    before = side - shift
+    at = range(-(-(before + n) // side) * side)
     run = [i // side for i in at]
-    return Axis(n, side - shift, total + side, side, run, run, [i % side for i in at])
+    return Axis(n, before, len(at), side, run, run, [i % side for i in at])
 
 
 class Branch(NamedTuple):
@@ -170,8 +173,6 @@ def layers(mixer, h: int, w: int) -> list[list[Branch]]:
 def may_attend(branch: Branch, config) -> torch.Tensor:
     """(P, P) bool: query p may look at key k; every query at itself."""
     allowed = branch.same("part")
-    if getattr(config, "mask_value", None) is not None:
-        allowed = branch.same("piece")  # a finite penalty: parted pairs still leak
     if getattr(config, "mask_padding", False):
         allowed = allowed & branch.real()
     return allowed | torch.eye(len(allowed), dtype=torch.bool)
@@ -184,20 +185,33 @@ def _neighbours(branch: Branch) -> torch.Tensor:
     return ((i[:, None] - i).abs() <= 1) & ((j[:, None] - j).abs() <= 1)
 
 
-def branch_pairs(mixer, branch: Branch) -> torch.Tensor:
+def _leaks(branch: Branch, config) -> torch.Tensor:
+    """(P, P) bool: pairs that a shift parts by a finite mask_value only."""
+    if getattr(config, "mask_value", None) is None:
+        return torch.zeros_like(branch.same("part"))
+    parted = branch.same("piece") & ~branch.same("part")
+    return parted & branch.real() if config.mask_padding else parted
+
+
+def branch_pairs(mixer, branch: Branch, leaks: bool = False) -> torch.Tensor:
     """(h w, h w) bool: which token may influence which output of one branch."""
     reach = may_attend(branch, mixer.config)
+    if leaks:
+        reach = reach | _leaks(branch, mixer.config)
     if kind_of(mixer) == "pale":  # q, k and v of a position read the 3x3 around it
         reach = (reach.double() @ _neighbours(branch).double()) > 0
     real = branch.real()
     return reach[real][:, real]
 
 
-def pairs(mixer, h: int, w: int) -> torch.Tensor:
-    """(h w, h w) bool: which token (column) may influence which output (row)."""
+def pairs(mixer, h: int, w: int, leaks: bool = False) -> torch.Tensor:
+    """(h w, h w) bool: which token (column) may influence which output (row).
+
+    leaks: also what a finite mask_value lets through, which the documented region leaves out.
+    """
     reach = torch.eye(h * w, dtype=torch.float64)
     for layer in layers(mixer, h, w):
-        union = torch.stack([branch_pairs(mixer, branch) for branch in layer]).any(0)
+        union = torch.stack([branch_pairs(mixer, branch, leaks) for branch in layer]).any(0)
         reach = union.double() @ reach
     return reach > 0
 
@@ -278,10 +292,11 @@ def _attend(p, branch: Branch, q, k, v, mixer) -> torch.Tensor:
     """q, k, v: (b, P, c) of one branch over the padded map."""
     config, heads = mixer.config, mixer.heads // branch.share
     d = mixer.dim // mixer.heads
-    visible = torch.zeros_like(may_attend(branch, config), dtype=q.dtype)
-    if getattr(config, "mask_value", None) is not None:
-        visible = torch.where(branch.same("part"), visible, config.mask_value)
-    visible = visible.masked_fill(~may_attend(branch, config), -math.inf)
+    allowed, leaks = may_attend(branch, config), _leaks(branch, config)
+    visible = q.new_full(allowed.shape, -math.inf)
+    if leaks.any():
+        visible[leaks] = config.mask_value
+    visible[allowed] = 0.0
     out = []
     for head in range(heads):
         c = slice(head * d, (head + 1) * d)
@@ -325,7 +340,7 @@ def _lepe(p, branch: Branch, config, v: torch.Tensor) -> torch.Tensor:
     weight = p[branch.prefix + "lepe.conv.weight"]
     dr, dc = branch.distance()
     together = branch.same("piece")
-    if config.mask_padding if hasattr(config, "mask_padding") else False:
+    if getattr(config, "mask_padding", False):
         together = together & branch.real()
     out = p[branch.prefix + "lepe.conv.bias"]
     for r in (-1, 0, 1):

@@ -95,10 +95,11 @@ def test_listings_are_complete():
     from backbones import variants
 
     done = without_torch("attention", "--format", "json")
-    assert [row["mixer"] for row in json.loads(done.stdout)] == list(names())
-    assert all(row["source"] and row["options"] for row in json.loads(done.stdout))
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["mixer"] for row in rows] == list(names())
+    assert all(row["source"] and row["options"] for row in rows)
     done = without_torch("backbones", "--format", "json")
-    rows = json.loads(done.stdout)
+    rows = json.loads(done.stdout)["rows"]
     assert [row["backbone"] for row in rows] == list(variants.names())
     assert all(row["params"] and row["macs"] and row["source"] for row in rows)
     text = without_torch("backbones").stdout

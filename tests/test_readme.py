@@ -49,7 +49,8 @@ def test_a_mixer_of_your_own_in_forty_lines(tmp_path):
     assert "pool:size=5+window" in hybrid and "three counts agree" in hybrid
     for module in ("attention", "backbones"):
         done = shell(f"python -m {module} --plugin my_mixers", cwd=tmp_path)
-        assert done.returncode == 0 and ("pool: my_mixers" in done.stdout) == (module == "attention")
+        assert done.returncode == 0
+        assert ("pool: my_mixers" in done.stdout) == (module == "attention")
     done = shell(commands[0].replace("size=5", "size=4"), cwd=tmp_path)
     assert done.returncode == 2 and "stage 3: pool:size=4: size must be odd" in done.stderr
     shadow = snippet.replace('@register("pool"', '@register("window"')

@@ -1,0 +1,171 @@
+"""Rows to text: aligned table, Markdown, csv, JSON, LaTeX, HTML.
+
+A row is a dict; a column may be absent.  Whatever a name contains, a cell stays a cell: control
+characters become spaces, marks of the format are escaped, and a text that a spreadsheet would
+run as a formula gets an apostrophe in front, which `read_csv` takes away.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+FORMATS = ("table", "md", "csv", "json")
+REPORT_FORMATS = (*FORMATS, "latex", "html")
+
+Row = dict[str, Any]
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """Every key, in the order of first appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def number(value: Any) -> str:
+    """Whole numbers with thousands separated, others to four digits, nothing as nothing."""
+    if value is None or value == "":
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return str(value)
+
+
+def plain(text: str) -> str:
+    """Without anything that moves a cursor, changes a direction or ends a line."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|`*_[]<>#~"} | {"&": "&amp;"})
+
+
+def _cell(value: Any, style: str) -> str:
+    text = plain(number(value))
+    if style == "md" and isinstance(value, str):
+        return text.translate(_MARKDOWN)
+    return text
+
+
+def grid(rows: Sequence[Row], style: str) -> str:
+    """For reading: style table, md or latex (booktabs).  Empty columns are left out."""
+    from tabulate import tabulate
+
+    columns = [c for c in columns_of(rows) if any(row.get(c) not in (None, "") for row in rows)]
+    cells = [[_cell(row.get(c), style) for c in columns] for row in rows]
+    align = ["right" if _numeric(rows, c) else "left" for c in columns]
+    look = {"md": "github", "latex": "latex_booktabs"}.get(style, "simple")
+    return tabulate(cells, columns, tablefmt=look, colalign=align, disable_numparse=True)
+
+
+def _numeric(rows: Sequence[Row], column: str) -> bool:
+    return all(isinstance(row.get(column), (int, float, type(None))) for row in rows)
+
+
+_FORMULA = "=+-@\t\r\0"
+
+
+def _neutral(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula, made text; numbers are left alone."""
+    if not isinstance(value, str):
+        return value
+    start = unicodedata.normalize("NFKC", value).lstrip(" \u00a0")[:1]
+    return "'" + value if value[:1] == "'" or (start and start in _FORMULA) else value
+
+
+def csv(rows: Sequence[Row]) -> str:
+    """Through pandas; whole numbers stay whole beside missing ones."""
+    import pandas as pd
+
+    columns = columns_of(rows)
+    cells = [[_neutral(row.get(c)) for c in columns] for row in rows]
+    text = pd.DataFrame(cells, dtype=object).to_csv(
+        index=False, header=[_neutral(c) for c in columns], lineterminator="\n"
+    )
+    return text.replace("\0", "").rstrip("\n")
+
+
+def read_csv(text: str) -> list[dict[str, str]]:
+    """What `csv` wrote, as text cells, apostrophes taken away."""
+    import csv as reader
+    import io
+
+    rows = list(reader.reader(io.StringIO(text, newline="")))
+    real = [[cell.removeprefix("'") for cell in row] for row in rows]
+    return [dict(zip(real[0], row, strict=True)) for row in real[1:]]
+
+
+def as_json(data: Any) -> str:
+    return json.dumps(data, indent=1)
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+body {{ font: 14px system-ui, sans-serif; margin: 2em; color: #222; background: #fff }}
+table {{ border-collapse: collapse }}
+th, td {{ padding: .3em .7em; border-bottom: 1px solid #ccc; text-align: left }}
+th {{ cursor: pointer; border-bottom: 2px solid #444 }}
+th[aria-sort=ascending]::after {{ content: " \\2191" }}
+th[aria-sort=descending]::after {{ content: " \\2193" }}
+.n {{ text-align: right; font-variant-numeric: tabular-nums }}
+@media (prefers-color-scheme: dark) {{ body {{ color: #ddd; background: #161616 }} }}
+</style></head><body>
+<h1>{title}</h1>
+<table><thead><tr>{head}</tr></thead><tbody>
+{body}
+</tbody></table>
+<p>{note}</p>
+<script>
+for (const th of document.querySelectorAll("th")) th.addEventListener("click", () => {{
+  const up = th.getAttribute("aria-sort") !== "ascending";
+  for (const other of th.parentNode.children) other.removeAttribute("aria-sort");
+  th.setAttribute("aria-sort", up ? "ascending" : "descending");
+  const body = th.closest("table").tBodies[0], key = row => row.cells[th.cellIndex].dataset.v;
+  const order = (a, b) => (a === "") - (b === "") ||
+    (up ? 1 : -1) * (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
+  for (const row of [...body.rows].sort((a, b) => order(key(a), key(b)))) body.append(row);
+}});
+</script></body></html>"""
+
+
+def html(rows: Sequence[Row], title: str, note: str) -> str:
+    """One page without any address in it: a table that sorts by a click on a heading."""
+    from html import escape
+
+    columns = columns_of(rows)
+    mark = {c: ' class="n"' if _numeric(rows, c) else "" for c in columns}
+    head = "".join(f"<th{mark[c]}>{escape(plain(c))}</th>" for c in columns)
+    lines = []
+    for row in rows:
+        cells = []
+        for c in columns:
+            value = row.get(c)
+            exact = "" if value is None else plain(str(value))
+            shown = escape(plain(number(value)))
+            cells.append(f'<td{mark[c]} data-v="{escape(exact)}">{shown}</td>')
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return _PAGE.format(
+        title=escape(plain(title)), head=head, body="\n".join(lines), note=escape(plain(note))
+    )
+
+
+def render(rows: Sequence[Row], style: str, *, title: str = "", note: str = "") -> str:
+    """The rows in any of `REPORT_FORMATS`; JSON is {"rows": rows}, with the note as convention."""
+    if style == "json":
+        return as_json({**({"convention": note} if note else {}), "rows": list(rows)})
+    if style == "csv":
+        return csv(rows)
+    if style == "html":
+        return html(rows, title, note)
+    text = grid(rows, style)
+    if not note or style == "latex":
+        return text + (f"\n% {plain(note)}" if note else "")
+    return f"{text}\n\n{note}"

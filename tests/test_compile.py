@@ -1,0 +1,178 @@
+"""torch.compile without graph breaks, and torch.export: every mixer, every family of backbones."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny import FAMILIES, create, error, images, notation, randomise
+from torch import nn
+
+import attention
+import backbones
+
+MIXERS = [pytest.param(name, index, id=f"{name}-{index}")
+          for name in attention.names() for index in (0, 1)]  # fmt: skip
+OPTIONS = [
+    "window:mask_padding=true", "window:size=3x5,mask_value=-100,scores=cosine,position=log_cpb",
+    "axial:order=sequential,position=log_cpb", "cross:size=2x3,mask_padding=true",
+    "pale:size=3,scores=cosine", "shuffle:position=lepe", "full:position=lepe",
+    "token_mlp:size=3x5",
+]  # fmt: skip
+BATCHES = (1, 2, 3, 5, 8)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def mixer(text: str, index: int) -> nn.Module:
+    return randomise(attention.create(text, dim=8, heads=2, index=index)).eval()
+
+
+def results(model: nn.Module, run, x: torch.Tensor) -> list[torch.Tensor]:
+    """The output, and the gradients of a random projection of it, of the input and all
+    parameters."""
+    x = x.clone().requires_grad_()
+    out = run(x)
+    loss = (out * images(*out.shape, seed=7)).sum()
+    wanted = [x, *model.parameters()]
+    grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+    return [out.detach(), *(torch.zeros(()) if g is None else g for g in grads)]
+
+
+def short(family: str) -> nn.Module:
+    """The first two stages of a family, three blocks: even, odd, and one after downsampling."""
+    spec = backbones.parse(notation(family, "2.depth=1"))
+    return randomise(backbones.create(spec, stages=spec.stages[:2])).eval()
+
+
+def check(model: nn.Module, x: torch.Tensor, backend: str, limit: float | None = None) -> None:
+    """Compiled as one graph, forward and backward: bit-equal, or within limit x max."""
+    plain = results(model, model, x)
+    compiled = results(model, torch.compile(model, backend=backend, fullgraph=True), x)
+    top = max(float(t.abs().amax()) for t in plain[1:])
+    for i, (found, wanted) in enumerate(zip(compiled, plain, strict=True)):
+        if limit is None:
+            assert torch.equal(found, wanted), i
+        else:
+            largest = float(wanted.abs().amax()) if i == 0 else top
+            assert error(found, wanted) <= limit * largest, i
+
+
+@pytest.mark.parametrize(("name", "index"), MIXERS)
+def test_mixers_compile_bit_equal(name, index):
+    """Maps that pad, blocks that shift: no graph break, forward and backward."""
+    check(mixer(name, index), images(2, 9, 17, 8), "aot_eager")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["window", "pale"])
+def test_inference_compiles_bit_equal(name):
+    """Without gradients another kernel may be chosen: the same one as without compiling."""
+    model, x = mixer(name, 1), images(2, 9, 17, 8)
+    assert torch.equal(torch.compile(model, backend="aot_eager", fullgraph=True)(x), model(x))
+
+
+@pytest.mark.parametrize("text", OPTIONS)
+def test_options_compile_bit_equal(text):
+    check(mixer(text, 1), images(2, 9, 17, 8), "aot_eager")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_backbones_compile_bit_equal(family):
+    check(short(family), images(2, 3, 40, 56), "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_backbones_compile_bit_equal(family):
+    check(create(family), images(2, 3, 40, 56), "aot_eager")
+
+
+QUICK = ("full-0",)
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        pytest.param(*p.values, id=p.id, marks=() if p.id in QUICK else pytest.mark.slow)
+        for p in MIXERS
+    ],
+)
+def test_mixers_inductor(name, index):
+    """Generated kernels: within 1e-5 of the largest number."""
+    check(mixer(name, index), images(2, 9, 17, 8), "inductor", 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_backbones_inductor(family):
+    check(create(family), images(2, 3, 40, 56), "inductor", 1e-5)
+
+
+class Breaks(nn.Module):
+    """Negative control: a Python number from a tensor's value cannot stay in one graph."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) * (2 if x.sum().item() > 0 else 3)
+
+
+def test_graph_breaks_are_seen():
+    with pytest.raises((torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)):
+        check(Breaks(mixer("window", 1)), images(2, 9, 17, 8), "aot_eager")
+
+
+def test_other_numbers_are_seen():
+    """Negative control of the comparison: another index is another function."""
+    model = mixer("window", 1)
+    other = copy.deepcopy(model)
+    other.index = 0
+    x = images(2, 9, 17, 8)
+    found = torch.compile(other, backend="aot_eager", fullgraph=True)(x)
+    assert error(found, model(x)) > 1e-3
+
+
+# -- export ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def check_export(model: nn.Module, shape: tuple[int, ...], batches=BATCHES) -> None:
+    """Static: its own batch.  Dynamic: every batch, from one graph.  Bit-equal to eager."""
+    x = images(2, *shape)
+    static = torch.export.export(model, (x,)).module()
+    assert torch.equal(static(x), model(x))
+    batch = torch.export.Dim("batch", min=1, max=64)
+    dynamic = torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module()
+    for n in batches:
+        x = images(n, *shape, seed=n)
+        assert torch.equal(dynamic(x), model(x)), n
+
+
+@pytest.mark.parametrize(("name", "index"), MIXERS)
+def test_mixers_export(name, index):
+    check_export(mixer(name, index), (9, 17, 8))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_backbones_export(family):
+    check_export(short(family), (3, 40, 56))
+
+
+@torch.no_grad()
+def test_exporting_leaves_the_model_as_it_was():
+    """No table made while tracing stays behind: eager after export, other sizes too."""
+    for name in attention.names():
+        model, x = mixer(name, 1), images(2, 9, 17, 8)
+        want = model(x)
+        torch.export.export(model, (x,))
+        assert torch.equal(model(x), want)
+        assert model(images(1, 5, 4, 8)).isfinite().all()

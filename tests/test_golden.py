@@ -1,0 +1,418 @@
+"""Outputs of the authors' own code on seeded weights, kept in golden/: ours must be equal.
+
+The stored tensors are bfloat16, int16 or float32; the outputs were computed in float32 from
+exactly those values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import error, state_hash
+
+import backbones
+from attention.cross import CrossMixer
+from backbones.layers import nhwc
+from backbones.rules import SOURCES
+from backbones.weights import WeightsError, convert, load
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = sorted(str(path.parent.relative_to(GOLDEN)) for path in GOLDEN.glob("*/*/case.json"))
+
+
+def read(case: str) -> tuple[dict, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(case.json, weights in the authors' names, inputs and outputs), floats as float32."""
+    about = json.loads((GOLDEN / case / "case.json").read_text())
+    weights, io = (
+        {
+            key: tensor.float() if tensor.is_floating_point() else tensor.long()
+            for key, tensor in load_file(GOLDEN / case / f"{name}.safetensors").items()
+        }
+        for name in ("weights", "io")
+    )
+    return about, weights, io
+
+
+def swin_spec(args: dict, **fields) -> dict:
+    """The fields of a Swin, Swin V2 or Swin-MLP from the arguments of the authors' class."""
+    family = fields.pop("mixer")
+    window = args["window_size"]
+    pretrained = args.get("pretrained_window_sizes", [0] * len(args["depths"]))
+    stages = []
+    for i, (depth, heads, given) in enumerate(
+        zip(args["depths"], args["num_heads"], pretrained, strict=True)
+    ):
+        options = f"size={window}"
+        if family == "cosine":
+            options += ",mask_value=-100"
+        if given:
+            options += f",pretrained_window={given}"
+        stages.append(
+            {
+                "dim": args["embed_dim"] * 2**i, "depth": depth, "heads": heads,
+                "mixers": [f"{family}:{options}"], "mlp_ratio": args["mlp_ratio"],
+            }
+        )  # fmt: skip
+    return {"stages": stages, "small_maps": "shrink_both", **common(args), **fields}
+
+
+def cswin_spec(args: dict, *, dense: bool) -> dict:
+    """The same for CSWin; its dense backbone pads and norms every output."""
+    last = len(args["depth"]) - 1
+    stages = [
+        {
+            "dim": args["embed_dim"] * 2**i, "depth": depth, "heads": heads,
+            "mixers": ["full:position=lepe" if i == last else f"cross:size={size}"],
+            "mlp_ratio": args["mlp_ratio"],
+        }
+        for i, (depth, heads, size) in enumerate(
+            zip(args["depth"], args["num_heads"], args["split_size"], strict=True)
+        )
+    ]  # fmt: skip
+    fields = {"stages": stages, "stem": "overlap", "downsample": "conv_norm", **common(args)}
+    if dense:
+        fields |= {"small_maps": "pad", "out_norms": True, "num_classes": 0, "final_norm": False}
+    else:
+        fields |= {"small_maps": "shrink_both"}
+    return fields
+
+
+def common(args: dict) -> dict:
+    return {
+        "img_size": args["img_size"], "patch_size": args["patch_size"],
+        "in_channels": args["in_chans"], "num_classes": args.get("num_classes", 0),
+    }  # fmt: skip
+
+
+def spec_of(case: str, about: dict) -> dict:
+    args, family = about["constructor"], about["family"]
+    if family == "cswin":
+        return cswin_spec(args, dense="dense" in case)
+    if family == "swin":
+        return swin_spec(args, mixer="window")
+    if family == "swinmlp":
+        return swin_spec(args, mixer="token_mlp")
+    return swin_spec(args, mixer="cosine", norm="res_post", downsample="merge_post")
+
+
+def build(case: str, *, change_spec=None, change_state=None):
+    """(model with the stored weights, inputs and outputs); the changes are deliberate mistakes."""
+    about, weights, io = read(case)
+    spec = spec_of(case, about)
+    if change_spec:
+        change_spec(spec)
+    if change_state:
+        change_state(weights)
+    model = backbones.create(spec).eval()
+    load(model, weights, source=about["family"])
+    return model, io
+
+
+def tokens(x: torch.Tensor) -> torch.Tensor:
+    """NCHW -> (b, h w, c), as the authors keep their maps."""
+    return nhwc(x).flatten(1, 2)
+
+
+def errors(model, io: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Every stored output: our largest error, in units of what is allowed."""
+    seen: dict[str, torch.Tensor] = {}
+    hooks = [
+        stage.register_forward_hook(
+            lambda _, __, out, i=i: seen.update({f"feature.stage{i}": tokens(out)})
+        )
+        for i, stage in enumerate(model.stages)
+    ]
+    if "feature.norm" in io:
+        hooks.append(
+            model.norm.register_forward_hook(
+                lambda _, __, out: seen.update({"feature.norm": out.flatten(1, 2)})
+            )
+        )
+    image = io["input"].clone().requires_grad_()
+    if "logits" in io:
+        outputs, weights = {"logits": model(image)}, [io["loss_weight"]]
+    else:
+        outputs = {f"out{i}": out for i, out in enumerate(model.features(image))}
+        weights = [io[f"loss_weight{i}"] for i in range(len(outputs))]
+    for hook in hooks:
+        hook.remove()
+    loss = sum((out * w).sum() for out, w in zip(outputs.values(), weights, strict=True))
+    (grad,) = torch.autograd.grad(loss, image)
+    found = {}
+    for name, out in outputs.items():
+        allowed = 1e-5 + 1e-5 * io[name].abs()
+        found[name] = error(out / allowed, io[name] / allowed)
+    for name, out in seen.items():
+        found[name] = error(out, io[name]) / (1e-5 * max(1.0, float(io[name].abs().amax())))
+    found["input_grad"] = error(grad, io["input_grad"]) / (
+        1e-4 * float(io["input_grad"].abs().amax())
+    )
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_authors_code(case):
+    """Logits (or dense maps), every stage, the final norm and the input's gradient."""
+    model, io = build(case)
+    found = errors(model, io)
+    expected = {name for name in io if name.startswith(("feature.", "out", "logits"))}
+    assert set(found) == expected | {"input_grad"}
+    assert {name: e for name, e in found.items() if not e <= 1} == {}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_stored_files_are_the_recorded_ones(case):
+    about, _, _ = read(case)
+    for name, digest in about["sha256"].items():
+        assert hashlib.sha256((GOLDEN / case / name).read_bytes()).hexdigest() == digest
+
+
+def test_every_family_is_here():
+    assert {case.split("/")[0] for case in CASES} == {"swin", "swinv2", "swinmlp", "cswin"}
+    assert len(CASES) == 8
+
+
+def test_stripe_that_covers_its_map_becomes_full():
+    """The authors' classification code by rule: stage 4 may be written as cross, too."""
+    case = "cswin/sq64_s1222"
+    about, _, _ = read(case)
+    spec = backbones.parse(spec_of(case, about))
+
+    def as_cross(fields):
+        fields["stages"][3]["mixers"] = ["cross:size=2"]
+
+    model, io = build(case, change_spec=as_cross)
+    assert model.spec.stages == spec.resolve().stages
+    assert model.spec.stages[3].pattern() == "full:position=lepe"
+    assert max(errors(model, io).values()) <= 1
+
+
+# -- negative controls: each a mistake that loads without complaint --------------------------
+
+
+def swap_queries_and_keys(state):
+    for key in [k for k in state if k.endswith(("qkv.weight", "qkv.bias"))]:
+        q, k, v = state[key].chunk(3)
+        state[key] = torch.cat([k, q, v])
+
+
+def transpose_tables(state):
+    for key in [k for k in state if k.endswith("relative_position_bias_table")]:
+        side = round(state[key].shape[0] ** 0.5)
+        table = state[key].unflatten(0, (side, side))
+        state[key] = table.transpose(0, 1).flatten(0, 1).contiguous()
+
+
+def merge_row_by_row(state):
+    """The 2x2 neighbours concatenated by row instead of by column, norm included."""
+    for key in [k for k in state if k.endswith("reduction.weight")]:
+        width = state[key].shape[1]
+        norm = key.removesuffix("reduction.weight") + "norm."
+        for name in (key, norm + "weight", norm + "bias"):
+            if state[name].shape[-1] == width:
+                parts = state[name].chunk(4, -1)
+                state[name] = torch.cat([parts[i] for i in (0, 2, 1, 3)], -1)
+
+
+def heads_interleaved(state):
+    """Swin-MLP's rows as (token, head) instead of (head, token)."""
+    for key in [k for k in state if k.endswith("spatial_mlp.bias")]:
+        heads = {0: 2, 1: 4, 2: 4, 3: 8}[int(key.split(".")[1])]
+        state[key] = state[key].unflatten(0, (-1, heads)).T.flatten()
+
+
+def lepe_transposed(state):
+    for key in [k for k in state if "get_v.weight" in k]:
+        state[key] = state[key].transpose(2, 3).contiguous()
+
+
+def no_clamp(state):
+    for key in [k for k in state if k.endswith("logit_scale")]:
+        state[key] = state[key] * 0.9
+
+
+def with_option(old: str, new: str):
+    def change(spec):
+        before = [stage["mixers"] for stage in spec["stages"]]
+        for stage in spec["stages"]:
+            stage["mixers"] = [mixer.replace(old, new) for mixer in stage["mixers"]]
+        assert before != [stage["mixers"] for stage in spec["stages"]]
+
+    return change
+
+
+def with_field(**fields):
+    return lambda spec: spec.update(fields)
+
+
+STATE_MISTAKES = [
+    ("swin/sq64_w4", swap_queries_and_keys),
+    ("swin/ns64x128_w4", transpose_tables),
+    ("swin/sq64_w4", merge_row_by_row),
+    ("swinv2/sq64_w4", swap_queries_and_keys),
+    ("swinv2/ns64x128_w4", merge_row_by_row),
+    ("swinv2/sq64_w4", no_clamp),
+    ("swinmlp/sq64_w4", merge_row_by_row),
+    ("swinmlp/sq64_w4", heads_interleaved),
+    ("cswin/sq64_s1222", swap_queries_and_keys),
+    ("cswin/sq64_s1222", lepe_transposed),
+    ("cswin/dense_ns64x96_s1244", lepe_transposed),
+]
+SPEC_MISTAKES = [
+    ("swin/sq64_w4", "no shift", with_option("size=4", "size=4,shift=false")),
+    ("swinv2/ns64x128_w4", "masked by -inf", with_option(",mask_value=-100", "")),
+    ("swinv2/ns64x128_w4", "timm's rule", with_field(small_maps="shrink_axis")),
+    ("swinv2/ns64x128_w4", "padded maps", with_field(small_maps="pad")),
+    ("swinv2/sq64_w4", "norm before", with_field(norm="pre")),
+    ("swinv2/sq64_w4", "pretrained", with_option("size=4", "size=4,pretrained_window=8")),
+    ("swinmlp/sq64_w4", "no shift", with_option("size=4", "size=4,shift=false")),
+    ("cswin/sq64_s1222", "stripes of 1", with_option("size=2", "size=1")),
+    ("cswin/dense_ns64x96_s1244", "hidden pads", with_option("size=4", "size=4,mask_padding=true")),
+]
+
+
+@pytest.mark.parametrize(("case", "mistake"), STATE_MISTAKES)
+def test_detects_wrong_weights(case, mistake):
+    """Weights converted wrongly into the right shapes move the outputs past the tolerance."""
+    found = errors(*build(case, change_state=mistake))
+    assert max(e for name, e in found.items() if name.startswith(("logits", "out"))) > 2
+
+
+@pytest.mark.parametrize(
+    ("case", "mistake"), [pytest.param(c, m, id=f"{c}-{why}") for c, why, m in SPEC_MISTAKES]
+)
+def test_detects_wrong_models(case, mistake):
+    """A model that reads the paper otherwise but takes the same weights is told apart."""
+    found = errors(*build(case, change_spec=mistake))
+    assert max(e for name, e in found.items() if name.startswith(("logits", "out"))) > 2
+
+
+@pytest.mark.parametrize("case", ["cswin/sq64_s1222", "cswin/dense_ns64x96_s1244"])
+def test_detects_swapped_stripes(case, monkeypatch):
+    """Horizontal stripes first instead of vertical ones."""
+    right = CrossMixer.cuts
+    monkeypatch.setattr(CrossMixer, "cuts", lambda self, h, w: right(self, h, w)[::-1])
+    assert max(errors(*build(case)).values()) > 2
+
+
+# -- loading is whole or not at all ------------------------------------------------------------
+
+
+def refused(model, weights, source) -> str:
+    """The error of a failed load, after which no bit of the model has moved."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(WeightsError) as info:
+        load(model, weights, source=source)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_error_lists_every_misfit(case):
+    """Four unknown keys, every third one missing: all named at once, the model unchanged."""
+    model, _ = build(case)
+    about, weights, _ = read(case)
+    missing = [key for key in weights if "index" not in key and "coords" not in key][::3]
+    needed = set()
+    for key in missing:
+        needed |= set(convert_names(model, {key: weights.pop(key)}, about["family"]))
+    unknown = [f"not.ours.{i}" for i in range(4)]
+    weights |= {key: torch.zeros(2) for key in unknown}
+    message = refused(model, weights, about["family"])
+    for name in (*unknown, *needed):
+        assert name in message
+    assert message.startswith(f"{len(unknown) + len(needed)} tensors")
+
+
+def convert_names(model, state, source) -> list[str]:
+    names = []
+    for key in state:
+        for rule in SOURCES[source]:
+            if match := rule.pattern.fullmatch(key):
+                names.append(rule.name(match))
+                break
+    return [name for name in names if name is not None]
+
+
+@pytest.mark.parametrize("case", ["swinv2/ns64x128_w4", "cswin/sq64_s1222", "swinmlp/sq64_w4"])
+def test_every_tensor_is_checked_before_any_is_copied(case):
+    """A NaN, an infinity, another shape or another kind, in each tensor in turn."""
+    model, _ = build(case)
+    about, weights, _ = read(case)
+    used = [key for key in weights if convert_names(model, {key: None}, about["family"])]
+    for key in used:
+        good = weights[key]
+        for value in (float("nan"), float("inf")):
+            weights[key] = good.clone()
+            weights[key].view(-1)[-1] = value
+            assert f"{key} is not finite" in refused(model, weights, about["family"])
+        weights[key] = torch.cat([good, good])
+        assert f"{key} has shape" in refused(model, weights, about["family"])
+        weights[key] = good.long()
+        assert key in refused(model, weights, about["family"])
+        weights[key] = {"a nested": "checkpoint"}
+        assert key in refused(model, weights, about["family"])
+        weights[key] = good
+    load(model, weights, source=about["family"])
+
+
+def test_equal_counts_of_another_shape_are_refused():
+    """A reshaping rule takes the source's own layout, not anything of as many numbers."""
+    model, _ = build("swinmlp/sq64_w4")
+    about, weights, _ = read("swinmlp/sq64_w4")
+    key = "layers.0.blocks.0.spatial_mlp.weight"
+    weights[key] = weights[key].flatten()
+    assert key in refused(model, weights, about["family"])
+
+    tiny = {"stages": [{"dim": 4, "heads": 1, "mixers": ["full"]}] * 2, "position": "absolute"}
+    model = backbones.create({**tiny, "img_size": 16})
+    state = dict(model.state_dict())
+    position = state.pop("pos_embed")
+    assert position.shape == (1, 4, 4, 4)
+    for wrong in (position.flatten(), torch.zeros(1, 8, 8), torch.zeros(16, 4)):
+        message = refused(model, {"absolute_pos_embed": wrong}, "swin")
+        assert "absolute_pos_embed" in message and "shape" in message
+
+
+def test_positions_are_read_row_by_row():
+    """The authors' (1, tokens, c) as (1, c, h, w)."""
+    tiny = {"stages": [{"dim": 3, "heads": 1, "mixers": ["full"]}] * 2, "position": "absolute"}
+    model = backbones.create({**tiny, "img_size": (8, 12)})
+    theirs = torch.arange(2 * 3 * 3.0).reshape(1, 6, 3)
+    with pytest.raises(WeightsError) as info:
+        convert(model, {"absolute_pos_embed": theirs}, "swin")
+    assert "nothing for pos_embed" not in str(info.value)
+    rule = next(r for r in SOURCES["swin"] if r.pattern.fullmatch("absolute_pos_embed"))
+    ours = rule.change(theirs, model.pos_embed.shape)
+    assert torch.equal(ours[0, :, 1, 2], theirs[0, 1 * 3 + 2])
+
+
+def test_unknown_source_and_file():
+    model, _ = build("swin/sq64_w4")
+    assert "did you mean 'swin'" in refused(model, {}, "swim")
+    assert "safetensors" in refused(model, "weights.pth", "swin")
+    assert "cannot be read" in refused(model, "nowhere.safetensors", "swin")
+
+
+def test_own_files_load(tmp_path):
+    """create(weights=...): a .safetensors file in our own names; a cut file is refused."""
+    from safetensors.torch import save_file
+
+    model, io = build("swin/sq64_w4")
+    path = tmp_path / "own.safetensors"
+    save_file(model.state_dict(), path)
+    about, _, _ = read("swin/sq64_w4")
+    again = backbones.create(spec_of("swin/sq64_w4", about), weights=path).eval()
+    assert state_hash(again) == state_hash(model)
+    assert torch.equal(again(io["input"]), model(io["input"]))
+    whole = path.read_bytes()
+    for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert str(path) in refused(model, path, "transom")
+    assert str(tmp_path) in refused(model, tmp_path, "transom")

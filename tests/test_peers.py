@@ -1,0 +1,221 @@
+"""timm and torchvision in this process, every parameter drawn anew: the same weights under our
+names give the same logits.  (At initialisation Swin V2's blocks are the identity, and parity
+would say nothing.)"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from tiny import error, images, randomise, state_hash
+
+import backbones
+from backbones.rules import SOURCES
+from backbones.weights import WeightsError, load
+
+timm = pytest.importorskip("timm")
+torchvision = pytest.importorskip("torchvision")
+
+
+def timm_swin(size, **fields):
+    name = "swin_tiny_patch4_window7_224"
+    return timm.create_model(name, pretrained=False, img_size=size, **fields)
+
+
+def timm_swinv2(size, **fields):
+    name = "swinv2_tiny_window8_256"
+    return timm.create_model(name, pretrained=False, img_size=size, **fields)
+
+
+def torchvision_swin(size, **fields):
+    return torchvision.models.swin_t(weights=None, **fields)
+
+
+def torchvision_swinv2(size, **fields):
+    return torchvision.models.swin_v2_t(weights=None, **fields)
+
+
+PEERS = {
+    ("timm", "swin_t"): timm_swin,
+    ("timm", "swinv2_t_w8"): timm_swinv2,
+    ("torchvision", "swin_t"): torchvision_swin,
+    ("torchvision", "swinv2_t_w8"): torchvision_swinv2,
+}
+SIZES = {"swin_t": [(224, 224), (224, 448)], "swinv2_t_w8": [(256, 256), (256, 512)]}
+FULL = [
+    pytest.param(source, name, size, id=f"{source}-{name}-{size[0]}x{size[1]}")
+    for source, name in PEERS
+    for size in SIZES[name]
+]
+
+
+def theirs(model, *, split: bool = False) -> dict[str, torch.Tensor]:
+    """A peer's state dict after drawing everything anew.  torchvision's Swin V2 has a key bias
+    that it sets to zero in every forward: here it is zero before."""
+    randomise(model.eval())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if split and name.endswith("attn.qkv.bias"):
+                parameter.chunk(3)[1].zero_()
+    return model.state_dict()
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """In units of the tolerance: 1e-5 of the largest logit, or of 1."""
+    return error(found, wanted) / (1e-5 * max(1.0, float(wanted.abs().amax())))
+
+
+@pytest.mark.parametrize(("source", "name", "size"), FULL)
+def test_equals_the_peer(source, name, size):
+    """The official widths and depths, square and 1:2, wherever every stage divides."""
+    peer = PEERS[source, name](size)
+    state = theirs(peer, split=(source, name) == ("torchvision", "swinv2_t_w8"))
+    ours = backbones.create(name, img_size=size).eval()
+    load(ours, state, source=source)
+    x = images(1, 3, *size)
+    with torch.no_grad():
+        assert distance(ours(x), peer(x)) <= 1
+
+
+SMALL = {
+    "swin": ("window:size={}", {}),
+    "swinv2": ("cosine:size={},mask_value=-100", {"norm": "res_post", "downsample": "merge_post"}),
+}
+WIDTH, DEPTHS, HEADS = 16, (2, 2, 2, 2), (1, 2, 4, 8)
+
+
+def small(family: str, size, window: int, rule: str, **fields):
+    mixer, body = SMALL[family]
+    stages = [
+        {"dim": WIDTH * 2**i, "depth": d, "heads": h, "mixers": [mixer.format(window)]}
+        for i, (d, h) in enumerate(zip(DEPTHS, HEADS, strict=True))
+    ]
+    spec = {"stages": stages, "img_size": size, "num_classes": 10, "small_maps": rule}
+    return backbones.create({**spec, **body, **fields}).eval()
+
+
+def small_timm(family: str, size, window: int):
+    from timm.models.swin_transformer import SwinTransformer
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
+
+    cls = SwinTransformer if family == "swin" else SwinTransformerV2
+    return cls(
+        img_size=size, window_size=window, embed_dim=WIDTH, depths=DEPTHS, num_heads=HEADS,
+        num_classes=10,
+    )  # fmt: skip
+
+
+def small_torchvision(family: str, size, window: int):
+    from torchvision.models.swin_transformer import (
+        PatchMergingV2,
+        SwinTransformer,
+        SwinTransformerBlockV2,
+    )  # fmt: skip
+
+    v2 = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
+    return SwinTransformer(
+        patch_size=[4, 4], embed_dim=WIDTH, depths=list(DEPTHS), num_heads=list(HEADS),
+        window_size=[window, window], num_classes=10, **(v2 if family == "swinv2" else {}),
+    )  # fmt: skip
+
+
+def small_distance(source, family, size, rule, *, window=4, batch=2, **fields) -> float:
+    make = {"timm": small_timm, "torchvision": small_torchvision}[source]
+    peer = make(family, size, window)
+    state = theirs(peer, split=(source, family) == ("torchvision", "swinv2"))
+    ours = small(family, size, window, rule, **fields)
+    load(ours, state, source=source)
+    x = images(batch, 3, *size)
+    with torch.no_grad():
+        return distance(ours(x), peer(x))
+
+
+@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("size", [(64, 64), (64, 128), (128, 64), (32, 64)])
+def test_timm_shrinks_each_axis(family, size):
+    """Maps smaller than the window: small_maps=shrink_axis is timm's rule."""
+    assert small_distance("timm", family, size, "shrink_axis") <= 1
+
+
+@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("size", [(64, 64), (64, 128), (32, 64), (60, 100)])
+def test_torchvision_pads(family, size):
+    """Maps smaller than the window, or not divided by it: small_maps=pad is torchvision's rule."""
+    assert small_distance("torchvision", family, size, "pad") <= 1
+
+
+@pytest.mark.parametrize("source", ["timm", "torchvision"])
+def test_wrong_rules_are_seen(source):
+    """Swin V2's weights fit every rule; the wrong one moves the logits."""
+    right = {"timm": "shrink_axis", "torchvision": "pad"}[source]
+    for rule in {"pad", "shrink_axis", "shrink_both"} - {right}:
+        assert small_distance(source, "swinv2", (64, 128), rule) > 100
+
+
+@pytest.mark.parametrize(("source", "family"), [(s, f) for s in ("timm", "torchvision")
+                                                for f in SMALL])  # fmt: skip
+def test_wrong_bodies_are_seen(source, family):
+    """The comparison tells a model without shift from the right one."""
+    size = (64, 64)
+    peer = {"timm": small_timm, "torchvision": small_torchvision}[source](family, size, 4)
+    state = theirs(peer, split=(source, family) == ("torchvision", "swinv2"))
+    ours = small(family, size, 4, {"timm": "shrink_axis", "torchvision": "pad"}[source])
+    load(ours, state, source=source)
+    x = images(2, 3, *size)
+    ours.stages[0].blocks[1].mixer.index = 0
+    with torch.no_grad():
+        assert distance(ours(x), peer(x)) > 100
+
+
+def test_key_bias_is_refused():
+    """torchvision's Swin V2 ignores the key part of qkv.bias: one that is not 0 is no
+    checkpoint of it."""
+    peer = small_torchvision("swinv2", (64, 64), 4)
+    state = theirs(peer)
+    ours = small("swinv2", (64, 64), 4, "pad")
+    before = state_hash(ours)
+    with pytest.raises(WeightsError, match="key bias"):
+        load(ours, state, source="torchvision")
+    assert state_hash(ours) == before
+
+
+@functools.cache
+def keys_of_peers() -> dict[str, set[str]]:
+    keys: dict[str, set[str]] = {"timm": set(), "torchvision": set()}
+    with torch.device("meta"):
+        for (source, _), make in PEERS.items():
+            keys[source] |= set(make((256, 256)).state_dict())
+    return keys
+
+
+@pytest.mark.parametrize("source", ["timm", "torchvision"])
+def test_every_key_has_one_rule_and_every_rule_a_key(source):
+    """Of the tables: nothing unmapped; what is mapped twice or never is dead."""
+    used = {key: [i for i, rule in enumerate(SOURCES[source]) if rule.pattern.fullmatch(key)]
+            for key in keys_of_peers()[source]}  # fmt: skip
+    assert [key for key, rules in used.items() if len(rules) != 1] == []
+    never = set(range(len(SOURCES[source]))) - {rules[0] for rules in used.values()}
+    # shared with the authors' tables: absolute positions, index tables and masks of older files
+    shared = ("absolute_pos_embed", "relative_(position_index|coords_table)", "attn_mask")
+    left = [SOURCES[source][i].pattern.pattern for i in never]
+    assert [pattern for pattern in left if not pattern.endswith(shared)] == []
+
+
+@pytest.mark.parametrize("source", ["timm", "torchvision"])
+@pytest.mark.parametrize("name", ["swin_t", "swinv2_t_w8"])
+def test_names_cover_each_other(source, name):
+    """Converted, the keys of a peer are exactly our parameters, each once."""
+    make = PEERS[source, name]
+    with torch.device("meta"):
+        state, ours = make(SIZES[name][0]).state_dict(), backbones.create(name).state_dict()
+    named = []
+    for key in state:
+        rule = next(rule for rule in SOURCES[source] if rule.pattern.fullmatch(key))
+        named.append(rule.name(rule.pattern.fullmatch(key)))
+    named = [n for n in named if n is not None]
+    if (source, name) == ("torchvision", "swinv2_t_w8"):  # one bias there, two here
+        merged = [n.removesuffix("bias") for n in named if n.endswith("qkv.bias")]
+        named = [n for n in named if not n.endswith("qkv.bias")]
+        named += [stem + part for stem in merged for part in ("q_bias", "v_bias")]
+    assert sorted(named) == sorted(ours)

@@ -1,0 +1,189 @@
+"""The tree keeps its promises: imports point one way, third parties have places, nothing is
+unpickled or evaluated, and another distribution's package of the same name is named."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("attention", "backbones", "analysis", "benchmarks")  # each may import those before it
+PLACES = {
+    "timm": ("backbones/timm_models.py", "analysis/peers.py"),
+    "torchvision": ("backbones/timm_models.py", "analysis/peers.py"),
+    "fvcore": ("analysis/",),
+    "einops": ("attention/", "backbones/layers.py"),
+}
+COMPUTED = ("attention/terminal.py", "analysis/peers.py")  # import what the user names
+NEVER = ("pytest", "hypothesis", "pickle", "dill", "cloudpickle", "joblib", "yaml", "marshal",
+         "shelve")  # fmt: skip
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def imported(tree: ast.AST) -> list[str]:
+    """Every module that a file imports, inside functions and by importlib too."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append("." * node.level + (node.module or ""))
+        elif isinstance(node, ast.Call) and called(node) in (
+            "importlib.import_module", "import_module", "__import__",
+        ):  # fmt: skip
+            text = node.args[0] if node.args else None
+            if isinstance(text, ast.JoinedStr) and text.values:
+                text = text.values[0]  # the constant start of an f-string
+            name = text.value if isinstance(text, ast.Constant) else None
+            found.append(name if isinstance(name, str) else "<computed>")
+    return found
+
+
+def called(node: ast.Call) -> str:
+    """``torch.load`` of ``torch.load(...)``."""
+    try:
+        return ast.unparse(node.func)
+    except ValueError:
+        return ""
+
+
+def complaints(text: str, place: str) -> list[str]:
+    """What a file at `place` (relative to the root) does that it may not."""
+    tree, wrong = ast.parse(text), []
+    own = place.split("/")[0]
+    for name in imported(tree):
+        top = name.split(".")[0]
+        if name == "<computed>" and place in COMPUTED:
+            continue
+        if name.startswith(".") or name == "<computed>":
+            wrong.append(f"import of {name}: only absolute, literal names")
+        elif top == "tests" or (
+            top in PACKAGES and PACKAGES.index(top) > PACKAGES.index(own)
+        ):  # fmt: skip
+            wrong.append(f"{own} imports {name}")
+        elif top in PLACES and not place.startswith(PLACES[top]):
+            wrong.append(f"{name} belongs in {', '.join(PLACES[top])}")
+        elif top in NEVER:
+            wrong.append(f"{name} has no place in a package")
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = called(node)
+        if name.split(".")[-1] in ("load_module", "load_state_dict_from_url"):
+            wrong.append(name)
+        if name in ("eval", "exec", "compile", "torch.load", "yaml.load", "torch.hub.load"):
+            wrong.append(name)
+        allowed = {k.arg for k in node.keywords if getattr(k.value, "value", 1)}
+        if name in ("np.load", "numpy.load") and "allow_pickle" in allowed:
+            wrong.append(f"{name}(allow_pickle)")
+    return wrong
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_file_keeps_the_rules(path):
+    assert complaints(path.read_text(), str(path.relative_to(ROOT))) == []
+
+
+def test_all_files_are_seen():
+    places = {str(path.relative_to(ROOT)) for path in FILES}
+    assert {"attention/attend.py", "backbones/model.py"} <= places
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("attention/full.py", "import backbones"),
+        ("attention/full.py", "def f():\n    from backbones.spec import edit"),
+        ("attention/full.py", "import importlib\nimportlib.import_module('analysis.table')"),
+        ("attention/full.py", "import importlib\nimportlib.import_module(f'backbones.{x}')"),
+        ("attention/full.py", "from . import groups"),
+        ("attention/full.py", "import importlib\nimportlib.import_module(name)"),
+        ("backbones/model.py", "from analysis import table"),
+        ("backbones/model.py", "import benchmarks.speed"),
+        ("backbones/model.py", "import timm"),
+        ("backbones/model.py", "from torchvision import models"),
+        ("backbones/timm_models.py", "import fvcore.nn"),
+        ("backbones/model.py", "from einops import rearrange"),
+        ("analysis/table.py", "from timm.models import create_model"),
+        ("analysis/table.py", "import tests.naive"),
+        ("backbones/weights.py", "import torch\ntorch.load(path, weights_only=True)"),
+        ("backbones/weights.py", "from pickle import loads"),
+        ("backbones/weights.py", "import numpy as np\nnp.load(path, allow_pickle=True)"),
+        ("backbones/spec.py", "eval(text)"),
+        ("backbones/spec.py", "exec(text)"),
+        ("backbones/spec.py", "import yaml\nyaml.load(text)"),
+    ],
+)
+def test_breaking_a_rule_is_seen(place, text):
+    """Negative controls for the walk itself."""
+    assert complaints(text, place)
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("analysis/peers.py", "import timm, torchvision"),
+        ("backbones/timm_models.py", "import timm"),
+        ("analysis/flops.py", "import fvcore.nn\nimport backbones\nimport attention"),
+        ("benchmarks/speed.py", "import analysis.measure\nimport torch"),
+        ("attention/registry.py", "import importlib\nimportlib.import_module(f'attention.{x}')"),
+        ("backbones/model.py", "model.eval()\ntorch.compile(model)\nimport attention"),
+    ],
+)
+def test_keeping_the_rules_is_seen(place, text):
+    assert complaints(text, place) == []
+
+
+# -- packages of the same name -----------------------------------------------------------------
+
+PROBE = "import sys; sys.path[:0] = sys.argv[1].split(';'); import {}"
+
+
+def run(imports: str, *path: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-I", "-c", PROBE.format(imports), ";".join(map(str, path))],
+        capture_output=True, text=True, cwd="/",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["package", "module"])
+def test_foreign_attention_is_named(tmp_path, form):
+    """Another `attention` first on the path: an ImportError with its file and with ours."""
+    foreign = tmp_path / ("attention/__init__.py" if form == "package" else "attention.py")
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_text("")
+    done = run("backbones", tmp_path, ROOT)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("ImportError")
+    assert str(foreign) in last and str(ROOT / "attention" / "__init__.py") in last
+    assert run("backbones", ROOT, tmp_path).returncode == 0
+
+
+def test_own_packages_import_cleanly():
+    """From any folder, and without torch: names and specs are plain Python."""
+    assert run("attention, backbones; assert 'torch' not in sys.modules", ROOT).stderr == ""
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def test_golden_files_are_small():
+    """Nothing in the repository's data is over 2 MB."""
+    files = [path for path in (ROOT / "tests" / "golden").rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [str(path) for path in files if path.stat().st_size > 2e6] == []
+
+
+def test_no_test_shadows_a_package():
+    """A tests folder or file named like a package would be imported instead of it."""
+    names = {path.stem for path in (ROOT / "tests").iterdir()}
+    assert not names & set(PACKAGES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_code_is_ascii(path):
+    assert path.read_bytes().isascii()
