@@ -16,18 +16,8 @@ from typing import Any
 
 from analysis import formulas
 from attention import table, terminal
-from attention.registry import (
-    MixerConfig,
-    SpecError,
-    build,
-    config_class,
-    make_config,
-    name_of,
-    names,
-    parse,
-    read_flag,
-    write,
-)  # fmt: skip
+from attention.options import SpecError, read_flag, write
+from attention.registry import MixerConfig, build, config_class, make_config, name_of, names, parse
 
 EPILOG = """examples:
   python -m analysis.complexity

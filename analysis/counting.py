@@ -11,7 +11,7 @@ from torch import nn
 
 from analysis import counters
 from analysis.counters import Tally
-from attention.registry import SpecError, read_size
+from attention.options import SpecError, read_size
 from backbones.layers import Macs
 from backbones.model import HierarchicalBackbone
 

@@ -11,7 +11,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from attention import table, terminal
-from attention.registry import SpecError
+from attention.options import SpecError
 
 if TYPE_CHECKING:
     from analysis.counting import Report

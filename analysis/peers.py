@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import backbones
-from attention.registry import SpecError, nearest
+from attention.options import SpecError, nearest
 
 if TYPE_CHECKING:
     from torch import nn

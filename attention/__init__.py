@@ -8,18 +8,8 @@ Names, options and errors are plain Python; torch is imported when a mixer is bu
 from typing import TYPE_CHECKING, Any
 
 from attention import configs as _configs  # noqa: F401  (declares the built-in names)
-from attention.registry import (
-    Cost,
-    MixerConfig,
-    SpecError,
-    build,
-    create,
-    make_config,
-    names,
-    option,
-    parse,
-    register,
-)  # fmt: skip
+from attention.options import SpecError, option
+from attention.registry import Cost, MixerConfig, build, create, make_config, names, parse, register
 
 if TYPE_CHECKING:
     from attention.mixer import TokenMixer

@@ -4,7 +4,8 @@ import dataclasses
 from typing import Any
 
 from attention import table, terminal
-from attention.registry import config_class, names, source_of, write
+from attention.options import write
+from attention.registry import config_class, names, source_of
 
 EPILOG = "write one as name:option=value,option=value, such as pale:size=7,scores=cosine"
 

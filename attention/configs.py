@@ -8,17 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from attention.registry import (
-    MixerConfig,
-    SpecError,
-    choice,
-    declare,
-    option,
-    optional,
-    read_flag,
-    read_number,
-    read_size,
-)  # fmt: skip
+from attention.options import SpecError, choice, option, optional, read_flag, read_number, read_size
+from attention.registry import MixerConfig, declare
 
 SIZE = "side of a window, stripe or pale: 7, or 7x14 with the height first"
 

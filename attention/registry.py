@@ -1,18 +1,21 @@
 """The registry: a name stands for a config (what to build) and a class (what it does).
 
-Everything here and in `configs` is plain Python: a misspelt name is answered before torch is
-imported.  The module of a built-in mixer is imported when the first one is built.
+Plain Python, as `configs` is; the module of a built-in mixer is imported when the first one is
+built.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 import importlib
-import math
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from attention.options import SpecError, nearest, one_line, read_count, read_fields, write
 
 if TYPE_CHECKING:
     from attention.mixer import TokenMixer
@@ -20,8 +23,7 @@ if TYPE_CHECKING:
     MixerClass = TypeVar("MixerClass", bound=type[TokenMixer])
 
 
-class SpecError(ValueError):
-    """A request that cannot be built: one line with the place, the value and the way out."""
+log = logging.getLogger("transom")
 
 
 class Cost(NamedTuple):
@@ -39,116 +41,6 @@ class Cost(NamedTuple):
     @property
     def total(self) -> int:
         return self.projection + self.mixing + self.position
-
-
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """``; did you mean 'x'? (a, b, c)``: the tail of every error about an unknown name."""
-    allowed = list(allowed)
-    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"{hint} (one of: {', '.join(allowed)})"
-
-
-# -- options ---------------------------------------------------------------------------------
-
-LARGEST = 2**16  # no side, width or depth beyond this is a model; a typo is
-
-
-def read_count(value: Any) -> int:
-    """A whole number from 1 to 65536, from an int or its digits."""
-    digits = isinstance(value, str) and value.isdecimal() and len(value) < 20
-    number = int(value) if digits else value
-    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= LARGEST:
-        raise ValueError(f"a whole number from 1 to {LARGEST}")
-    return number
-
-
-def read_size(value: Any) -> tuple[int, int]:
-    """``7``, ``"7"``, ``"7x14"`` or ``(7, 14)``, height first, as ``(height, width)``."""
-    parts = value.split("x") if isinstance(value, str) else value
-    if isinstance(parts, int):
-        parts = [parts]
-    if isinstance(parts, (list, tuple)) and 1 <= len(parts) <= 2:
-        try:
-            return read_count(parts[0]), read_count(parts[-1])
-        except ValueError:
-            pass
-    raise ValueError(f"7 or 7x14, height first, each from 1 to {LARGEST}")
-
-
-def read_flag(value: Any) -> bool:
-    known = {"true": True, "false": False}
-    if isinstance(value, str) and value.lower() in known:
-        return known[value.lower()]
-    if isinstance(value, bool):
-        return value
-    raise ValueError("true or false")
-
-
-def read_number(value: Any) -> float:
-    """A finite number, from a number or its text."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError("a finite number")
-    return number
-
-
-def read_text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("text")
-    return value
-
-
-def choice(*allowed: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if value in allowed:
-            return str(value)
-        close = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"one of {', '.join(allowed)}{hint}")
-
-    read.allowed = allowed  # type: ignore[attr-defined]  # for listings
-    return read
-
-
-def optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def read_optional(value: Any) -> Any:
-        return None if value is None or value == "none" else read(value)
-
-    return read_optional
-
-
-def option(default: Any, read: Callable[[Any], Any], doc: str) -> Any:
-    """A dataclass field that knows how to read its value and what it means."""
-    return dataclasses.field(default=default, metadata={"read": read, "doc": doc})
-
-
-_READERS: dict[type, Callable[[Any], Any]] = {
-    bool: read_flag, int: read_count, float: read_number, str: read_text, tuple: read_size,
-}  # fmt: skip
-
-
-def read_fields(instance: Any, place: str) -> None:
-    """Reads every field of a frozen dataclass in place, so that equal values are equal text.
-
-    A field without a reader of its own is read by the type of its default.
-    """
-    for field in dataclasses.fields(instance):
-        value = getattr(instance, field.name)
-        read = field.metadata.get("read") or _READERS.get(type(field.default))
-        if read is None:
-            continue
-        try:
-            object.__setattr__(instance, field.name, read(value))
-        except SpecError:
-            raise  # a nested spec has said already what is wrong with it
-        except ValueError as error:
-            shown = repr(value)
-            shown = shown if len(shown) <= 60 else shown[:57] + "..."
-            raise SpecError(f"{place}: {field.name}={shown}: expected {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,16 +71,6 @@ class MixerConfig:
         """The notation that makes this config: ``pale:size=7x14,scores=cosine``."""
         written = ",".join(f"{key}={write(value)}" for key, value in self.options().items())
         return name_of(type(self)) + (":" + written if written else "")
-
-
-def write(value: Any) -> str:
-    """The text that reads back as this value."""
-    if isinstance(value, tuple):
-        return str(value[0]) if value[0] == value[-1] else "x".join(map(str, value))
-    if isinstance(value, float):
-        text = f"{value:g}" if float(f"{value:g}") == value else repr(value)
-        return text.replace("e+", "e")  # a + parts the mixers of a pattern
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 # -- names -----------------------------------------------------------------------------------
@@ -227,8 +109,34 @@ def register(name: str, *, config: type[MixerConfig]) -> Callable[[MixerClass], 
 
 
 def names() -> tuple[str, ...]:
-    """Every registered mixer, sorted."""
+    """Every registered mixer, installed plug-ins included, sorted."""
+    discover()
     return tuple(sorted(_configs))
+
+
+ENTRY_POINTS = "transom.mixers"
+_failed: dict[str, str] = {}  # plug-ins that could not be imported, and why
+
+
+@functools.cache
+def discover() -> None:
+    """Imports the modules that installed distributions offer under `ENTRY_POINTS`, once.
+
+    One that fails, or takes a name that is taken, disables only itself, with a line of warning.
+    """
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        stores: tuple[dict[Any, Any], ...] = (_configs, _sources, _classes)
+        before = [dict(store) for store in stores]
+        try:
+            entry.load()
+        except Exception as error:  # whatever their code raises
+            for store, kept in zip(stores, before, strict=True):
+                store.clear()
+                store.update(kept)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            if entry.name not in _configs:
+                _failed[entry.name] = reason
+            log.warning("transom: the plug-in %s (%s) is off: %s", entry.name, entry.value, reason)
 
 
 def name_of(config: type[MixerConfig]) -> str:
@@ -241,7 +149,12 @@ def source_of(name: str) -> str:
 
 def config_class(name: str) -> type[MixerConfig]:
     if name not in _configs:
-        raise SpecError(f"no mixer is called {name!r}{nearest(name, names())}")
+        discover()
+    if name in _failed:
+        raise SpecError(f"the plug-in {name!r} cannot be used: {_failed[name]}", name)
+    if name not in _configs:
+        hint = nearest(name, names())
+        raise SpecError(f"no mixer is called {one_line(name)!r}{hint}", name)
     return _configs[name]
 
 
@@ -251,7 +164,8 @@ def make_config(name: str, **options: Any) -> MixerConfig:
     allowed = [field.name for field in dataclasses.fields(cls)]
     for key in options:
         if key not in allowed:
-            raise SpecError(f"{name}: it has no option {key!r}{nearest(key, allowed)}")
+            hint = nearest(key, allowed)
+            raise SpecError(f"{name}: it has no option {one_line(key)!r}{hint}", key)
     return cls(**options)
 
 
@@ -263,9 +177,11 @@ def parse(text: str) -> MixerConfig:
     for item in rest.split(",") if colon else ():
         key, equals, value = item.partition("=")
         if not equals or not key or not value:
-            raise SpecError(f"{name}: {item!r} in {text!r} is not option=value")
+            what = f"{one_line(item)!r} in {one_line(text)!r}"
+            raise SpecError(f"{name}: {what} is not option=value", item or text)
         if key in options:
-            raise SpecError(f"{name}: option {key!r} is given twice in {text!r}")
+            what = f"option {one_line(key)!r} is given twice in {one_line(text)!r}"
+            raise SpecError(f"{name}: {what}", item)
         options[key] = value
     return make_config(name, **options)
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from attention.registry import SpecError, read_size
+from attention.options import SpecError, read_size
 from attention.table import FORMATS
 
 AGREED, DIFFER, BAD_REQUEST = 0, 1, 2

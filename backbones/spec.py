@@ -7,21 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attention.registry import (
-    MixerConfig,
+from attention.options import (
     SpecError,
     choice,
     nearest,
+    one_line,
     option,
-    parse,
     read_count,
     read_fields,
     read_flag,
     read_number,
     read_size,
     read_text,
-    write,
-)  # fmt: skip
+)
+from attention.registry import MixerConfig, parse
 
 
 def _read_classes(value: Any) -> int:
@@ -47,11 +46,21 @@ def _read_ratio(value: Any) -> float:
     return ratio
 
 
+LONGEST_PATTERN, DEEPEST_STAGE, MOST_STAGES = 64, 1024, 5
+
+
+def _read_depth(value: Any) -> int:
+    depth = read_count(value)
+    if depth > DEEPEST_STAGE:
+        raise ValueError(f"a whole number from 1 to {DEEPEST_STAGE}")
+    return depth
+
+
 def read_pattern(value: Any) -> tuple[MixerConfig, ...]:
     """``"window+axial"``, or a list of notations or configs: the mixers that blocks cycle over."""
     parts = value.split("+") if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)) or not parts:
-        raise ValueError("mixers such as 'window:size=7+axial'")
+    if not isinstance(parts, (list, tuple)) or not 1 <= len(parts) <= LONGEST_PATTERN:
+        raise ValueError(f"1 to {LONGEST_PATTERN} mixers such as 'window:size=7+axial'")
     for part in parts:
         if not isinstance(part, (str, MixerConfig)):
             raise ValueError("mixers such as 'window:size=7+axial'")
@@ -63,7 +72,7 @@ class StageSpec:
     """`depth` blocks of one width on one map; block i has mixer i modulo the pattern's length."""
 
     dim: int = option(96, read_count, "channels")
-    depth: int = option(2, read_count, "blocks")
+    depth: int = option(2, _read_depth, "blocks")
     heads: int = option(3, read_count, "heads of every mixer")
     mixers: tuple[MixerConfig, ...] = option((), read_pattern, "pattern that blocks cycle over")
     mlp_ratio: float = option(4.0, _read_ratio, "hidden channels of the MLP, in widths")
@@ -135,7 +144,7 @@ class BackboneSpec:
 
     def __post_init__(self) -> None:
         read_fields(self, "a backbone")
-        if not 2 <= len(self.stages) <= 5:
+        if not 2 <= len(self.stages) <= MOST_STAGES:
             found = f"{len(self.stages)} stages; a backbone has 2 to 5"
             raise SpecError(f"{one_line(self.name)}: {found}")
         if any(not stage.mixers for stage in self.stages):
@@ -176,12 +185,6 @@ def _plain(spec: Any) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-def one_line(text: str) -> str:
-    """Text of the user's as part of an error: short, and without control characters."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:81])
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def fields_of(cls: type) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
 
@@ -195,7 +198,7 @@ def _make(cls: Any, data: Any, place: str) -> Any:
     try:
         return cls(**data)
     except SpecError as error:
-        raise SpecError(f"{place}: {error}") from None
+        raise SpecError(f"{place}: {error}", error.token) from None
 
 
 def from_dict(data: Mapping[str, Any]) -> BackboneSpec:
@@ -226,12 +229,9 @@ def edit_stage(spec: BackboneSpec, number: int, place: str, **fields: Any) -> Ba
     """A copy with fields of stage `number` (from 1) replaced."""
     if not 1 <= number <= len(spec.stages):
         known = f"{one_line(spec.name)} has 1 to {len(spec.stages)}"
-        raise SpecError(f"{place}: no stage {number}; {known}")
+        raise SpecError(f"{place}: no stage {number}; {known}", str(number))
     stages = list(spec.stages)
     kept = {name: getattr(stages[number - 1], name) for name in fields_of(StageSpec)}
     stages[number - 1] = _make(StageSpec, {**kept, **fields}, f"{place}: stage {number}")
     return replace(spec, stages=tuple(stages))
 
-
-def describe(stage: StageSpec) -> str:
-    return f"{stage.pattern()} dim={stage.dim} depth={stage.depth} heads={write(stage.heads)}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attention.registry import SpecError, nearest
+from attention.options import SpecError, nearest, one_line
 from backbones.spec import BackboneSpec, StageSpec, read_pattern
 
 SWIN = "Swin Transformer, Liu et al. 2021, arXiv 2103.14030; configs/swin of its repository"
@@ -192,9 +192,17 @@ def names() -> tuple[str, ...]:
     return tuple(_rows)
 
 
-def get(name: str) -> Variant:
-    """The row of a variant or an alias.  Raises SpecError."""
+def known(name: str) -> bool:
+    return name in _rows or name in ALIASES
+
+
+def get(name: str, also: Sequence[str] = ()) -> Variant:
+    """The row of a variant or an alias; `also`: names that an error may suggest.
+
+    Raises SpecError.
+    """
     key = ALIASES.get(name, name)
     if key not in _rows:
-        raise SpecError(f"no backbone is called {name!r}{nearest(name, (*_rows, *ALIASES))}")
+        hint = nearest(name, (*_rows, *ALIASES, *also))
+        raise SpecError(f"no backbone is called {one_line(name)!r}{hint}", name)
     return _rows[key]

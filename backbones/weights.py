@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from attention.registry import nearest
+from attention.options import nearest
 from backbones.rules import SOURCES, Change
 
 

@@ -16,7 +16,7 @@ import analysis
 import backbones
 from analysis import counters, flops, peers
 from analysis.counting import Budget
-from attention.registry import SpecError
+from attention.options import SpecError
 from backbones import variants
 
 GIGANTIC = {  # the published shape of SwinV2-G: 3 billion parameters

@@ -1,6 +1,7 @@
 """Names, options and their errors: what is written is what is built, or one line says why not."""
 
 import dataclasses
+import importlib
 import random
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from hypothesis import strategies as st
 from strategies import BUILT_IN, Case, draw_config, randomise
 
 import attention
-from attention import registry
+from attention import options, registry
 
 
 @pytest.fixture
 def scratch(monkeypatch):
-    """A registry that forgets what a test adds."""
+    """A registry that forgets what a test adds, and nothing else."""
+    for name in BUILT_IN:
+        importlib.import_module(f"attention.{name}")  # a class registers once a process
     for table in ("_configs", "_classes", "_sources"):
         monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
 
@@ -235,7 +238,7 @@ def test_a_plug_in_is_a_mixer_like_any_other(scratch):
         size: tuple = (3, 3)
         keep: bool = False
         gain: float = 1.0
-        mode: str = attention.option("row", registry.choice("row", "all"), "what is averaged")
+        mode: str = attention.option("row", options.choice("row", "all"), "what is averaged")
 
     @attention.register("mean", config=MeanConfig)
     class MeanMixer(attention.TokenMixer):
@@ -266,7 +269,7 @@ def test_a_plug_in_may_extend_a_built_in(scratch):
 
     @dataclass(frozen=True, kw_only=True)
     class BigConfig(WindowConfig):
-        size: tuple[int, int] = attention.option((14, 14), registry.read_size, "side")
+        size: tuple[int, int] = attention.option((14, 14), options.read_size, "side")
 
     @attention.register("big", config=BigConfig)
     class BigMixer(WindowMixer):

@@ -255,7 +255,7 @@ def refused(what) -> str:
         ("swin_t/1=window/1.mixers=full", ["'1.mixers=full'", "earlier"]),
         ("swin_t/norm=post", ["norm='post'", "pre, res_post", "did you mean 'res_post'"]),
         ("swin_t/nrom=pre", ["'nrom'", "did you mean 'norm'", "img_size"]),
-        ("swin_t/stages=3", ["'stages'"]),
+        ("swin_t/stages=6", ["stages='6'", "from 2 to 5", "at column 8"]),
         ("swin_t/name=x", ["'name'"]),
         ("swin_t/drop_path=1", ["drop_path='1'", "below 1"]),
         ("swin_t/num_classes=-1", ["num_classes='-1'", "0 or"]),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import backbones
-from attention.registry import nearest
+from attention.options import nearest
 from backbones import variants
 from backbones.spec import SpecError
 from backbones.variants import ALIASES, Variant

@@ -1,0 +1,185 @@
+"""Backbones side by side: ours, hybrids, timm's, torchvision's, your own, at any sizes.
+
+Parameters, MACs and activations are counted; published accuracies carry their source.  Column
+names are those of timm's result files, so that the table joins with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from analysis import published
+from attention import table, terminal
+from attention.options import SpecError, nearest
+
+if TYPE_CHECKING:
+    from analysis.counting import Report
+    from analysis.peers import Subject
+
+EPILOG = """examples:
+  python -m analysis.compare --backbone swin_t cswin_t pale_t "swin_t/3=pale"
+  python -m analysis.compare --backbone swin_t timm:swinv2_tiny_window8_256 --img-size 224 256
+  python -m analysis.compare --backbone swin_t swin_s swin_b --sort -top1 --format html --out t.html
+
+exit code: 0 every row was counted and agrees, 1 a row failed or differs, 2 a bad request"""
+
+COLUMNS = {
+    "model": "name", "library": "whose", "infer_img_size": "pixels",
+    "param_count": "parameters, millions", "infer_gmacs": "MACs, billions",
+    "gflops": "FLOPs = 2 x MACs, billions", "infer_macts": "outputs of products, millions",
+    "attention_%": "share of the MACs in the mixers", "padding_%": "share of the MACs on pads",
+    "top1": "published ImageNet-1K top-1 at this size", "miou": "published ADE20K, UPerNet",
+    "box_ap": "published COCO, Mask R-CNN", "mask_ap": "published COCO, Mask R-CNN",
+    "source": "of the published figures", "agree": "the counts agree",
+    "note": "why a row failed, or what is missing", "params": "exact", "macs": "exact",
+}  # fmt: skip
+EXACT = ("params", "macs")  # in csv and JSON, or asked for
+
+
+def build_parser() -> argparse.ArgumentParser:
+    columns = "\n".join(f"  {name:16}{meaning}" for name, meaning in COLUMNS.items())
+    parser = terminal.parser("analysis.compare", __doc__, f"columns:\n{columns}\n\n{EPILOG}")
+    add = parser.add_argument
+    add(
+        "--backbone", nargs="+", action="extend", required=True, metavar="NAME",
+        help="as in analysis.flops; repeatable",
+    )  # fmt: skip
+    add(
+        "--img-size", nargs="+", type=terminal.image_size, metavar="SIZE",
+        help="pixels, 224 or 512x1024; several make a row each; default: each model's own",
+    )  # fmt: skip
+    add("--sort", metavar="COLUMN", help="ascending, or descending with a minus: --sort -top1")
+    add("--columns", metavar="A,B,...", help="only these, in this order")
+    add(
+        "--trace", action="store_true",
+        help="count ours with fvcore too (a real forward each), not by formula and torch alone",
+    )  # fmt: skip
+    terminal.add_output(parser, table.REPORT_FORMATS)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(_keep_minus(argv))
+    terminal.load_plugins(args.plugin)
+    columns = _columns(args.columns)
+    sort = _sort(args.sort)
+    from analysis import peers
+
+    subjects = [peers.find(name) for name in args.backbone]
+    jobs = [(s, size) for s in subjects for size in args.img_size or [s.img_size]]
+    from tqdm import tqdm
+
+    progress = tqdm(jobs, disable=None, leave=False, unit="row")
+    rows = [row_of(subject, size, trace=args.trace) for subject, size in progress]
+    failed = not all(row["agree"] for row in rows)
+    if sort:
+        rows = sort(rows)
+    style = terminal.chosen_format(args)
+    if columns is None:
+        columns = [c for c in COLUMNS if style in ("csv", "json") or c not in EXACT]
+    chosen = [{c: row.get(c) for c in columns} for row in rows]
+    from analysis.counting import CONVENTION
+
+    title = "Backbones compared: " + " ".join(args.backbone)
+    terminal.emit(table.render(chosen, style, title=title, note=CONVENTION), args.out)
+    return terminal.DIFFER if failed else terminal.AGREED
+
+
+def _keep_minus(argv: list[str] | None) -> list[str]:
+    """``--sort -top1`` as argparse can read it."""
+    import sys
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    for i in range(len(words) - 1):
+        if words[i] == "--sort" and words[i + 1].lstrip("-") in COLUMNS:
+            return [*words[:i], f"--sort={words[i + 1]}", *words[i + 2 :]]
+    return words
+
+
+def _columns(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    chosen = text.split(",")
+    for name in chosen:
+        if name not in COLUMNS:
+            raise SpecError(f"--columns: no column {name!r}{nearest(name, COLUMNS)}")
+    return chosen
+
+
+def _sort(text: str | None) -> Callable[[list[table.Row]], list[table.Row]] | None:
+    """Rows without a value stay last, in either direction."""
+    if text is None:
+        return None
+    name = text.removeprefix("-")
+    if name not in COLUMNS:
+        raise SpecError(f"--sort: no column {name!r}{nearest(name, COLUMNS)}")
+
+    def sort(rows: list[table.Row]) -> list[table.Row]:
+        known = [row for row in rows if row.get(name) not in (None, "")]
+        rest = [row for row in rows if row.get(name) in (None, "")]
+        return sorted(known, key=lambda row: row[name], reverse=text.startswith("-")) + rest
+
+    return sort
+
+
+def row_of(subject: Subject, img_size: tuple[int, int], *, trace: bool = False) -> dict[str, Any]:
+    """One row; a model that fails keeps its row, with the reason as note."""
+    from analysis.counting import count
+
+    h, w = img_size
+    library, _, bare = subject.name.rpartition(":") if subject.foreign else ("transom", "", "")
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row |= {
+        "model": bare or subject.name, "library": library,
+        "infer_img_size": h if h == w else f"{h}x{w}",
+    }  # fmt: skip
+    try:
+        model = subject.make(img_size)
+        report = count(model, img_size, name=subject.name, trace=trace or subject.foreign)
+    except Exception as error:  # whatever a foreign model raises is the reason of its row
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return {**row, "agree": False, "note": f"failed: {reason}"}
+    row |= _counts(report)
+    if not subject.foreign:
+        row |= _published(subject, img_size)
+    return row
+
+
+def _counts(report: Report) -> dict[str, Any]:
+    total, macs = report.stages[-1], max(report.macs, 1)
+    attention = None
+    if report.macs_formula is not None:
+        attention = sum(total[c] for c in ("projection", "mixing", "position"))
+    return {
+        "param_count": report.params / 1e6, "infer_gmacs": report.macs / 1e9,
+        "gflops": report.flops / 1e9, "infer_macts": report.activations / 1e6,
+        "attention_%": None if attention is None else 100 * attention / macs,
+        "padding_%": None if report.padding_macs is None else 100 * report.padding_macs / macs,
+        "agree": report.agree, "note": report.note if report.agree else report.trust,
+        "params": report.params, "macs": report.macs,
+    }  # fmt: skip
+
+
+def _published(subject: Subject, img_size: tuple[int, int]) -> dict[str, Any]:
+    """What the authors report for exactly this variant, and where; top-1 only at its own size."""
+    found: dict[str, Any] = {}
+    sources = []
+    wanted = {"coco": ("box_ap", "mask_ap"), "ade20k": ("miou_ss",)}
+    if img_size == subject.img_size:
+        wanted["imagenet"] = ("top1",)
+    for task, columns in wanted.items():
+        entry = published.best(subject.name, task)
+        if entry is None:
+            continue
+        found |= {c.removesuffix("_ss"): entry[c] for c in columns}
+        label = f"{task}: {entry['source']}, {entry['pretrain']}"
+        if entry["second_hand"] == "all" and "second hand" not in label:
+            label += ", second hand"
+        sources.append(label)
+    return {**found, "source": "; ".join(sources) or None}
+
+
+if __name__ == "__main__":
+    terminal.run(main)

@@ -1,0 +1,151 @@
+"""Options of frozen specs: how each is read, written, and refused in one line.
+
+Plain Python: a misspelt name is answered before torch is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+class SpecError(ValueError):
+    """A request that cannot be built: one line with the place, the value and the way out.
+
+    token: the text that is wrong, as it was written, where it is known.
+    """
+
+    def __init__(self, message: str, token: str = "") -> None:
+        super().__init__(message)
+        self.token = token
+
+
+LONGEST_WORD = 64  # no name is longer, and comparing longer ones takes long
+
+
+def one_line(text: str) -> str:
+    """Text of the user's as part of an error: short, and without control characters."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:81])
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """``; did you mean 'x'? (a, b, c)``: the tail of every error about an unknown name."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(word[:LONGEST_WORD], allowed, n=1, cutoff=0.6)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"{hint} (one of: {', '.join(allowed)})"
+
+
+LARGEST = 2**16  # no side, width or depth beyond this is a model; a typo is
+
+
+def read_count(value: Any) -> int:
+    """A whole number from 1 to 65536, from an int or its digits."""
+    digits = isinstance(value, str) and value.isdecimal() and len(value) < 20
+    number = int(value) if digits else value
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= LARGEST:
+        raise ValueError(f"a whole number from 1 to {LARGEST}")
+    return number
+
+
+def read_size(value: Any) -> tuple[int, int]:
+    """``7``, ``"7"``, ``"7x14"`` or ``(7, 14)``, height first, as ``(height, width)``."""
+    parts = value.split("x") if isinstance(value, str) else value
+    if isinstance(parts, int):
+        parts = [parts]
+    if isinstance(parts, (list, tuple)) and 1 <= len(parts) <= 2:
+        try:
+            return read_count(parts[0]), read_count(parts[-1])
+        except ValueError:
+            pass
+    raise ValueError(f"7 or 7x14, height first, each from 1 to {LARGEST}")
+
+
+def read_flag(value: Any) -> bool:
+    known = {"true": True, "false": False}
+    if isinstance(value, str) and value.lower() in known:
+        return known[value.lower()]
+    if isinstance(value, bool):
+        return value
+    raise ValueError("true or false")
+
+
+def read_number(value: Any) -> float:
+    """A finite number, from a number or its text."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError("a finite number")
+    return number
+
+
+def read_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("text")
+    return value
+
+
+def choice(*allowed: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value in allowed:
+            return str(value)
+        close = difflib.get_close_matches(str(value)[:LONGEST_WORD], allowed, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"one of {', '.join(allowed)}{hint}")
+
+    read.allowed = allowed  # type: ignore[attr-defined]  # for listings
+    return read
+
+
+def optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def read_optional(value: Any) -> Any:
+        return None if value is None or value == "none" else read(value)
+
+    return read_optional
+
+
+def option(default: Any, read: Callable[[Any], Any], doc: str) -> Any:
+    """A dataclass field that knows how to read its value and what it means."""
+    return dataclasses.field(default=default, metadata={"read": read, "doc": doc})
+
+
+_READERS: dict[type, Callable[[Any], Any]] = {
+    bool: read_flag, int: read_count, float: read_number, str: read_text, tuple: read_size,
+}  # fmt: skip
+
+
+def read_fields(instance: Any, place: str) -> None:
+    """Reads every field of a frozen dataclass in place, so that equal values are equal text.
+
+    A field without a reader of its own is read by the type of its default.
+    """
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        read = field.metadata.get("read") or _READERS.get(type(field.default))
+        if read is None:
+            continue
+        try:
+            object.__setattr__(instance, field.name, read(value))
+        except SpecError:
+            raise  # a nested spec has said already what is wrong with it
+        except ValueError as error:
+            shown = repr(value[:60] if isinstance(value, str) else value)
+            shown = shown if len(shown) <= 60 else shown[:57] + "..."
+            token = value if isinstance(value, str) else ""
+            raise SpecError(f"{place}: {field.name}={shown}: expected {error}", token) from None
+
+
+def write(value: Any) -> str:
+    """The text that reads back as this value."""
+    if isinstance(value, tuple):
+        return str(value[0]) if value[0] == value[-1] else "x".join(map(str, value))
+    if isinstance(value, float):
+        text = f"{value:g}" if float(f"{value:g}") == value else repr(value)
+        return text.replace("e+", "e")  # a + parts the mixers of a pattern
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

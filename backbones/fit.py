@@ -1,0 +1,190 @@
+"""The spec of a budget: scales a backbone's widths or depths to given MACs or parameters.
+
+Widths grow at a fixed head dimension, by whole heads; depths by whole blocks.  All stages grow by
+one factor, then single ones by a step.  The nearest spec is printed with its remaining error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from attention import table, terminal
+from attention.options import SpecError, one_line
+from backbones.notation import parse
+from backbones.spec import BackboneSpec, StageSpec
+from backbones.writing import to_notation
+
+EPILOG = """examples:
+  python -m backbones.fit pale_t --macs 4.5G
+  python -m backbones.fit "swin_t/3=pale" --params 28M --by depth
+
+exit code: 0 within 1% of the budget, 1 further away, 2 the request cannot be answered"""
+
+TOLERANCE = 0.01
+LARGEST_FACTOR = 16.0
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def amount(text: str) -> int:
+    """``4.5G``, ``28M`` or a whole number."""
+    digits = text.rstrip("KMGT")
+    try:
+        value = float(digits) * _UNITS[text[len(digits) :]]
+    except (ValueError, KeyError):
+        value = math.nan
+    if not (math.isfinite(value) and value >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an amount such as 4.5G or 28M")
+    return round(value)
+
+
+def counts_of(spec: BackboneSpec, by: str) -> list[int]:
+    """What is scaled: heads or blocks of every stage."""
+    return [stage.depth if by == "depth" else stage.heads for stage in spec.stages]
+
+
+def with_counts(spec: BackboneSpec, by: str, counts: Sequence[int]) -> BackboneSpec | None:
+    """The spec with these heads (and the widths that keep the head dimensions) or these depths;
+    None where it cannot be built."""
+    try:
+        stages = [
+            replace(stage, depth=n)
+            if by == "depth"
+            else replace(stage, heads=n, dim=n * (stage.dim // stage.heads))
+            for stage, n in zip(spec.stages, counts, strict=True)
+        ]
+        return replace(spec, stages=tuple(stages))
+    except SpecError:
+        return None
+
+
+def step_of(stage: StageSpec, by: str) -> int:
+    """What can be added at a time: a block, a head, or two heads where two branches share them."""
+    if by == "width":
+        try:
+            for mixer in stage.mixers:
+                mixer.check(stage.dim // stage.heads, 1)
+        except SpecError:
+            return 2
+    return 1
+
+
+def uniform(spec: BackboneSpec, by: str) -> list[tuple[int, ...]]:
+    """The counts of every factor, in growing order: all stages by the same one, then rounded."""
+    counts, steps = counts_of(spec, by), [step_of(stage, by) for stage in spec.stages]
+    edges = {  # factors at which some stage's rounding changes
+        step * (k + 0.5) / count
+        for count, step in zip(counts, steps, strict=True)
+        for k in range(int(LARGEST_FACTOR * count / step) + 1)
+    }
+    found = [
+        tuple(
+            max(step, step * math.floor(count * factor / step + 0.5))
+            for count, step in zip(counts, steps, strict=True)
+        )
+        for factor in (0.0, *(edge * (1 + 1e-9) for edge in sorted(edges)))
+    ]
+    return list(dict.fromkeys(found))
+
+
+def fit(
+    spec: BackboneSpec, *, macs: int | None = None, params: int | None = None, by: str = "width"
+) -> tuple[BackboneSpec, int]:
+    """(nearest spec, its MACs or parameters) for one of the two budgets.
+
+    All stages by one factor: the cost grows with it, so the nearest is where it crosses the
+    budget.  There, one or two stages may be a little larger or smaller; of what is within 1%,
+    the spec that keeps the proportions best is taken, else the nearest.
+    Raises SpecError when no budget or two are given, or nothing can be built.
+    """
+    from backbones.sizes import stage_sizes
+
+    if (macs is None) == (params is None):
+        raise SpecError("give one budget: macs or params")
+    target, what = (macs, "macs") if macs is not None else (params, "params")
+    assert target is not None
+
+    parts: dict[tuple[int, ...], int] = {}  # a stage depends on itself and the one before
+
+    @functools.cache
+    def size(counts: tuple[int, ...]) -> float:
+        chain = (0, *counts, 0)
+        keys = [(i, *chain[i : i + 2]) for i in range(len(counts) + 1)]
+        if any(key not in parts for key in keys):
+            candidate = with_counts(spec, by, counts)
+            if candidate is None:
+                return math.inf
+            parts.update(zip(keys, (getattr(s, what) for s in stage_sizes(candidate)), strict=True))
+        return sum(parts[key] for key in keys)
+
+    def error(counts: tuple[int, ...]) -> float:
+        return abs(size(counts) - target)
+
+    ladder = uniform(spec, by)
+    low, high = 0, len(ladder) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if size(ladder[middle]) > target else (middle, high)
+    original = counts_of(spec, by)
+
+    def rank(counts: tuple[int, ...]) -> tuple[bool, float, float]:
+        """Within the tolerance the shape counts, beyond it the distance."""
+        logs = [math.log(c / o) for c, o in zip(counts, original, strict=True)]
+        far = error(counts) > TOLERANCE * target
+        bent = max(logs) - min(logs)
+        return far, error(counts) if far else bent, bent if far else error(counts)
+
+    starts = ladder[low], ladder[high]
+    best = min((c for start in starts for c in _around(spec, by, start)), key=rank)
+    found = with_counts(spec, by, best)
+    if found is None:
+        raise SpecError(f"{one_line(spec.name)}: no {by} can be built near this budget")
+    return found, int(size(best))
+
+
+def _around(spec: BackboneSpec, by: str, counts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The counts, and those with one or two stages larger or smaller by a quarter at most, or by
+    the one step that a small stage has."""
+    steps = [step_of(stage, by) for stage in spec.stages]
+    reach = [max(1, c // (4 * s)) for c, s in zip(counts, steps, strict=True)]
+    for moves in itertools.product(*(range(-r, r + 1) for r in reach)):
+        if sum(move != 0 for move in moves) <= 2:
+            moved = [c + m * s for c, m, s in zip(counts, moves, steps, strict=True)]
+            yield tuple(max(c, s) for c, s in zip(moved, steps, strict=True))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = terminal.parser("backbones.fit", __doc__, EPILOG)
+    parser.add_argument("spec", help="a notation, a variant, an alias or a .toml file")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--macs", type=amount, metavar="AMOUNT", help="such as 4.5G, at --img-size")
+    budget.add_argument("--params", type=amount, metavar="AMOUNT", help="such as 28M")
+    parser.add_argument("--by", choices=("width", "depth"), default="width", help="default: width")
+    parser.add_argument("--img-size", type=terminal.image_size, metavar="SIZE", help="default: own")
+    terminal.add_output(parser)
+    args = parser.parse_args(argv)
+    terminal.load_plugins(args.plugin)
+    spec = parse(args.spec)
+    if args.img_size:
+        spec = replace(spec, img_size=args.img_size)
+    found, value = fit(spec, macs=args.macs, params=args.params, by=args.by)
+    target = args.macs or args.params
+    error = (value - target) / target
+    row = {
+        "backbone": to_notation(found), "by": args.by,
+        "budget": f"{'macs' if args.macs else 'params'}={target}", "found": value,
+        "error_%": 100 * error,
+        "dims": " ".join(str(stage.dim) for stage in found.stages),
+        "heads": " ".join(str(stage.heads) for stage in found.stages),
+        "depths": " ".join(str(stage.depth) for stage in found.stages),
+    }  # fmt: skip
+    terminal.emit(table.render([row], terminal.chosen_format(args)), args.out)
+    return terminal.AGREED if abs(error) <= TOLERANCE else terminal.DIFFER
+
+
+if __name__ == "__main__":
+    terminal.run(main)

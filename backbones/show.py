@@ -1,0 +1,80 @@
+"""A backbone drawn to scale: its stages, widths, depths, heads and mixers; or as TOML or JSON."""
+
+from __future__ import annotations
+
+from attention import table, terminal
+from attention.options import SpecError
+from backbones import aliases, variants
+from backbones.notation import parse
+from backbones.spec import BackboneSpec
+from backbones.writing import to_toml
+
+EPILOG = """examples:
+  python -m backbones.show "swin_t/3=pale:size=7+window"
+  python -m backbones.show "swin_t/3=pale" --format toml --out hybrid.toml
+  python -m backbones.show "swin_t/3=pale" --save mine    then: --backbone mine
+
+exit code: 0, or 2 when the request cannot be answered"""
+
+WIDEST = 40  # characters of the widest stage
+
+
+def strip(spec: BackboneSpec, img_size: tuple[int, int]) -> str:
+    """A line per stage, as wide as its channels; a letter per block, one for each mixer."""
+    from backbones.sizes import stage_sizes, total
+
+    sizes = stage_sizes(spec, img_size)
+    whole = total(sizes)
+    configs = list(dict.fromkeys(c for stage in spec.stages for c, _ in stage.blocks()))
+    letters = {config: _letter(i) for i, config in enumerate(configs)}
+    widest = max(stage.dim for stage in spec.stages)
+    h, w = img_size
+    lines = [
+        f"{spec.name} at {h}x{w}: {whole.params:,} parameters, {whole.macs:,} MACs",
+        f"{spec.stem} stem /{spec.patch_size}, {spec.downsample} downsampling, {spec.norm} norm, "
+        f"{spec.position} position",
+        "",
+    ]
+    for i, (stage, (rows, cols)) in enumerate(zip(spec.stages, spec.grids(img_size), strict=True)):
+        bar = "=" * max(1, round(WIDEST * stage.dim / widest))
+        blocks = "".join(letters[config] for config, _ in stage.blocks())
+        share = sizes[i].macs / whole.macs
+        lines.append(
+            f"stage {i + 1}  {f'{rows}x{cols}':>9}  {bar:<{WIDEST}}  {stage.dim:>5} channels  "
+            f"{stage.heads:>3} heads  {share:>4.0%} of MACs  blocks {blocks}"
+        )
+    return "\n".join([*lines, "", *(f"{letters[c]} = {c}" for c in configs)])
+
+
+def _letter(i: int) -> str:
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    return letters[i] if i < len(letters) else f"({i})"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = terminal.parser("backbones.show", __doc__, EPILOG)
+    parser.add_argument("spec", help="a notation, a variant, an alias or a .toml file")
+    parser.add_argument("--img-size", type=terminal.image_size, metavar="SIZE", help="default: own")
+    parser.add_argument("--save", metavar="NAME", help="keep it as an alias in ./transom.toml")
+    terminal.add_output(parser, ("strip", "toml", "json"))
+    args = parser.parse_args(argv)
+    terminal.load_plugins(args.plugin)
+    spec = parse(args.spec)
+    size = args.img_size or spec.img_size
+    if args.save:
+        if variants.known(args.save):
+            raise SpecError(f"--save {args.save}: a variant has this name")
+        aliases.save(args.save, args.spec)
+    spec = spec.resolve(size)
+    endings = {".toml": "toml", ".json": "json"}
+    style = args.format or (endings.get(args.out.suffix, "strip") if args.out else "strip")
+    if style == "toml":
+        text = to_toml(spec).rstrip()
+    else:
+        text = table.as_json(spec.to_dict()) if style == "json" else strip(spec, size)
+    terminal.emit(text, args.out)
+    return terminal.AGREED
+
+
+if __name__ == "__main__":
+    terminal.run(main)

@@ -1,0 +1,51 @@
+"""Specs as text: the shortest notation, or TOML.  `notation.parse` reads both back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from attention.options import write
+from backbones import variants
+from backbones.notation import parse
+from backbones.spec import BackboneSpec, StageSpec, fields_of
+
+
+def to_notation(spec: BackboneSpec) -> str:
+    """The shortest notation over all variants.  Reading it gives an equal spec, whose name is
+    the notation itself."""
+    found = min((_from(base, spec) for base in variants.names()), key=len)
+    return found
+
+
+def _from(name: str, spec: BackboneSpec) -> str:
+    base = variants.get(name).spec
+    edits = [name]
+    for field in fields_of(BackboneSpec):
+        if field not in ("name", "stages") and getattr(spec, field) != getattr(base, field):
+            edits.append(f"{field}={write(getattr(spec, field))}")
+    if len(spec.stages) != len(base.stages):
+        edits.append(f"stages={len(spec.stages)}")
+        base = parse(f"{name}/stages={len(spec.stages)}")
+    for i, (stage, old) in enumerate(zip(spec.stages, base.stages, strict=True), start=1):
+        if stage.mixers != old.mixers:
+            edits.append(f"{i}={stage.pattern()}")
+        for field in fields_of(StageSpec):
+            if field != "mixers" and getattr(stage, field) != getattr(old, field):
+                edits.append(f"{i}.{field}={write(getattr(stage, field))}")
+    return "/".join(edits)
+
+
+def to_toml(spec: BackboneSpec) -> str:
+    """A .toml file that reads back to an equal spec, name included."""
+    data = spec.to_dict()
+    stages = data.pop("stages")
+    lines = [f"{key} = {_value(value)}" for key, value in data.items()]
+    for stage in stages:
+        lines += ["", "[[stages]]", *(f"{key} = {_value(value)}" for key, value in stage.items())]
+    return "\n".join([*lines, ""])
+
+
+def _value(value: Any) -> str:
+    """TOML's text and lists are JSON's, but for DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
