@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from analysis import published
 from attention import table, terminal
 from attention.options import SpecError, nearest
+from backbones import variants
 
 if TYPE_CHECKING:
     from analysis.counting import Report
@@ -162,23 +163,26 @@ def _counts(report: Report) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_TAKEN = {"imagenet": ("top1",), "ade20k": ("miou_ss",), "coco": ("box_ap", "mask_ap")}
+
+
 def _published(subject: Subject, img_size: tuple[int, int]) -> dict[str, Any]:
     """What the authors report for exactly this variant, and where; top-1 only at its own size."""
+    name = variants.ALIASES.get(subject.name, subject.name)
     found: dict[str, Any] = {}
-    sources = []
-    wanted = {"coco": ("box_ap", "mask_ap"), "ade20k": ("miou_ss",)}
-    if img_size == subject.img_size:
-        wanted["imagenet"] = ("top1",)
-    for task, columns in wanted.items():
-        entry = published.best(subject.name, task)
-        if entry is None:
+    sources: dict[str, list[str]] = {}
+    for task, columns in _TAKEN.items():
+        entry = published.best(name, task)
+        if entry is None or (task == "imagenet" and img_size != subject.img_size):
             continue
-        found |= {c.removesuffix("_ss"): entry[c] for c in columns}
-        label = f"{task}: {entry['source']}, {entry['pretrain']}"
-        if entry["second_hand"] == "all" and "second hand" not in label:
-            label += ", second hand"
-        sources.append(label)
-    return {**found, "source": "; ".join(sources) or None}
+        shown = [column.removesuffix("_ss") for column in columns]
+        found |= {short: entry[column] for short, column in zip(shown, columns, strict=True)}
+        source = ", ".join(filter(None, (entry["source"], entry["pretrain"], entry["schedule"])))
+        sources.setdefault(source, []).extend(shown)
+    if len(sources) == 1:
+        return {**found, "source": next(iter(sources))}
+    lines = (f"{' '.join(columns)}: {source}" for source, columns in sources.items())
+    return {**found, "source": "; ".join(lines) or None}
 
 
 if __name__ == "__main__":

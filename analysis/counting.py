@@ -216,8 +216,6 @@ def _stages(
             "grid": f"{h}x{w}", "dim": stage.dim, "depth": stage.depth, "heads": stage.heads,
             "mixers": stage.pattern(),
         }  # fmt: skip
-    if model.pos_embed is not None:
-        rows[0]["params"] += model.pos_embed.numel()
     rows.append(_row("head", ["norm", "head"], parts, witness, params))
     rows.append(_row("total", [""], parts, witness, params))
     return rows

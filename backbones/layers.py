@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import attention
 from attention.mixer import TokenMixer
@@ -92,14 +93,30 @@ class Merge(nn.Module):
         return h * w * self.reduction.weight.numel()
 
 
-def make_stem(spec: BackboneSpec) -> Resample:
-    p = spec.patch_size
-    kernel = p if spec.stem == "patch" else 2 * p - 1
-    padding = {"patch": 0, "overlap": p // 2, "overlap_same": kernel // 2}[spec.stem]
-    return Resample(
-        spec.in_channels, spec.stages[0].dim, kernel=kernel, stride=p, padding=padding,
-        norm=spec.patch_norm,
-    )  # fmt: skip
+class Stem(Resample):
+    """The strided convolution of a spec, and its absolute positions if it has them: learned on
+    the grid of its image size, interpolated (bicubic) on any other."""
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        p, dim = spec.patch_size, spec.stages[0].dim
+        kernel = p if spec.stem == "patch" else 2 * p - 1
+        padding = {"patch": 0, "overlap": p // 2, "overlap_same": kernel // 2}[spec.stem]
+        super().__init__(
+            spec.in_channels, dim, kernel=kernel, stride=p, padding=padding, norm=spec.patch_norm
+        )
+        self.position: nn.Parameter | None = None
+        if spec.position == "absolute":
+            self.position = nn.Parameter(torch.zeros(1, dim, *spec.grids(spec.img_size)[0]))
+            nn.init.trunc_normal_(self.position, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        if self.position is None:
+            return x
+        position: Tensor = self.position
+        if position.shape[2:] != x.shape[2:]:
+            position = F.interpolate(position, x.shape[2:], mode="bicubic", align_corners=False)
+        return x + position.to(x.dtype)
 
 
 def make_downsample(spec: BackboneSpec, inputs: int, outputs: int) -> Resample | Merge:
@@ -198,10 +215,15 @@ class Stage(nn.Module):
             for (config, index), rate in zip(stage.blocks(), drop_path, strict=True)
         )  # fmt: skip
 
+        self.checkpointing = False  # blocks run again in backward instead of keeping activations
+
     def forward(self, x: Tensor) -> Tensor:
         x = nhwc(self.downsample(x))
         for block in self.blocks:
-            x = block(x)
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
         return nchw(x)
 
     def cost(self, h: int, w: int) -> list[Macs]:

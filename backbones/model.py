@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.layers import Macs, Stage, linear, make_stem, nchw, nhwc
+from backbones.layers import Macs, Stage, Stem, linear, nchw, nhwc
 from backbones.notation import parse
 from backbones.spec import BackboneSpec, edit
 
@@ -26,14 +24,8 @@ class HierarchicalBackbone(nn.Module):
         self.spec = spec = spec.resolve()
         depth = sum(stage.depth for stage in spec.stages)
         rates = [spec.drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.stem = make_stem(spec)
-        self.pos_embed: nn.Parameter | None = None
-        if spec.position == "absolute":
-            self.pos_embed = nn.Parameter(
-                torch.zeros(1, spec.stages[0].dim, *spec.grids(spec.img_size)[0])
-            )
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        self.stages = nn.ModuleList()
+        self.stem = Stem(spec)
+        self.stages = nn.Sequential()
         inputs = None
         for stage in spec.stages:
             own, rates = rates[: stage.depth], rates[stage.depth :]
@@ -45,19 +37,9 @@ class HierarchicalBackbone(nn.Module):
         classes = spec.num_classes
         self.head = linear(dims[-1], classes) if classes else nn.Identity()
 
-    def embed(self, x: Tensor) -> Tensor:
-        """The stem's map, with absolute positions if the spec has them."""
-        x = self.stem(x)
-        if self.pos_embed is None:
-            return x
-        position: Tensor = self.pos_embed
-        if position.shape[2:] != x.shape[2:]:
-            position = F.interpolate(position, x.shape[2:], mode="bicubic", align_corners=False)
-        return x + position.to(x.dtype)
-
     def features(self, x: Tensor) -> list[Tensor]:
         """One NCHW map per stage, finest first; normed when the spec has out_norms."""
-        x, maps = self.embed(x), []
+        x, maps = self.stem(x), []
         for i, stage in enumerate(self.stages):
             x = stage(x)
             maps.append(nchw(self.out_norms[i](nhwc(x))) if self.out_norms is not None else x)
@@ -65,10 +47,12 @@ class HierarchicalBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (b, num_classes), or the pooled features (b, dim) when num_classes is 0."""
-        x = self.embed(x)
-        for stage in self.stages:
-            x = stage(x)
-        return self.head(self.norm(nhwc(x)).mean((1, 2)))
+        return self.head(self.norm(nhwc(self.stages(self.stem(x)))).mean((1, 2)))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in training: activations inside blocks are computed again."""
+        for stage in cast("list[Stage]", self.stages):
+            stage.checkpointing = enable
 
     def cost(self, h: int, w: int) -> list[Macs]:
         """Exact multiply-adds of every part, for one image of h x w pixels."""

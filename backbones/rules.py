@@ -58,7 +58,7 @@ _OURS = r"stages.\1.blocks.\2."
 _COMMON = [
     _rule(r"patch_embed\.proj\.(\w+)", r"stem.conv.\1"),
     _rule(r"patch_embed\.norm\.(\w+)", r"stem.norm.\1"),
-    _rule(r"absolute_pos_embed", "pos_embed", tokens_to_map),
+    _rule(r"absolute_pos_embed", "stem.position", tokens_to_map),
     _rule(_BLOCK + r"(norm[12]\.\w+|mlp\.fc[12]\.\w+)", _OURS + r"\3"),
     _rule(r"norm\.(\w+)", r"norm.\1"),
 ]

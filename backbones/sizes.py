@@ -45,4 +45,4 @@ def _stage(module: str, stages: int) -> int:
     first, *rest = module.split(".")
     if first in ("stages", "out_norms"):
         return int(rest[0])
-    return 0 if first in ("stem", "pos_embed") else stages
+    return 0 if first == "stem" else stages

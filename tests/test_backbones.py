@@ -497,19 +497,19 @@ def test_absolute_position():
     """Added as it is at its own size, interpolated at others; a constant one stays constant."""
     model = create("swin", "position=absolute", "img_size=40x56")
     bare = create("swin", "img_size=40x56")
-    bare.load_state_dict({k: v for k, v in model.state_dict().items() if k != "pos_embed"})
-    assert model.pos_embed.shape == (1, 8, 10, 14)
+    bare.load_state_dict({k: v for k, v in model.state_dict().items() if k != "stem.position"})
+    assert model.stem.position.shape == (1, 8, 10, 14)
     x = images(1, 3, 40, 56)
-    assert torch.equal(model.embed(x), bare.stem(x) + model.pos_embed)
-    assert torch.equal(model.embed(x[..., :53]), bare.stem(x[..., :53]) + model.pos_embed)
+    assert torch.equal(model.stem(x), bare.stem(x) + model.stem.position)
+    assert torch.equal(model.stem(x[..., :53]), bare.stem(x[..., :53]) + model.stem.position)
     assert not torch.equal(model(x), bare(x))
     for size in ((64, 64), (1, 1), (23, 131)):
         x = images(1, 3, *size)
         assert model(x).isfinite().all()
-        assert model.embed(x).shape == bare.stem(x).shape
+        assert model.stem(x).shape == bare.stem(x).shape
         constant = copy.deepcopy(model)
-        constant.pos_embed.fill_(0.5)
-        assert close(constant.embed(x), bare.stem(x) + 0.5, 1e-6)
+        constant.stem.position.fill_(0.5)
+        assert close(constant.stem(x), bare.stem(x) + 0.5, 1e-6)
 
 
 @torch.no_grad()

@@ -373,7 +373,7 @@ def test_equal_counts_of_another_shape_are_refused():
     tiny = {"stages": [{"dim": 4, "heads": 1, "mixers": ["full"]}] * 2, "position": "absolute"}
     model = backbones.create({**tiny, "img_size": 16})
     state = dict(model.state_dict())
-    position = state.pop("pos_embed")
+    position = state.pop("stem.position")
     assert position.shape == (1, 4, 4, 4)
     for wrong in (position.flatten(), torch.zeros(1, 8, 8), torch.zeros(16, 4)):
         message = refused(model, {"absolute_pos_embed": wrong}, "swin")
@@ -387,9 +387,9 @@ def test_positions_are_read_row_by_row():
     theirs = torch.arange(2 * 3 * 3.0).reshape(1, 6, 3)
     with pytest.raises(WeightsError) as info:
         convert(model, {"absolute_pos_embed": theirs}, "swin")
-    assert "nothing for pos_embed" not in str(info.value)
+    assert "nothing for stem.position" not in str(info.value)
     rule = next(r for r in SOURCES["swin"] if r.pattern.fullmatch("absolute_pos_embed"))
-    ours = rule.change(theirs, model.pos_embed.shape)
+    ours = rule.change(theirs, model.stem.position.shape)
     assert torch.equal(ours[0, :, 1, 2], theirs[0, 1 * 3 + 2])
 
 
