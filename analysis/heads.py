@@ -1,4 +1,5 @@
-"""The dense heads that papers put on a backbone, layer by layer, from the layer shapes alone.
+"""The dense heads that papers put on a backbone, layer by layer, from the layer shapes alone; and
+the backbone under them.
 
 What a benchmark's FLOPs count: one image through the heads at inference, with 1000 proposals for
 the box heads and the first 100 of them for the mask heads (mmdetection, `forward_dummy` of its
@@ -8,10 +9,16 @@ COCO (80, and one for the background) and ADE20K (150).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
-from attention.registry import SpecError, nearest
+from attention.options import SpecError, nearest
+from backbones import variants
+
+if TYPE_CHECKING:
+    from backbones.model import HierarchicalBackbone
 
 WIDTH = 256  # channels of the FPN, RPN and RoI heads
 BOXES, MASKS = 1000, 100  # regions of interest
@@ -125,8 +132,7 @@ def upernet(dims: Sequence[int], grids: Sequence[Grid]) -> list[Layer]:
     parameters, but no MACs: it is not run at inference."""
     wide, pixels = PPM_WIDTH, [h * w for h, w in grids]
     layers = [
-        Layer("ppm", f"pool{scale}", 1, dims[-1], wide, scale**2, norm=True)
-        for scale in PPM_SCALES
+        Layer("ppm", f"pool{scale}", 1, dims[-1], wide, scale**2, norm=True) for scale in PPM_SCALES
     ]
     joined = dims[-1] + len(PPM_SCALES) * wide
     layers.append(Layer("ppm", "bottleneck", 3, joined, wide, pixels[-1], norm=True))
@@ -159,3 +165,56 @@ def layers(method: str, dims: Sequence[int], grids: Sequence[Grid]) -> list[Laye
     if not len(dims) == len(grids) == 4:
         raise SpecError(f"{method}: stands on 4 maps, not on {len(dims)} with {len(grids)} grids")
     return METHODS[method](dims, grids)
+
+
+# -- the backbone ----------------------------------------------------------------------------
+
+
+class Norms(NamedTuple):
+    """Elements that norms read in one forward of one image, by kind."""
+
+    layer: int
+    batch: int
+
+
+@lru_cache
+def backbone(name: str, dense: bool) -> HierarchicalBackbone:
+    """A variant on the meta device, without weights.  dense: as a detector has it, with no head,
+    and a norm on each level instead of the last one, in the families that have norms there."""
+    import torch
+
+    from backbones.model import create
+
+    own = variants.get(name).spec
+    with torch.device("meta"):
+        if not dense:
+            return create(own)
+        return create(own, num_classes=0, final_norm=False, out_norms=own.final_norm)
+
+
+def norm_elements(model: HierarchicalBackbone, h: int, w: int) -> Norms:
+    """What the LayerNorm and BatchNorm modules of a backbone on the meta device are given for one
+    image of h x w pixels; with out_norms, on the way to `features`."""
+    import torch
+    from torch import nn
+
+    found: Counter[type] = Counter()
+    kinds = (nn.LayerNorm, nn.BatchNorm2d)
+    hooks = [
+        module.register_forward_hook(
+            lambda module, args, _: found.update({type(module): args[0].numel()})
+        )
+        for module in model.modules()
+        if isinstance(module, kinds)
+    ]
+    image = torch.empty(1, model.spec.in_channels, h, w, device="meta")
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()
+            model.features(image) if model.spec.out_norms else model(image)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return Norms(*(found[kind] for kind in kinds))

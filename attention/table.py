@@ -32,7 +32,7 @@ def number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+        return f"{value:,.0f}" if 9999.5 <= abs(value) < 1e15 else f"{value:,.4g}"
     return str(value)
 
 
@@ -41,12 +41,12 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|`*_[]<>#~"} | {"&": "&amp;"})
+_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|`*[]<>"} | {"&": "&amp;"})
 
 
 def _cell(value: Any, style: str) -> str:
     text = plain(number(value))
-    if style == "md" and isinstance(value, str):
+    if style == "md" and not isinstance(value, (int, float)):
         return text.translate(_MARKDOWN)
     return text
 
@@ -59,33 +59,39 @@ def grid(rows: Sequence[Row], style: str) -> str:
     cells = [[_cell(row.get(c), style) for c in columns] for row in rows]
     align = ["right" if _numeric(rows, c) else "left" for c in columns]
     look = {"md": "github", "latex": "latex_booktabs"}.get(style, "simple")
-    return tabulate(cells, columns, tablefmt=look, colalign=align, disable_numparse=True)
+    heads = [_cell(c, style) for c in columns]
+    return tabulate(cells, heads, tablefmt=look, colalign=align, disable_numparse=True)
 
 
 def _numeric(rows: Sequence[Row], column: str) -> bool:
     return all(isinstance(row.get(column), (int, float, type(None))) for row in rows)
 
 
-_FORMULA = "=+-@\t\r\0"
-
-
 def _neutral(value: Any) -> Any:
     """Text that a spreadsheet would take for a formula, made text; numbers are left alone."""
     if not isinstance(value, str):
         return value
-    start = unicodedata.normalize("NFKC", value).lstrip(" \u00a0")[:1]
-    return "'" + value if value[:1] == "'" or (start and start in _FORMULA) else value
+    read = unicodedata.normalize("NFKC", value)  # as a spreadsheet may: full-width forms too
+    shown = next((c for c in read if c.isprintable() and not c.isspace()), "")
+    risky = value[:1] == "'" or read.lstrip(" ")[:1] in ("\t", "\r", "\0")
+    return "'" + value if risky or shown in ("=", "+", "-", "@") else value
 
 
 def csv(rows: Sequence[Row]) -> str:
-    """Through pandas; whole numbers stay whole beside missing ones."""
+    """Through pandas; whole numbers stay whole beside missing ones.  NUL is left out."""
+    import csv as writer
+
     import pandas as pd
 
     columns = columns_of(rows)
     cells = [[_neutral(row.get(c)) for c in columns] for row in rows]
+    heads = [_neutral(c) for c in columns]
+    texts = [cell for row in (heads, *cells) for cell in row if isinstance(cell, str)]
+    all_text = any("\r" in text for text in texts)  # csv itself quotes \n, but \r not always
     text = pd.DataFrame(cells, dtype=object).to_csv(
-        index=False, header=[_neutral(c) for c in columns], lineterminator="\n"
-    )
+        index=False, header=heads, lineterminator="\n",
+        quoting=writer.QUOTE_NONNUMERIC if all_text else writer.QUOTE_MINIMAL,
+    )  # fmt: skip
     return text.replace("\0", "").rstrip("\n")
 
 
@@ -168,4 +174,4 @@ def render(rows: Sequence[Row], style: str, *, title: str = "", note: str = "") 
     text = grid(rows, style)
     if not note or style == "latex":
         return text + (f"\n% {plain(note)}" if note else "")
-    return f"{text}\n\n{note}"
+    return f"{text}\n\n" + "\n".join(_cell(line, style) for line in note.splitlines())
