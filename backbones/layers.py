@@ -42,11 +42,11 @@ def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
 
 
 def nhwc(x: Tensor) -> Tensor:
-    return rearrange(x, "b c h w -> b h w c")
+    return x.permute(0, 2, 3, 1)
 
 
 def nchw(x: Tensor) -> Tensor:
-    return rearrange(x, "b h w c -> b c h w")
+    return x.permute(0, 3, 1, 2)
 
 
 def pad_to(x: Tensor, multiple: int) -> Tensor:

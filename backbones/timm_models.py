@@ -1,0 +1,247 @@
+"""Every variant as a timm model: ``import backbones.timm_models`` registers them.
+
+    timm.create_model("transom_pale_t", features_only=True)
+    timm.create_model("transom", spec="swin_t/3=pale:size=7")
+
+All names begin with `transom`, so that none replaces timm's.  Maps are NCHW.  There are no
+released weights: pretrained=True is refused by timm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import timm
+import torch.nn.functional as F
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_module,
+)
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from attention.options import SpecError, read_size
+from backbones import variants
+from backbones.layers import Stage, Stem, linear, nchw, nhwc
+from backbones.model import HierarchicalBackbone
+from backbones.notation import parse
+from backbones.spec import edit
+
+for _part in (Stem, Stage):  # symbolic tracing stops at these: padding depends on the size
+    register_notrace_module(_part)
+
+PREFIX = "transom_"
+UNDECAYED = ("table", "logit_scale", "position", "mlp.0.weight", "mlp.0.bias", "mlp.2.weight")
+
+
+class TimmBackbone(HierarchicalBackbone):
+    """A backbone with timm's interface.  spec: any notation.  img_size: what absolute positions
+    and shrunken windows are made for; any other size still runs.
+
+    Raises SpecError for what cannot be built or is not offered.
+    """
+
+    output_fmt = "NCHW"
+
+    def __init__(
+        self,
+        spec: str = "swin_t",
+        *,
+        in_chans: int | None = None,
+        num_classes: int | None = None,
+        img_size: int | Sequence[int] | None = None,
+        drop_path_rate: float = 0.0,
+        global_pool: str = "avg",
+        output_stride: int | None = None,
+    ) -> None:
+        if output_stride not in (None, 32):
+            raise SpecError(
+                f"output_stride={output_stride}: stages keep their strides (4, 8, 16, 32), since "
+                "windows do not dilate; use a decoder without output_stride"
+            )
+        given = {"in_channels": in_chans, "num_classes": num_classes, "img_size": img_size}
+        fields = {key: value for key, value in given.items() if value is not None}
+        resolved = edit(parse(spec), spec, drop_path=drop_path_rate, **fields)
+        if resolved.out_norms:
+            raise SpecError(f"{spec}: out_norms: timm's wrappers read the stages without them")
+        super().__init__(resolved)
+        self._describe_head(self.spec.num_classes, global_pool)
+        self.in_chans = self.spec.in_channels
+        self.feature_info = [
+            {
+                "num_chs": stage.dim,
+                "reduction": self.spec.patch_size * 2**i,
+                "module": f"stages.{i}",
+            }
+            for i, stage in enumerate(self.spec.stages)
+        ]
+
+    def _describe_head(self, num_classes: int, global_pool: str) -> None:
+        if global_pool not in ("avg", ""):
+            raise SpecError(f"global_pool={global_pool!r}: expected 'avg' or ''")
+        self.num_classes, self.global_pool = num_classes, global_pool
+        self.num_features = self.head_hidden_size = self.spec.stages[-1].dim
+
+    # -- forward -------------------------------------------------------------------------
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last map, normed: (b, c, h, w)."""
+        return self._normed(self.stages(self.stem(x)))
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return nchw(self.norm(nhwc(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = x.mean((2, 3)) if self.global_pool else x
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The maps of chosen stages (and the last, normed); as in every timm model."""
+        if output_fmt != "NCHW":
+            raise SpecError(f"output_fmt={output_fmt!r}: maps are NCHW")
+        take, deepest = feature_take_indices(len(self.stages), indices)
+        x, found, last = self.stem(x), [], len(self.stages) - 1
+        for i, stage in enumerate(self.stages):
+            if stop_early and i > deepest:
+                break
+            x = stage(x)
+            if i in take:
+                found.append(self._normed(x) if norm and i == last else x)
+        if intermediates_only:
+            return found
+        return (x if stop_early and deepest < last else self._normed(x)), found
+
+    # -- editing -------------------------------------------------------------------------
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Another head; 0 classes: the pooled vector, or with global_pool='' the map."""
+        pool = self.global_pool if global_pool is None else global_pool
+        if num_classes and not pool:
+            raise SpecError("a head needs pooled features: global_pool='' goes with num_classes=0")
+        self._describe_head(num_classes, pool)
+        like = next(self.parameters())
+        head = linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head = head.to(like.device, like.dtype)
+        self.spec = edit(self.spec, self.spec.name, num_classes=num_classes)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops what the chosen maps do not need."""
+        take, deepest = feature_take_indices(len(self.stages), indices)
+        ends = deepest < len(self.stages) - 1
+        self.stages = self.stages[: deepest + 1]
+        if prune_norm or ends:
+            self.norm = nn.Identity()
+        if prune_head or ends:
+            self.head = nn.Identity()
+            self._describe_head(0, "")
+            self.num_features = self.head_hidden_size = self.feature_info[deepest]["num_chs"]
+        return take
+
+    def set_input_size(
+        self, img_size: int | Sequence[int] | None = None, patch_size: int | None = None
+    ) -> None:
+        """Resamples absolute positions to another image size; everything else takes any size."""
+        if patch_size not in (None, self.spec.patch_size):
+            raise SpecError(f"patch_size={patch_size}: the stem has {self.spec.patch_size}")
+        if img_size is None:
+            return
+        try:
+            size = read_size(img_size)
+        except ValueError as error:
+            raise SpecError(f"img_size={img_size!r}: expected {error}") from None
+        self.spec = edit(self.spec, self.spec.name, img_size=size)
+        if self.stem.position is not None:
+            grid = self.spec.grids(size)[0]
+            moved = F.interpolate(self.stem.position.detach(), grid, mode="bicubic")
+            self.stem.position = nn.Parameter(moved)
+
+    # -- training ------------------------------------------------------------------------
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """For layer-wise learning rates: the stem, then every block."""
+        blocks: Any = r"^stages\.(\d+)"
+        if not coarse:
+            blocks = [
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^norm\.", (99999,)),
+            ]
+        return {"stem": r"^stem", "blocks": blocks}
+
+    def no_weight_decay(self) -> set[str]:
+        """What the authors leave out: bias tables, log-CPB, logit scales, absolute positions.
+        Norms and biases have one axis, which timm leaves out by itself."""
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if name.endswith(UNDECAYED[:3]) or (".bias.mlp." in name and name.endswith(UNDECAYED))
+        }
+
+
+def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    feature_cfg = {
+        "out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "flatten_sequential": True,
+    }  # fmt: skip
+    return build_model_with_cfg(
+        TimmBackbone, variant, pretrained, feature_cfg=feature_cfg, **kwargs
+    )
+
+
+def _cfg(size: tuple[int, int], patch_size: int = 4) -> dict[str, Any]:
+    return {
+        "url": "", "num_classes": 1000, "input_size": (3, *size),
+        "pool_size": tuple(-(-side // (8 * patch_size)) for side in size), "crop_pct": 0.9,
+        "interpolation": "bicubic", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
+        "fixed_input_size": False, "first_conv": "stem.conv", "classifier": "head",
+    }  # fmt: skip
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "transom.untrained": _cfg((224, 224)),
+        **{
+            f"{PREFIX}{name}.untrained": _cfg(variants.get(name).spec.img_size)
+            for name in variants.names()
+        },
+    }
+)
+
+
+def _entry(name: str) -> Callable[..., nn.Module]:
+    def make(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return _create(PREFIX + name, pretrained, spec=name, **kwargs)
+
+    make.__name__ = make.__qualname__ = PREFIX + name
+    make.__doc__ = f"{name}: {variants.get(name).source}."
+    return make
+
+
+@register_model
+def transom(pretrained: bool = False, *, spec: str = "swin_t", **kwargs: Any) -> nn.Module:
+    """Any backbone of the notation: create_model("transom", spec="swin_t/3=pale:size=7")."""
+    return _create("transom", pretrained, spec=spec, **kwargs)
+
+
+for _name in variants.names():
+    register_model(_entry(_name))
+
+__all__ = ["PREFIX", "TimmBackbone", "default_cfgs", "timm", "transom"]
