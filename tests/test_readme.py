@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import torch
 
 import analysis
@@ -28,8 +29,9 @@ def shell(command, cwd=ROOT):
     return subprocess.run(command, shell=True, cwd=cwd, env=env, capture_output=True, text=True)
 
 
-def test_the_output_on_top_is_what_the_command_prints():
-    first, _, rest = block("$ python -m analysis.flops").partition("\n")
+@pytest.mark.parametrize("command", ["analysis.compare", "analysis.flops"])
+def test_the_outputs_are_what_the_commands_print(command):
+    first, _, rest = block(f"$ python -m {command}").partition("\n")
     done = shell(first.removeprefix("$ "))
     assert (done.returncode, done.stdout, done.stderr) == (0, rest, "")
 
@@ -63,17 +65,21 @@ def test_a_mixer_of_your_own_in_forty_lines(tmp_path):
 def test_every_notation_parses():
     for line in block("swin_t      ").splitlines():
         text = line.split()[0]
+        if text.startswith("mine"):
+            continue
         if text.startswith("pale"):
             text = f"swin_t/3={text}"
         assert backbones.parse(text).stages
 
 
 def test_the_toml_file_is_a_backbone(tmp_path):
-    text = block("norm", "toml")
+    text = block("base", "toml")
     (tmp_path / "mine.toml").write_text(text)
     spec = backbones.parse(str(tmp_path / "mine.toml"))
-    assert spec.name == "mine" and [s.depth for s in spec.stages] == [2, 4]
-    assert backbones.from_dict({"name": "mine", **tomllib.loads(text)}) == spec
+    assert spec.name == "mine" and [s.depth for s in spec.stages] == [2, 2, 4, 2]
+    assert backbones.parse({"name": "mine", **tomllib.loads(text)}) == spec
+    same = backbones.parse("swin_t/norm=res_post/3.depth=4/3=pale:size=7+window")
+    assert same.stages == spec.stages and same.norm == spec.norm
 
 
 def test_the_python_snippet_runs():
