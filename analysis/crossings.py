@@ -1,0 +1,97 @@
+"""Where one series of costs overtakes another: between samples, exactly, and by the formulas."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from analysis import formulas
+from analysis.scaling import SQUARE, Number, Row, Series
+from backbones.spec import BackboneSpec
+
+
+def crossing(a: Series, b: Series, over: str, values: Sequence[Number],
+             img_size: tuple[int, int], times: float = 1.0) -> Row:  # fmt: skip
+    """From where on the one that costs more at the last value costs over `times` the other.
+
+    sampled: where the straight lines between the values cross, in log-log.  exact: the smallest
+    resolution (a multiple of the stem's stride) or size from which it does so up to the last
+    value without exception, padding included; not for groups that scale.  tokens: the same by
+    the papers' formulas for two mixers, as a real number, padding left out.  verdict: crosses;
+    always; never; equal.
+    """
+    spent = functools.cache(lambda s, value: s.at(over, value, img_size).spent().total)
+    more, less = (a, b) if spent(a, values[-1]) >= spent(b, values[-1]) else (b, a)
+    found: Row = {"more": more.name, "less": less.name, "times": times, "sampled": None,
+                  "exact": None, "tokens": None}  # fmt: skip
+
+    def above(low: Number, high: Number) -> bool:
+        return bool(spent(more, low) > times * spent(less, high))
+
+    if not above(values[-1], values[-1]):
+        return {**found, "verdict": "never" if times != 1 else "equal"}
+    first = max((i for i, value in enumerate(values) if not above(value, value)), default=None)
+    if first is not None:
+        low, high = values[first : first + 2]
+        gaps = [math.log(spent(more, v) / spent(less, v) / times) for v in (low, high)]
+        found["sampled"] = float(low) * (float(high) / float(low)) ** (
+            gaps[0] / (gaps[0] - gaps[1])
+        )
+    if over in SQUARE and not (a.scale or b.scale):
+        step = math.lcm(a.step, b.step) if over == "resolution" else 1
+
+        def holds(low: int, high: int) -> bool:
+            # no smaller image costs more, so one comparison may settle a whole interval
+            return above(low * step, high * step) if over == "resolution" or low == high else False
+
+        last = last_failure(holds, 1, -(-int(values[-1]) // step))
+        found["exact"] = None if last is None else (last + 1) * step
+    if over == "resolution":
+        found["tokens"] = tokens_by_formula(more, less, times)
+    crossed = found["sampled"] is not None or found["exact"] is not None
+    return {**found, "verdict": "crosses" if crossed else "always"}
+
+
+def last_failure(holds: Callable[[int, int], bool], low: int, high: int) -> int | None:
+    """The largest number from low to high that fails.  `holds` of an interval may say no too
+    often, but not of a single number, and never yes where one fails."""
+    if holds(low, high):
+        return None
+    if low == high:
+        return low
+    middle = (low + high) // 2
+    later = last_failure(holds, middle + 1, high)
+    return last_failure(holds, low, middle) if later is None else later
+
+
+def tokens_by_formula(more: Series, less: Series, times: float = 1.0) -> float | None:
+    """The tokens of the square grid where the papers' formulas of two mixers meet, by bisection
+    on its side up to 4096; None if they do not meet or are not two mixers of fixed size."""
+    if more.scale or less.scale:
+        return None
+
+    def gap(side: float) -> float | None:
+        costs = []
+        for series in (more, less):
+            if isinstance(series.what, BackboneSpec):
+                return None
+            # the formulas are polynomials: a real side is as good as a whole one
+            real: Any = side
+            made = formulas.formula(series.what.mixers[0], real, real, series.what.dim)
+            if made is None:
+                return None
+            costs.append(made.macs)
+        return costs[0] - times * costs[1]
+
+    low, high = 0.5, 4096.0
+    ends = gap(low), gap(high)
+    if ends[0] is None or ends[1] is None or ends[0] * ends[1] >= 0:
+        return None
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        value = gap(middle)
+        assert value is not None
+        low, high = (middle, high) if value * ends[0] > 0 else (low, middle)
+    return low * low

@@ -1,0 +1,92 @@
+"""The log-log picture of a sweep, readable in print."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+from analysis import figures
+from analysis.scaling import Row
+
+LABELS = {
+    "resolution": "image side (pixels)", "size": "side of windows, stripes, pales (tokens)",
+    "width": "width (times the heads, of equal dim)", "depth": "depth (times the blocks)",
+}  # fmt: skip
+LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
+MARKERS = "osD^vPX*"
+PANELS = {"mixing": "mixing: MACs between tokens", "total": "total: all MACs"}
+MOST_NOTES = 10  # crossings that a figure names
+
+
+def draw(rows: list[Row], fits: list[Row], found: list[Row], said: list[str], over: str) -> Any:
+    """Mixing MACs on the left, all MACs on the right, log-log; hollow points are padded; rings
+    with letters are the crossings of the caption."""
+    notes = [f"({chr(97 + i)}) {line}" for i, line in enumerate(said[:MOST_NOTES])]
+    if len(said) > MOST_NOTES:
+        notes.append(f"and {len(said) - MOST_NOTES} pairs more")
+    if any(row["padding_%"] for row in rows):
+        notes.append("hollow points: the map is padded, because groups do not divide it")
+    picture = figures.figure(9.2, 4.4 + 0.16 * len(notes))
+    panels = picture.subplots(1, 2, sharey=True)
+    small = min(row["macs_formula"] for row in rows) < 1e8
+    unit, word = (1e6, "millions") if small else (1e9, "billions")
+    against = "tokens" if over == "resolution" else over
+    for axes, column, part in zip(panels, ("mixing", "macs_formula"), PANELS, strict=True):
+        for i, fit in enumerate(fits):
+            own = [row for row in rows if row["series"] == fit["series"] and row[column]]
+            power = f"   ~ {against}^{fit[part]:.2f}" if fit[part] is not None else ""
+            look = {"color": figures.COLORS[i % 6], "marker": MARKERS[i % len(MARKERS)]}
+            axes.plot(
+                [row["value"] for row in own], [row[column] / unit for row in own], **look,
+                linestyle=LINES[i % len(LINES)], markersize=5, gid=f"{part}:{fit['series']}",
+                label=fit["series"].replace("$", r"\$") + power,
+            )  # fmt: skip
+            padded = [row for row in own if row["padding_%"]]
+            axes.plot(
+                [row["value"] for row in padded], [row[column] / unit for row in padded], **look,
+                linestyle="", markersize=5, markerfacecolor="white",
+            )  # fmt: skip
+        axes.set(xscale="log", yscale="log", title=PANELS[part], xlabel=LABELS[over])
+        _ticks(axes, sorted({row["value"] for row in rows}))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        axes.grid(True, which="major", color=figures.FAINT, linewidth=0.4)
+        axes.spines[["top", "right"]].set_visible(False)
+        # in the order of the lines at their end, so that colours are not needed
+        keys = sorted(
+            axes.get_legend_handles_labels()[0], key=lambda k: -([*k.get_ydata()] or [0])[-1]
+        )
+        axes.legend(handles=keys, handlelength=3.5)
+    panels[0].set_ylabel(f"multiply-adds of one image ({word})")
+    for i, cross in enumerate(found[:MOST_NOTES]):
+        own = [row for row in rows if row["series"] == cross["more"]]
+        if (x := cross["sampled"]) is not None:
+            y = _between(own, x) / unit
+            panels[1].plot([x], [y], "o", markersize=12, color=figures.INK, markerfacecolor="none",
+                           gid=f"crossing:{cross['more']}:{cross['less']}")  # fmt: skip
+            over_it = i % 2 == 0  # neighbours keep their letters apart
+            panels[1].annotate(
+                f"({chr(97 + i)})", (x, y), (0, 8 if over_it else -8), textcoords="offset points",
+                ha="center", va="bottom" if over_it else "top",
+            )  # fmt: skip
+    picture.supxlabel("\n".join(notes).replace("$", r"\$"), x=0.06, ha="left", fontsize=8)
+    return picture
+
+
+def _between(rows: list[Row], x: float) -> float:
+    """All MACs at x, on the straight line between two points in log-log."""
+    # the first whose end is not before x; values of factors are rounded
+    pairs = itertools.pairwise(rows)
+    low, high = next((p for p in pairs if x <= p[1]["value"]), (rows[-2], rows[-1]))
+    share = math.log(x / low["value"]) / math.log(high["value"] / low["value"])
+    return float(low["macs_formula"] ** (1 - share) * high["macs_formula"] ** share)
+
+
+def _ticks(axes: Any, values: list[float]) -> None:
+    """Ticks at points of the sweep, where there is room for them."""
+    kept = values[-1:]
+    for value in reversed(values[:-1]):
+        if kept[0] / value > (values[-1] / values[0]) ** 0.09:
+            kept.insert(0, value)
+    axes.set_xticks(kept, [f"{value:g}" for value in kept])
+    axes.set_xticks([], minor=True)

@@ -1,0 +1,245 @@
+"""Cost against resolution, window size, width or depth: points, exponents, crossings, a figure.
+
+Every point is counted by the models' formulas and by torch on the meta device; nothing is run.
+
+  mixing       MACs between tokens: scores and weighted values, or a token matrix
+  total        all MACs        padding %  the share of them whose token, query or key is a pad
+  memory       activations alive together in a plain forward of one image, scores in full
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+from analysis import crossings, curves, figures, scaling
+from analysis.scaling import Number, Row, Series
+from attention import table, terminal
+from attention.options import SpecError, read_count
+from attention.registry import parse as parse_mixer
+from backbones.notation import parse as parse_backbone
+from backbones.spec import StageSpec
+
+EPILOG = """examples:
+  python -m analysis.sweep --backbone swin_t pale_t full_t --figure cost.svg
+  python -m analysis.sweep --mixer window full --values 14 28 56 112 224 448
+  python -m analysis.sweep --mixer window full --times 2
+  python -m analysis.sweep --backbone swin_t --policy fixed scale
+  python -m analysis.sweep --backbone swin_t cswin_t --over size --img-size 512
+  python -m analysis.sweep --backbone swin_t --over depth --values 0.5 1 2 --format csv
+
+table and md show points, exponents and crossings, json has them in full, csv the points alone
+
+exit code: 0 every point agrees, 1 a point does not, 2 the request cannot be answered"""
+
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = terminal.parser("analysis.sweep", __doc__, EPILOG)
+    add = parser.add_argument
+    add(
+        "--backbone", nargs="+", action="extend", default=[], metavar="NAME",
+        help="whole backbones of ours, in our notation",
+    )  # fmt: skip
+    add(
+        "--mixer", nargs="+", action="extend", default=[], metavar="MIXER",
+        help="single mixers, such as pale:size=7, on a grid of image / 4 tokens",
+    )  # fmt: skip
+    add("--dim", type=terminal.count_from_one, default=96, help="channels of a mixer (default 96)")
+    add("--heads", type=terminal.count_from_one, default=4, help="heads of a mixer (default 4)")
+    add("--over", choices=scaling.AXES, default="resolution", help="default: resolution")
+    add(
+        "--values", nargs="+", metavar="N",
+        help="pixels (default 224 448 ... 2016 2048), sizes (default 4 to 28), or factors such as "
+        "0.5 or 2/3 (default: what can be built of 0.5 to 2 for width, 0.5 to 3 for depth)",
+    )  # fmt: skip
+    add(
+        "--img-size", type=terminal.image_size, metavar="SIZE",
+        help="pixels, where they are not swept (default: the first backbone's own, or 224)",
+    )  # fmt: skip
+    add(
+        "--policy", nargs="+", choices=("fixed", "scale"), default=["fixed"],
+        help="windows, stripes and pales as stated, or in proportion to the image; or both",
+    )  # fmt: skip
+    add(
+        "--base-img", type=terminal.image_size, metavar="SIZE",
+        help="image that the stated sizes are for (default: the backbone's own, or 224)",
+    )  # fmt: skip
+    add(
+        "--times", type=_times, default=1.0, metavar="X",
+        help="look for where one costs X times the other (default 1)",
+    )  # fmt: skip
+    add("--figure", type=Path, metavar="FILE", help="also draw it: .svg, .png or .pdf")
+    terminal.add_output(parser)
+    return parser
+
+
+def _times(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a factor from 1")
+    return value
+
+
+# -- the request -----------------------------------------------------------------------------
+
+
+def series_of(args: argparse.Namespace) -> list[Series]:
+    """Every backbone and mixer, once or per policy.  Raises SpecError; torch is not needed."""
+    found = []
+    for text in args.backbone:
+        spec = parse_backbone(text)
+        found.append(Series(text, spec, base=args.base_img or spec.img_size))
+    for text in args.mixer:
+        block = StageSpec(dim=args.dim, depth=1, heads=args.heads, mixers=(parse_mixer(text),))
+        found.append(Series(text, block, base=args.base_img or (224, 224)))
+    names = [series.name for series in found]
+    if not found:
+        raise SpecError("nothing to sweep: give a --backbone or a --mixer")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SpecError(f"{twice[0]!r} is given twice")
+    if args.over == "resolution" and args.img_size:
+        raise SpecError("--img-size: the image is what is swept; use --values")
+    if args.over != "resolution" and (args.policy != ["fixed"] or args.base_img):
+        raise SpecError(f"--policy and --base-img are for --over resolution, not {args.over}")
+    if (args.over == "size" or "scale" in args.policy) and not any(s.sizes for s in found):
+        raise SpecError(f"{', '.join(names)}: no window, stripe or pale whose size could change")
+    split: list[Series] = []
+    for series in found:
+        for policy in dict.fromkeys(args.policy if series.sizes else ["fixed"]):
+            scaled = policy == "scale"
+            name = f"{series.name} (scale)" if scaled else series.name
+            split.append(replace(series, name=name, scale=scaled))
+    return split
+
+
+def _read_factor(text: str) -> Fraction:
+    try:
+        factor = Fraction(text) if len(text) < 20 else Fraction(0)
+    except (ValueError, ZeroDivisionError):
+        factor = Fraction(0)
+    if not Fraction(1, 100) <= factor <= 100:
+        raise ValueError("a factor from 0.01 to 100, such as 1.5 or 2/3")
+    return factor
+
+
+def values_of(texts: Sequence[str] | None, over: str) -> list[Number] | None:
+    """--values in rising order, each once.  Raises SpecError."""
+    found: set[Number] = set()
+    for text in texts or ():
+        try:
+            found.add(read_count(text) if over in scaling.SQUARE else _read_factor(text))
+        except ValueError as error:
+            raise SpecError(f"--values {text}: expected {error}") from None
+    return sorted(found) or None
+
+
+# -- the answer ------------------------------------------------------------------------------
+
+
+def readable(row: Row) -> Row:
+    """A row for people: billions of MACs, MiB."""
+    return {
+        "series": row["series"], row["over"]: row["value"], "tokens": row["tokens"],
+        "dim": row["dim"], "size": row["size"], "mixing, G": row["mixing"] / 1e9,
+        "total, G": row["macs_formula"] / 1e9, "torch, G": row["macs_torch"] / 1e9,
+        "padding %": row["padding_%"], "memory, MiB": row["peak_bytes"] / 2**20,
+        "agree": row["agree"],
+    }  # fmt: skip
+
+
+def sentence(found: Row, over: str, values: Sequence[Number]) -> str:
+    """A crossing in words."""
+    unit = " pixels" if over == "resolution" else ""
+    times, end = found["times"], f"up to {float(values[-1]):g}{unit}"
+    more = f"{found['more']} costs {'more than' if times == 1 else f'{times:g} times'}"
+    if found["verdict"] == "equal":
+        return f"{found['more']} and {found['less']} cost the same at the end, {end[6:]}"
+    if found["verdict"] == "never":
+        return f"{more} {found['less']} at no point {end}"
+    parts = []
+    if found["exact"] is not None:
+        parts.append(f"from {found['exact']}{unit} on, padding included")
+    elif found["verdict"] == "always":
+        parts.append(f"at every point {end}")
+    if found["sampled"] is not None:
+        parts.append(f"the lines cross at {found['sampled']:.4g}{unit}")
+    if found["tokens"] is not None:
+        parts.append(f"by the formulas, without padding, from {found['tokens']:.6g} tokens")
+    return f"{more} {found['less']}: {'; '.join(parts)}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    terminal.load_plugins(args.plugin)
+    lines = series_of(args)
+    given = values_of(args.values, args.over)
+    img_size = args.img_size or lines[0].base
+    values = {s: given or scaling.default_values(s, args.over, img_size) for s in lines}
+    jobs = [(s, value) for s in lines for value in values[s]]
+    for series, value in jobs:  # what cannot be built is said before anything is counted
+        series.at(args.over, value, img_size)
+    if args.figure:
+        if args.figure.suffix not in figures.ENDINGS:
+            endings = ", ".join(figures.ENDINGS)
+            raise SpecError(f"--figure {args.figure}: expected a name ending in {endings}")
+        figures.figure(1, 1)  # without matplotlib there is nothing to wait for
+
+    from tqdm import tqdm
+
+    from analysis.counting import CONVENTION
+
+    rows = [
+        scaling.row_of(series, args.over, value, img_size)
+        for series, value in tqdm(jobs, disable=None, leave=False, unit="point")
+    ]
+    fits = [scaling.exponents([r for r in rows if r["series"] == s.name]) for s in lines]
+    found, said = [], []
+    for a, b in tqdm([*itertools.combinations(lines, 2)], disable=None, leave=False, unit="pair"):
+        shared = sorted(set(values[a]) & set(values[b]))
+        if shared:
+            found.append(crossings.crossing(a, b, args.over, shared, img_size, args.times))
+            said.append(sentence(found[-1], args.over, shared))
+    bad = sum(not row["agree"] for row in rows)
+    style = terminal.chosen_format(args)
+    if style == "json":
+        text = table.as_json({
+            "convention": CONVENTION, "rows": rows, "exponents": fits, "crossings": found,
+        })  # fmt: skip
+    elif style == "csv":
+        text = table.csv(rows)
+    else:
+        fits_shown = [
+            {
+                "series": fit["series"], f"mixing ~ {fit['against']}^": fit["mixing"],
+                f"total ~ {fit['against']}^": fit["total"], "fitted to": fit["fitted"],
+            }
+            for fit in fits
+        ]  # fmt: skip
+        verdict = f"{len(rows)} points: " + (
+            f"{bad} do not agree" if bad else "formula and torch agree at every one"
+        )
+        blocks = [
+            table.grid([readable(row) for row in rows], style), table.grid(fits_shown, style),
+            "\n".join([*(f"- {line}" if style == "md" else line for line in said), verdict]),
+            CONVENTION,
+        ]  # fmt: skip
+        text = "\n\n".join(blocks)
+    if args.figure:
+        import matplotlib
+
+        with matplotlib.rc_context({"svg.fonttype": "none"}):  # text that can be searched
+            figures.save(curves.draw(rows, fits, found, said, args.over), args.figure)
+    terminal.emit(text, args.out)
+    return terminal.DIFFER if bad else terminal.AGREED
+
+
+if __name__ == "__main__":
+    terminal.run(main)
