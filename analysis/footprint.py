@@ -1,0 +1,221 @@
+"""Who can reach whom, from integer arithmetic alone: regions composed over blocks and stages.
+
+A backbone is a chain of steps, each of which says what one token of its output map reads of its
+input map.  Nothing is trained, run or sampled here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention.options import SpecError
+from attention.registry import MixerConfig, build
+from backbones.layers import Block, Merge, Resample, Stage
+from backbones.model import HierarchicalBackbone
+from backbones.spec import BackboneSpec, StageSpec, edit
+
+Grid = tuple[int, int]
+BITS = np.array([n.bit_count() for n in range(256)], dtype=np.uint8)
+MOST_TOKENS = 2**14  # of the finest map: one pair is a bit, and 2**28 bits are 32 MB
+
+
+class Step(NamedTuple):
+    """before, after: the (h, w) of its input and output.  stage: from 1; 0 is the stem.
+    reads(query): (before) bool, what one token of the output reads."""
+
+    stage: int
+    block: int | None  # from 1; None for what is no block
+    before: Grid
+    after: Grid
+    reads: Callable[[Grid], Tensor]
+
+
+# -- steps -----------------------------------------------------------------------------------
+
+
+def mixer_step(
+    mixer: Any, grid: Grid, *, stage: int = 1, block: int = 1, cpe: bool = False
+) -> Step:
+    """A block: its mixer's region, the token itself by the residual, and the 3x3 of a cpe."""
+
+    def reads(query: Grid) -> Tensor:
+        try:
+            seen = mixer.region(*grid, query).clone()
+        except NotImplementedError:
+            raise SpecError(f"{mixer.config}: this mixer states no region") from None
+        seen[query] = True
+        if cpe:
+            seen = F.max_pool2d(seen[None].float(), 3, stride=1, padding=1)[0] > 0
+        return seen
+
+    return Step(stage, block, grid, grid, reads)
+
+
+def conv_step(layer: nn.Module, before: Grid, after: Grid, stage: int) -> Step:
+    """A stem or a downsampling: the window that its kernel lays over the input."""
+    kernel, stride, padding = 2, 2, 0  # of a Merge
+    if isinstance(layer, Resample):
+        conv = layer.conv
+        kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+    else:
+        assert isinstance(layer, Merge)
+
+    def reads(query: Grid) -> Tensor:
+        seen = torch.zeros(before, dtype=torch.bool)
+        top, left = (stride * i - padding for i in query)
+        seen[max(top, 0) : top + kernel, max(left, 0) : left + kernel] = True
+        return seen
+
+    return Step(stage, None, before, after, reads)
+
+
+def pattern_steps(mixers: Sequence[MixerConfig], blocks: int, grid: Grid) -> list[Step]:
+    """`blocks` blocks of a pattern of mixers on one map; the width does not matter."""
+    stage = StageSpec(dim=8, depth=blocks, heads=2, mixers=tuple(mixers))
+    with torch.device("meta"):
+        built = [build(config, dim=8, heads=2, index=index) for config, index in stage.blocks()]
+    return [mixer_step(mixer, grid, block=i) for i, mixer in enumerate(built, start=1)]
+
+
+def backbone_steps(spec: BackboneSpec, img_size: Grid | None = None) -> list[Step]:
+    """Every step of a backbone from the pixels on, for images of `img_size`."""
+    size = img_size or spec.img_size
+    with torch.device("meta"):
+        model = HierarchicalBackbone(edit(spec, spec.name, img_size=size))
+    grids = spec.grids(size)
+    steps = [conv_step(model.stem, size, grids[0], 0)]
+    for number, stage in enumerate(cast("list[Stage]", model.stages), start=1):
+        grid = grids[number - 1]
+        if number > 1:
+            steps.append(conv_step(stage.downsample, grids[number - 2], grid, number))
+        for i, block in enumerate(cast("list[Block]", stage.blocks), start=1):
+            cpe = block.cpe is not None
+            steps.append(mixer_step(block.mixer, grid, stage=number, block=i, cpe=cpe))
+    return steps
+
+
+# -- one query -------------------------------------------------------------------------------
+
+
+def footprint(steps: Sequence[Step], query: Grid) -> Tensor:
+    """(h, w) bool of the first step's input: what may influence the last output at `query`."""
+    h, w = steps[-1].after
+    if not (0 <= query[0] < h and 0 <= query[1] < w):
+        raise SpecError(f"query {query[0]},{query[1]}: outside the {h}x{w} map, counted from 0,0")
+    seen = torch.zeros(h, w, dtype=torch.bool)
+    seen[query] = True
+    for step in reversed(steps):
+        found = torch.zeros(step.before, dtype=torch.bool)
+        for i, j in seen.nonzero().tolist():
+            found |= step.reads((i, j))
+            if found.all():
+                break
+        seen = found
+    return seen
+
+
+def first_seen(steps: Sequence[Step], query: Grid, after: Sequence[int]) -> Tensor:
+    """(h, w) int: the first of `after` (numbers of steps) by which a token is seen, 0 if none.
+
+    A block always reads its own token, so what is seen only grows.
+    """
+    found = torch.zeros(steps[0].before, dtype=torch.int)
+    for n in sorted(after, reverse=True):
+        found[footprint(steps[:n], query)] = n
+    return found
+
+
+# -- every query -----------------------------------------------------------------------------
+
+
+def everyone(grid: Grid) -> np.ndarray:
+    """(tokens, bytes): before any step a token has seen itself.  A row is a set, bit by bit."""
+    return np.packbits(np.eye(grid[0] * grid[1], dtype=bool), axis=1)
+
+
+def spread(step: Step, seen: np.ndarray) -> np.ndarray:
+    """What every token of the output has seen, from what every token of the input has."""
+    h, w = step.after
+    known: dict[bytes, np.ndarray] = {}  # all tokens of a window read the same
+    rows = []
+    for i in range(h):
+        for j in range(w):
+            read = step.reads((i, j)).flatten().numpy()
+            key = read.tobytes()
+            if key not in known:
+                known[key] = np.bitwise_or.reduce(seen[read], axis=0)
+            rows.append(known[key])
+    return np.stack(rows)
+
+
+def shares(seen: np.ndarray, tokens: int) -> np.ndarray:
+    """(tokens of the output,) the share of `tokens` that each has seen."""
+    return BITS[seen].sum(axis=1) / tokens
+
+
+def blocks_to_see_all(stage: StageSpec, grid: Grid, cpe: bool = False) -> int | None:
+    """Blocks until every token of this map has seen it all, going on with the stage's pattern
+    beyond its depth; None if two rounds of even and odd blocks bring nothing new."""
+    seen, idle = everyone(grid), 0
+    for n, (config, index) in enumerate(_endless(stage), start=1):
+        with torch.device("meta"):
+            mixer = build(config, dim=stage.dim, heads=stage.heads, index=index)
+        now = spread(mixer_step(mixer, grid, cpe=cpe), seen)
+        if shares(now, grid[0] * grid[1]).min() == 1:
+            return n
+        idle = idle + 1 if np.array_equal(now, seen) else 0
+        if idle >= 4 * len(stage.mixers):
+            return None
+        seen = now
+    raise AssertionError
+
+
+def _endless(stage: StageSpec) -> Iterator[tuple[MixerConfig, int]]:
+    """`StageSpec.blocks`, without an end."""
+    count: dict[MixerConfig, int] = {}
+    while True:
+        for config in stage.mixers:
+            yield config, count.get(config, 0)
+            count[config] = count.get(config, 0) + 1
+
+
+def reach(spec: BackboneSpec, img_size: Grid | None = None) -> list[dict[str, Any]]:
+    """One row per stage: how many blocks its mixers need to see their whole map, and which share
+    of the image's patches (tokens of the first stage) a token has seen when the stage ends.
+
+    image_seen_after: blocks, counted through all stages, until every token has seen the image.
+    """
+    size = img_size or spec.img_size
+    spec = edit(spec, spec.name, img_size=size).resolve()
+    grids = spec.grids(size)
+    h, w = grids[0]
+    if h * w > MOST_TOKENS:
+        raise SpecError(
+            f"{h}x{w} patches are too many pairs; at most {MOST_TOKENS:,} patches: "
+            "choose a smaller --img-size"
+        )
+    steps = backbone_steps(spec, size)[1:]  # patches on: the stem only says how large they are
+    seen, done, whole = everyone((h, w)), 0, None
+    rows = []
+    for number, (stage, grid) in enumerate(zip(spec.stages, grids, strict=True), start=1):
+        for step in (step for step in steps if step.stage == number):
+            seen = spread(step, seen)
+            done += step.block is not None
+            if whole is None and shares(seen, h * w).min() == 1:
+                whole = done
+        image = 100 * shares(seen, h * w)
+        needs = blocks_to_see_all(stage, grid, spec.position == "cpe")
+        rows.append({
+            "stage": number, "grid": f"{grid[0]}x{grid[1]}", "mixers": stage.pattern(),
+            "blocks": stage.depth, "blocks_to_see_its_map": needs,
+            "within_stage": needs is not None and needs <= stage.depth,
+            "image_seen_least_%": float(image.min()), "image_seen_mean_%": float(image.mean()),
+            "image_seen_after": whole,
+        })  # fmt: skip
+    return rows

@@ -1,0 +1,247 @@
+"""What modules really do, as arrays on the map: masks, attention, biases, receptive fields.
+
+Nothing is computed a second time here: a listener takes the groups, queries, keys and mask that
+a branch hands to `scaled_dot_product_attention`, and the softmax is that same function applied
+to the identity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from attention.attend import Branch
+from attention.groups import Groups
+from attention.options import SpecError
+from attention.position import relative_index
+from attention.registry import MixerConfig, build
+
+Grid = tuple[int, int]
+
+
+# -- listening -------------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """One call of a branch: q, k (b, groups * heads, l, d); mask (groups * heads, l, l)."""
+
+    branch: Branch
+    groups: Groups
+    q: Tensor
+    k: Tensor
+    mask: Tensor | None
+    scale: float | None
+
+
+class _Listener(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now: tuple[Branch, Groups] | None = None
+        self.calls: list[Call] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and self.now is not None:
+            mask, scale = kwargs.get("attn_mask"), kwargs.get("scale")
+            self.calls.append(Call(*self.now, args[0], args[1], mask, scale))
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def listen(module: nn.Module) -> Iterator[list[Call]]:
+    """Inside, the list grows by every softmax attention of `module`."""
+    listener = _Listener()
+
+    def enter(branch: nn.Module, args: tuple[Any, ...]) -> None:
+        listener.now = cast("Branch", branch), args[3]
+
+    def leave(*_: Any) -> None:
+        listener.now = None
+
+    hooks = []
+    for branch in module.modules():
+        if isinstance(branch, Branch):
+            hooks += [branch.register_forward_pre_hook(enter), branch.register_forward_hook(leave)]
+    try:
+        with listener:
+            yield listener.calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def calls_of(model: nn.Module, x: Tensor, stage: int, block: int) -> list[Call]:
+    """The attention of one block of one of our backbones, on images x; both count from 1."""
+    stages = cast("Any", model).stages
+    if not 1 <= stage <= len(stages):
+        raise SpecError(f"--stage {stage}: this backbone has stages 1 to {len(stages)}")
+    blocks = stages[stage - 1].blocks
+    if not 1 <= block <= len(blocks):
+        raise SpecError(f"--block {block}: stage {stage} has blocks 1 to {len(blocks)}")
+    mixer = blocks[block - 1].mixer
+    with torch.no_grad(), listen(mixer) as calls:
+        cast("Any", model).features(x)
+    if not calls:
+        raise SpecError(f"stage {stage}, block {block}: {mixer.config} computes no softmax")
+    return calls
+
+
+# -- masks -----------------------------------------------------------------------------------
+
+
+class Masks(NamedTuple):
+    """One branch on the padded map (H, W), as it lies after the cyclic shift.
+
+    hidden: (groups, l, l) bool, pairs that do not attend.  ids: (H, W) int; two tokens have one
+    number iff they may attend to each other, and hidden pads have the last ones.  came: (H, W)
+    int; 1 came round from the top, 2 from the left, 3 both.  pad: (H, W) bool.
+    """
+
+    groups: Groups
+    hidden: Tensor
+    ids: Tensor
+    came: Tensor
+    pad: Tensor
+
+
+def masks(config: MixerConfig, grid: Grid, index: int = 1) -> list[Masks]:
+    """The real masks of block `index` of a mixer, one item per branch."""
+    position = {"position": "none", "pretrained_window": None}  # what is left is the mask
+    names = {field.name for field in dataclasses.fields(config)}
+    bare = dataclasses.replace(config, **{k: v for k, v in position.items() if k in names})
+    mixer = build(bare, dim=8, heads=2, index=index)
+    with torch.no_grad(), listen(mixer) as calls:
+        mixer(torch.zeros(1, *grid, 8))
+    if not calls:
+        raise SpecError(f"{config}: this mixer has no softmax attention, and so no mask")
+    return [_masks(call) for call in calls]
+
+
+def _masks(call: Call) -> Masks:
+    groups, length = call.groups, call.q.shape[2]
+    hidden = torch.zeros(groups.n, length, length, dtype=torch.bool)
+    if call.mask is not None:  # the same for every head, when there is no bias
+        hidden = call.mask.unflatten(0, (groups.n, -1))[:, 0] < 0
+    real = token_ids(groups) > 0
+    leader = (~hidden).int().argmax(-1) + length * torch.arange(groups.n)[:, None]
+    lone = ~torch.isin(leader, leader[real])
+    ids = torch.unique(leader + lone * leader.numel(), return_inverse=True)[1]
+    rows, cols = groups.rows, groups.cols
+    at = torch.stack(
+        torch.meshgrid(torch.arange(rows.padded), torch.arange(cols.padded), indexing="ij"), -1
+    )
+    origin = groups.roll(at[None])[0]
+    came = (origin < at).int() @ torch.tensor([1, 2], dtype=torch.int32)
+    ids, pad = (groups.merge(t[None, :, :, None])[0, :, :, 0] for t in (ids, ~real))
+    return Masks(groups, hidden, ids, came, pad)
+
+
+# -- attention -------------------------------------------------------------------------------
+
+
+def token_ids(groups: Groups) -> Tensor:
+    """(groups, l) int: 1 + row * w + column of the token at each place, 0 for a pad."""
+    h, w = groups.rows.length, groups.cols.length
+    ids = torch.arange(1, h * w + 1).view(1, h, w, 1)
+    return groups.split(groups.roll(groups.pad(ids)))[0, :, :, 0]
+
+
+def attention_of(call: Call, query: Grid) -> tuple[Tensor, Tensor]:
+    """(heads, h, w): what each head of a branch gives to every token for one query, and (heads,)
+    what it gives to pads; together 1."""
+    h, w = call.groups.rows.length, call.groups.cols.length
+    if not (0 <= query[0] < h and 0 <= query[1] < w):
+        raise SpecError(f"query {query[0]},{query[1]}: outside the {h}x{w} map, counted from 0,0")
+    ids, heads = token_ids(call.groups), call.branch.heads
+    group, place = (ids == 1 + query[0] * w + query[1]).nonzero()[0].tolist()
+    mine, one = slice(group * heads, (group + 1) * heads), slice(place, place + 1)
+    values = torch.eye(ids.shape[1], dtype=call.q.dtype).expand(1, heads, -1, -1)
+    mask = None if call.mask is None else call.mask[mine, one]
+    given = F.scaled_dot_product_attention(
+        call.q[:1, mine, one], call.k[:1, mine], values, attn_mask=mask, scale=call.scale
+    )[0, :, 0]
+    out = given.new_zeros(heads, h * w + 1).index_add_(1, ids[group], given)
+    return out[:, 1:].unflatten(1, (h, w)), out[:, 0]
+
+
+# -- biases ----------------------------------------------------------------------------------
+
+
+def bias_of(call: Call) -> Tensor:
+    """(heads, 2 gh - 1, 2 gw - 1): what a head adds to its score, by query minus key."""
+    if call.branch.bias is None:
+        raise SpecError(f"{call.branch.config}: no bias; choose position=bias or log_cpb")
+    gh, gw = call.groups.extent
+    with torch.no_grad():
+        values = call.branch.bias(call.groups)
+    table = values.new_zeros(len(values), (2 * gh - 1) * (2 * gw - 1))
+    table[:, relative_index(gh, gw, table.device)] = values
+    return table.unflatten(1, (2 * gh - 1, 2 * gw - 1))
+
+
+# -- effective receptive field ---------------------------------------------------------------
+
+
+def wake(model: nn.Module) -> int:
+    """Sets norms that start at 0 (Swin V2's after the residual, the last of a ResNet's branch) to
+    1, or every block would be the identity; says how many."""
+    kinds = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
+    norms = [m for m in model.modules() if isinstance(m, kinds) and m.weight is not None]
+    asleep = [m for m in norms if not m.weight.any()]
+    for norm in asleep:
+        nn.init.ones_(norm.weight)
+    return len(asleep)
+
+
+def maps_of(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """(b, h, w, c) per resolution from a quarter of the image down, by listening to any model."""
+    height, width = x.shape[2:]
+    found: dict[Grid, Tensor] = {}
+    wanted = [(-(-height // s), -(-width // s)) for s in (4, 8, 16, 32, 64)]
+    wanted = [size for size in wanted if size != (1, 1)]
+
+    def keep(module: nn.Module, args: Any, out: Any) -> None:
+        if not isinstance(out, Tensor) or out.ndim not in (3, 4) or len(out) != len(x):
+            return
+        if out.ndim == 3:  # a row of tokens, perhaps with a class token in front
+            for h, w in wanted:
+                if out.shape[1] in (h * w, h * w + 1):
+                    found[h, w] = out[:, -h * w :].unflatten(1, (h, w))
+        elif (size := (out.shape[2], out.shape[3])) in wanted:
+            found[size] = out.permute(0, 2, 3, 1)
+        elif (size := (out.shape[1], out.shape[2])) in wanted:
+            found[size] = out
+
+    hooks = [module.register_forward_hook(keep) for module in model.modules()]
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [found[size] for size in dict.fromkeys(wanted) if size in found]
+
+
+def field(
+    features: Callable[[Tensor], Sequence[Tensor]], x: Tensor, stage: int | None, name: str
+) -> Tensor:
+    """(H, W): |d centre / d pixel| summed over channels.  features: images to (b, h, w, c) maps;
+    stage: from 1, None for the last.
+
+    The centre unit is read along a random direction: the plain sum of a layer norm is constant.
+    """
+    x = x.clone().requires_grad_()
+    maps = features(x)
+    if not maps or not 1 <= (stage or len(maps)) <= len(maps):
+        raise SpecError(f"{name}: --stage {stage}: it shows {len(maps)} maps of the image")
+    chosen = maps[(stage or len(maps)) - 1]
+    centre = chosen[0, chosen.shape[1] // 2, chosen.shape[2] // 2]
+    (centre @ torch.randn_like(centre)).backward()
+    assert x.grad is not None
+    return x.grad[0].abs().sum(0)

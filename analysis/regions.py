@@ -1,0 +1,203 @@
+"""Pictures of who attends to whom: footprints, masks, receptive fields, biases, attention.
+
+  footprint  what a query can reach after 1, 2, 4 blocks, by integer arithmetic
+  reach      how many blocks until every token has seen the whole map, as a table
+  masks      the groups after the cyclic shift, and each window's mask
+  erf        effective receptive field: the gradient of one unit at every pixel
+  bias       relative position bias, a table per head
+  attention  what each head gives to every token, on a photo
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.figures import ENDINGS, require, save
+from attention import table, terminal
+from attention.options import SpecError
+
+if TYPE_CHECKING:
+    from analysis.studies import Study
+
+EPILOG = """examples:
+  python -m analysis.regions footprint --mixers window cross pale full --grid 28 --query 5,9
+  python -m analysis.regions footprint --backbone swin_t cswin_t
+  python -m analysis.regions reach --backbone swin_t "swin_t/1=pale:size=7"
+  python -m analysis.regions masks --mixer window:size=7 --grid 14
+  python -m analysis.regions erf --backbone swin_t pale_t timm:resnet50 --out erf.svg
+  python -m analysis.regions bias --backbone swinv2_t_w8 --stage 1
+  python -m analysis.regions attention --backbone swin_t --stage 2 --block 2 --query 10,12
+
+Each takes --help.  Weights are random unless --weights names a file.
+exit code: 0 written, 2 the request cannot be answered"""
+
+MIXERS = (
+    "window", "token_mlp", "shuffle", "cross", "axial", "axial:order=sequential", "pale", "full",
+)  # fmt: skip
+
+
+def tokens(text: str) -> tuple[int, int]:
+    """``5,9``: row and column, from 0."""
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected row,column such as 5,9, from 0")
+    return int(parts[0]), int(parts[1])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = terminal.parser("analysis.regions", __doc__, EPILOG)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], Any], doc: str) -> Any:
+        made = commands.add_parser(name, description=doc, help=doc)
+        made.set_defaults(run=run)
+        made.add_argument(
+            "--plugin", action="append", default=argparse.SUPPRESS, metavar="MODULE",
+            help="import a module that registers mixers of your own; repeatable",
+        )  # fmt: skip
+        if name != "reach":
+            made.add_argument(
+                "--out", type=Path, default=Path(f"{name}.png"), metavar="FILE",
+                help=f"ends in {', '.join(ENDINGS)} (default {name}.png)",
+            )  # fmt: skip
+        return made.add_argument
+
+    size, count = terminal.image_size, terminal.count_from_one
+    query = {"type": tokens, "metavar": "ROW,COLUMN"}
+    pixels = {"type": size, "metavar": "SIZE", "help": "pixels (default: the backbone's own)"}
+
+    add = command("footprint", _footprint, "what a query token can reach after some blocks")
+    add("--mixers", nargs="+", metavar="MIXER", help="such as pale:size=7, or window+axial")
+    add("--backbone", nargs="+", metavar="NAME", help="through the stages of these instead")
+    add("--grid", type=size, default=(28, 28), metavar="SIZE", help="tokens (default 28x28)")
+    add("--img-size", **pixels)
+    add("--query", **query, help="a token of the map (default 5,9 on 28x28; centre of a stage)")
+    add("--blocks", type=count, nargs="+", default=[1, 2, 4], metavar="N", help="default 1 2 4")
+
+    add = command("reach", _reach, "blocks until every token has seen the whole map")
+    add("--backbone", nargs="+", required=True, metavar="NAME", help="ours, in the notation")
+    add("--img-size", **pixels)
+    add("--format", choices=table.FORMATS, help="default: table, or by the ending of --out")
+    add("--out", type=Path, metavar="FILE", help="write there instead of the terminal")
+
+    add = command("masks", _masks, "the groups after the cyclic shift, and each window's mask")
+    add("--mixer", default="window:size=7", metavar="MIXER", help="default window:size=7")
+    add("--grid", type=size, default=(14, 14), metavar="SIZE", help="tokens (default 14x14)")
+    add("--index", type=int, choices=(0, 1), default=1, help="even or odd block (default 1)")
+    add("--branch", type=count, default=1, metavar="N", help="of cross, axial, pale (default 1)")
+
+    add = command("erf", _erf, "gradient of the centre unit of a stage at every pixel")
+    add("--backbone", nargs="+", required=True, metavar="NAME", help="ours, timm:, torchvision:")
+    add("--stage", type=count, metavar="N", help="default: the last")
+    add("--seeds", type=count, default=3, metavar="N", help="drawn models (default 3)")
+    add("--img-size", **pixels)
+    _add_weights(add)
+
+    add = command("bias", _bias, "relative position bias per head, as images and curves")
+    add("--backbone", required=True, metavar="NAME", help="ours, in the notation")
+    add("--img-size", **pixels)
+    _add_block(add)
+
+    add = command("attention", _attention, "what each head gives to every token, on a photo")
+    add("--backbone", required=True, metavar="NAME", help="ours, in the notation")
+    add("--query", **query, help="a token of the stage's map (default: its centre)")
+    add("--image", type=Path, metavar="FILE", help="default: scikit-image's astronaut")
+    add("--img-size", **pixels)
+    _add_block(add)
+    return parser
+
+
+def _add_weights(add: Any) -> None:
+    add("--weights", type=Path, metavar="FILE", help="a .safetensors file (default: random)")
+    add("--source", default="transom", metavar="NAME", help="whose names it has: timm, swin, ...")
+
+
+def _add_block(add: Any) -> None:
+    add("--stage", type=terminal.count_from_one, default=1, metavar="N", help="default 1")
+    add("--block", type=terminal.count_from_one, default=1, metavar="N", help="default 1")
+    _add_weights(add)
+
+
+# -- one function a command ------------------------------------------------------------------
+
+
+def _footprint(args: argparse.Namespace) -> Study:
+    from analysis import studies
+
+    if args.backbone and args.mixers:
+        raise SpecError("--mixers and --backbone: choose one of the two")
+    if args.backbone:
+        return studies.backbone_footprints(args.backbone, args.img_size, args.query, args.blocks)
+    return studies.footprints(args.mixers or MIXERS, args.grid, args.query, args.blocks)
+
+
+def _masks(args: argparse.Namespace) -> Study:
+    from analysis import studies
+
+    return studies.masks(args.mixer, args.grid, index=args.index, branch=args.branch)
+
+
+def _erf(args: argparse.Namespace) -> Study:
+    from analysis import views
+
+    return views.erf(
+        args.backbone, args.img_size, stage=args.stage, seeds=args.seeds, weights=args.weights,
+        source=args.source,
+    )  # fmt: skip
+
+
+def _bias(args: argparse.Namespace) -> Study:
+    from analysis import views
+
+    return views.bias(
+        args.backbone, args.img_size, stage=args.stage, block=args.block, weights=args.weights,
+        source=args.source,
+    )  # fmt: skip
+
+
+def _attention(args: argparse.Namespace) -> Study:
+    from analysis import views
+
+    return views.attention(
+        args.backbone, args.img_size, stage=args.stage, block=args.block, query=args.query,
+        image=args.image, weights=args.weights, source=args.source,
+    )  # fmt: skip
+
+
+def _reach(args: argparse.Namespace) -> None:
+    import backbones
+    from analysis import footprint
+
+    rows: list[table.Row] = []
+    specs = [backbones.parse(name) for name in args.backbone]
+    for name, spec in zip(args.backbone, specs, strict=True):
+        rows += [{"backbone": name, **row} for row in footprint.reach(spec, args.img_size)]
+    style = terminal.chosen_format(args)
+    note = (
+        "blocks_to_see_its_map: going on with the stage's mixers, until every token has seen the "
+        "stage's map (empty: never); image_seen: share of the image's patches that a token has "
+        "seen when the stage ends; image_seen_after: blocks through all stages so far"
+    )
+    terminal.emit(table.render(rows, style, note="" if style == "csv" else note), args.out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    terminal.load_plugins(args.plugin)
+    if args.command == "reach":
+        _reach(args)
+        return terminal.AGREED
+    if args.out.suffix not in ENDINGS:
+        raise SpecError(f"--out {args.out}: expected a name ending in {', '.join(ENDINGS)}")
+    require()
+    study = args.run(args)
+    save(study.figure, args.out)
+    print(f"wrote {args.out}: {study.summary}")
+    return terminal.AGREED
+
+
+if __name__ == "__main__":
+    terminal.run(main)

@@ -1,0 +1,446 @@
+"""analysis.regions: every array of a picture against its definition, every command as typed."""
+
+import csv
+import io
+import itertools
+import json
+import math
+import sys
+
+import naive
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import attention
+import backbones
+from analysis import footprint, maps, regions, studies, views
+from attention import SpecError, make_config, names, parse
+from backbones.spec import read_pattern
+
+SMALL = "swin_t/1.dim=8/1.heads=2/2.dim=8/2.heads=2/3.dim=8/3.heads=2/3.depth=2/4.dim=8/4.heads=2"
+SMALL += "/img_size=64"
+
+
+# -- masks -----------------------------------------------------------------------------------
+
+
+def runs(n, size):
+    """For each place after a cyclic shift by size // 2: where it was, and its run there."""
+    total = -(-n // size) * size
+    shift = size // 2 if total > size else 0
+    origin = [(p + shift) % total for p in range(total)]
+    return origin, [math.floor((i - shift) / size) for i in origin]
+
+
+@pytest.mark.parametrize(
+    ("mixer", "grid"),
+    [
+        ("window:size=7", (14, 14)),
+        ("window:size=4", (12, 8)),
+        ("window:size=3x4", (10, 7)),
+        ("window:size=7", (7, 15)),
+        ("cosine:size=5,mask_value=-100", (11, 10)),
+    ],
+)
+def test_masks_are_the_definition_cell_for_cell(mixer, grid):
+    """Two tokens of a window attend iff floor((i - s) / M) agrees on both axes."""
+    gh, gw = parse(mixer).size
+    (found,) = maps.masks(parse(mixer), grid, index=1)
+    (origin_r, run_r), (origin_c, run_c) = runs(grid[0], gh), runs(grid[1], gw)
+    high, wide = len(run_r) // gh, len(run_c) // gw
+    for n, hidden in enumerate(found.hidden):
+        top, left = n // wide * gh, n % wide * gw
+        places = list(itertools.product(range(top, top + gh), range(left, left + gw)))
+        for a, (i, j) in enumerate(places):
+            for b, (k, m) in enumerate(places):
+                assert bool(hidden[a, b]) == ((run_r[i], run_c[j]) != (run_r[k], run_c[m]))
+    assert len(found.hidden) == high * wide
+    cells = list(itertools.product(range(len(run_r)), range(len(run_c))))
+    named = {(run_r[i], run_c[j]): set() for i, j in cells}
+    for i, j in cells:
+        named[run_r[i], run_c[j]].add(int(found.ids[i, j]))
+        came = (origin_r[i] < i) + 2 * (origin_c[j] < j)
+        assert found.came[i, j] == came
+        assert bool(found.pad[i, j]) == (origin_r[i] >= grid[0] or origin_c[j] >= grid[1])
+    numbers = [n for found_numbers in named.values() for n in found_numbers]
+    assert all(len(v) == 1 for v in named.values()) and len(set(numbers)) == len(numbers)
+
+
+def test_hidden_pads_come_last_and_alone():
+    (found,) = maps.masks(parse("window:size=4,mask_padding=true"), (6, 9), index=1)
+    real = set(found.ids[~found.pad].tolist())
+    assert real == set(range(len(real)))
+    assert "4 sets" in studies.masks("window:size=7", (7, 21)).summary  # rows are not shifted
+
+
+def test_every_softmax_mixer_has_a_mask():
+    for name in names():
+        if name == "token_mlp":
+            with pytest.raises(SpecError, match="token_mlp: this mixer has no softmax"):
+                maps.masks(make_config(name), (9, 9))
+            continue
+        for found in maps.masks(make_config(name), (9, 10)):
+            assert found.hidden.any() == (name in ("window", "cosine"))
+
+
+# -- footprints ------------------------------------------------------------------------------
+
+
+def chain(name, depth):
+    """Blocks of one mixer with residuals, in double precision, every parameter drawn."""
+    configs = [(parse(name), index) for index in range(depth)]
+    mixers = [attention.build(c, dim=8, heads=2, index=i) for c, i in configs]
+    return [tiny.randomise(mixer, seed=i).double().eval() for i, mixer in enumerate(mixers)]
+
+
+MIXERS = [
+    "window:size=3", "window:size=2x3,mask_padding=true", "cosine:size=3", "shuffle:size=3",
+    "axial", "axial:order=sequential", "cross:size=2", "pale:size=2", "pale:size=3,position=lepe",
+    "token_mlp:size=3", "full", "window:size=3,shift=false",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("name", MIXERS)
+def test_footprint_is_the_support_of_the_gradient(name, blocks):
+    mixers = chain(name, blocks)
+    for grid, query in (((7, 8), (1, 2)), ((6, 9), (5, 8)), ((9, 5), (4, 2))):
+        x = torch.randn(1, *grid, 8, dtype=torch.float64, requires_grad=True)
+        y = x
+        for mixer in mixers:
+            y = y + mixer(y)
+        out = y[0, query[0], query[1]]
+        (gradient,) = torch.autograd.grad(out @ torch.randn_like(out), x)
+        steps = footprint.pattern_steps(read_pattern(name), blocks, grid)
+        assert torch.equal(gradient[0].abs().sum(-1) > 0, footprint.footprint(steps, query))
+
+
+def test_mixers_of_the_footprint_tests_are_all_there_are():
+    assert {name.partition(":")[0] for name in MIXERS} >= set(names()) - {"pool"}
+
+
+def test_first_seen_nests():
+    steps = footprint.pattern_steps(read_pattern("window:size=3+axial"), 4, (9, 9))
+    seen = footprint.first_seen(steps, (4, 4), [4, 1, 2])
+    assert seen.unique().tolist() == [1, 2, 4] and (seen == 1).sum() == 9
+    steps = footprint.pattern_steps(read_pattern("window:size=3"), 4, (12, 12))
+    assert 0 in footprint.first_seen(steps, (0, 0), [1, 2])
+
+
+@pytest.mark.parametrize("family", ["swin", "cswin", "pale", "hybrid"])
+@pytest.mark.parametrize("position", ["none", "cpe"])
+def test_a_backbones_footprint_is_its_gradient(family, position):
+    """From the pixels through stem, stages and downsampling; and erf is 0 outside."""
+    small = ["1=window:size=3"] if family == "swin" else []
+    spec = backbones.parse(tiny.notation(family, *small, f"position={position}", "img_size=48x40"))
+    model = tiny.randomise(backbones.create(spec)).double().eval()
+    steps = footprint.backbone_steps(spec)
+    for stage, (h, w) in enumerate(spec.grids((48, 40)), start=1):
+        x = torch.randn(1, 3, 48, 40, dtype=torch.float64)
+        own = [step for step in steps if step.stage <= stage]
+        seen = footprint.footprint(own, (h // 2, w // 2))
+
+        def features(x):
+            return [level.permute(0, 2, 3, 1) for level in model.features(x)]
+
+        assert torch.equal(maps.field(features, x, stage, family) > 0, seen)
+        if stage == 1 and family == "swin" and position == "none":
+            assert not seen.all()
+
+
+# -- reach -----------------------------------------------------------------------------------
+
+
+def brute(stage, grid):
+    """Blocks until the product of the definition's pair matrices has no zero; None after 20."""
+    tokens = grid[0] * grid[1]
+    seen, tally = torch.eye(tokens, dtype=torch.float64), {}
+    for n in range(20):
+        config = stage.mixers[n % len(stage.mixers)]
+        index = tally.get(config, 0)
+        tally[config] = index + 1
+        mixer = attention.build(config, dim=8, heads=2, index=index)
+        seen = (naive.pairs(mixer, *grid).double() @ seen).clamp(max=1)
+        if seen.all():
+            return n + 1
+    return None
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["window:size=3", "window:size=3,shift=false", "token_mlp:size=3", "shuffle:size=3", "axial",
+     "cross:size=2", "pale:size=2", "full", "window:size=3+axial"],
+)  # fmt: skip
+@pytest.mark.parametrize("grid", [(9, 9), (7, 10)])
+def test_blocks_to_see_all_is_brute_force(pattern, grid):
+    stage = backbones.StageSpec(dim=8, depth=2, heads=2, mixers=pattern)
+    assert footprint.blocks_to_see_all(stage, grid) == brute(stage, grid)
+
+
+def test_reach_is_the_footprint_of_every_token():
+    spec = backbones.parse(SMALL + "/1=window:size=4/2=cross:size=1")
+    rows = footprint.reach(spec)
+    steps = footprint.backbone_steps(spec)[1:]
+    after = 0
+    for row, (h, w) in zip(rows, spec.grids(spec.img_size), strict=True):
+        own = [step for step in steps if step.stage <= row["stage"]]
+        share = [
+            footprint.footprint(own, (i, j)).double().mean() for i in range(h) for j in range(w)
+        ]
+        assert row["image_seen_least_%"] == pytest.approx(100 * min(share))
+        assert row["image_seen_mean_%"] == pytest.approx(100 * sum(share) / len(share))
+        after += row["blocks"]
+        assert (row["image_seen_after"] is None) == (min(share) < 1)
+        assert row["image_seen_after"] is None or row["image_seen_after"] <= after
+
+
+# -- attention -------------------------------------------------------------------------------
+
+
+def dense(mixer, x, grid):
+    """(heads, h w, h w + 1): probabilities from the definition, pads summed in the last column.
+
+    The definition multiplies its softmax with the values: with one value per key, the identity,
+    what comes out is the softmax.
+    """
+    out = []
+    p = dict(mixer.named_parameters()) | dict(mixer.named_buffers())
+    ((*branches,),) = naive.layers(mixer, *grid)
+    for number, branch in enumerate(branches):
+        if naive.kind_of(mixer) == "pale":
+            map_ = branch.pad(x).unflatten(1, (branch.rows.total, branch.cols.total))
+            half = slice(number * mixer.dim // 2, (number + 1) * mixer.dim // 2)
+            q, k = (naive._separable(p, n, map_, False)[..., half] for n in "qk")
+        else:
+            q, k, _ = naive._qkv(p, "", branch.pad(x))
+        size, heads = q.shape[1], mixer.heads // branch.share
+        d = mixer.dim // mixer.heads
+        values = torch.eye(size, dtype=x.dtype).repeat(1, heads)[None]
+        real, parts = branch.real(), []
+        for head in range(heads):
+            c = slice(head * d, (head + 1) * d)
+            one = _Alone(p, branch, mixer, head)
+            parts.append(one.softmax(q[..., c], k[..., c], values[..., :size])[0][real])
+        given = torch.stack(parts)
+        out.append(torch.cat([given[..., real], given[..., ~real].sum(-1, keepdim=True)], -1))
+    return torch.cat(out)
+
+
+class _Alone:
+    """One head of the definition, so that its values may be wider than its queries."""
+
+    def __init__(self, p, branch, mixer, head):
+        self.p, self.branch, self.mixer, self.head = p, branch, mixer, head
+
+    def softmax(self, q, k, v):
+        branch, config = self.branch, self.mixer.config
+        allowed = naive.may_attend(branch, config)
+        if config.scores == "cosine":
+            scale = self.p[branch.prefix + "logit_scale"][self.head].clamp(max=math.log(100)).exp()
+            q, k = (torch.nn.functional.normalize(t, dim=-1) for t in (q, k))
+        else:
+            scale = q.shape[-1] ** -0.5
+        scores = q @ k.mT * scale + naive._position(self.p, branch, config, self.head)
+        return scores.masked_fill(~allowed, -math.inf).softmax(-1) @ v
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [("window:size=3", 0), ("window:size=3", 1), ("window:size=3,mask_padding=true", 1),
+     ("cosine:size=3", 1), ("shuffle:size=3", 1), ("pale:size=2", 0), ("pale:size=3", 0)],
+)  # fmt: skip
+def test_attention_put_back_is_the_dense_softmax(name, index):
+    grid = (7, 8)
+    mixer = attention.build(parse(name), dim=8, heads=2, index=index)
+    mixer = tiny.randomise(mixer).double().eval()
+    x = torch.randn(1, *grid, 8, dtype=torch.float64)
+    with torch.no_grad(), maps.listen(mixer) as calls:
+        mixer(x)
+    wanted = dense(mixer, x, grid).detach()
+    for i, j in itertools.product(range(grid[0]), range(grid[1])):
+        parts = [maps.attention_of(call, (i, j)) for call in calls]
+        given = torch.cat([part[0].flatten(1) for part in parts])
+        pads = torch.cat([part[1] for part in parts])
+        assert torch.allclose(given.sum(-1) + pads, torch.ones(2, dtype=torch.float64))
+        found = torch.cat([given, pads[:, None]], -1)
+        assert tiny.error(found, wanted[:, i * grid[1] + j]) < 1e-12
+
+
+def test_listening_leaves_the_model_alone():
+    model = tiny.create("swin")
+    x = tiny.images(1, 3, 64, 64)
+    before = model(x)
+    with maps.listen(model) as calls:
+        assert torch.equal(model(x), before)
+    assert len(calls) == 8
+    model(x)
+    assert len(calls) == 8
+
+
+# -- biases and gradients --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["window:size=3x4", "cosine:size=3", "shuffle:size=3"])
+def test_bias_is_the_definition(name):
+    mixer = tiny.randomise(attention.create(name, dim=8, heads=2)).double()
+    with torch.no_grad(), maps.listen(mixer) as calls:
+        mixer(torch.zeros(1, 9, 9, 8, dtype=torch.float64))
+    table = maps.bias_of(calls[0])
+    ((branch,),) = naive.layers(mixer, 9, 9)
+    p, (dr, dc) = dict(mixer.named_parameters()), branch.distance()
+    gh, gw = mixer.config.size
+    together = branch.same("piece")
+    for head in range(2):
+        wanted = naive._position(p, branch, mixer.config, head)
+        found = table[head][(dr + gh - 1).clamp(0, 2 * gh - 2), (dc + gw - 1).clamp(0, 2 * gw - 2)]
+        assert torch.allclose(found[together], wanted[together])
+
+
+def test_area_ratios():
+    field = torch.tensor([[5.0, 3.0], [2.0, 0.0]])
+    assert views.area_ratios(field, (0.2, 0.5, 0.6, 0.99, 1.0)) == [0.25, 0.25, 0.5, 0.75, 0.75]
+
+
+def test_norms_that_start_at_zero_are_woken_for_the_gradient():
+    model = backbones.create(tiny.notation("swinv2"))
+    assert maps.wake(model) == 16 and maps.wake(model) == 0
+    assert maps.wake(backbones.create(tiny.notation("swin"))) == 0
+
+
+def test_every_library_shows_its_maps():
+    import torchvision
+
+    model = torchvision.models.get_model("swin_t", weights=None).eval()
+    with torch.no_grad():
+        levels = maps.maps_of(model, torch.randn(1, 3, 64, 96))
+    assert [tuple(m.shape[1:]) for m in levels] == [
+        (16, 24, 96), (8, 12, 192), (4, 6, 384), (2, 3, 768)
+    ]  # fmt: skip
+
+
+def test_tokens_in_a_row_are_a_map_too(tmp_path, capsys):
+    """A ViT: its class token goes, and its blocks see everything."""
+    out = tmp_path / "erf.png"
+    argv = ["erf", "--backbone", "timm:vit_tiny_patch16_224", "--seeds", "1", "--out", str(out)]
+    assert regions.main(argv) == 0
+    assert "100% of the pixels are seen" in capsys.readouterr().out
+
+
+# -- commands --------------------------------------------------------------------------------
+
+COMMANDS = {
+    "footprint": ["--mixers", "window:size=3", "pale:size=2+axial", "--grid", "9x8"],
+    "footprint-stages": ["--backbone", SMALL, "--blocks", "1"],
+    "masks": ["--mixer", "window:size=4,mask_padding=true", "--grid", "10x9"],
+    "masks-branch": ["--mixer", "cross:size=2", "--grid", "9", "--branch", "2"],
+    "masks-shuffled": ["--mixer", "shuffle:size=3", "--grid", "8"],
+    "erf": ["--backbone", SMALL, SMALL + "/1=axial", "--seeds", "2", "--stage", "1"],
+    "bias": ["--backbone", SMALL + "/2=cosine:size=4", "--stage", "2"],
+    "bias-many": ["--backbone", SMALL.replace("1.dim=8/1.heads=2", "1.dim=24/1.heads=12")],
+    "attention": ["--backbone", SMALL + "/2=pale:size=2", "--stage", "2", "--query", "0,7"],
+    "attention-wide": ["--backbone", SMALL, "--img-size", "50x70", "--block", "2"],
+}
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+@pytest.mark.parametrize("case", COMMANDS)
+def test_commands_write_pictures(case, ending, tmp_path, capsys):
+    out = tmp_path / f"picture.{ending}"
+    assert regions.main([case.partition("-")[0], *COMMANDS[case], "--out", str(out)]) == 0
+    text, err = capsys.readouterr()
+    assert text.startswith(f"wrote {out}: ") and len(text.splitlines()) == 1 and err == ""
+    if ending == "png":
+        from matplotlib.image import imread
+
+        pixels = imread(out)
+        assert min(pixels.shape[:2]) > 200 and len(np.unique(pixels)) > 10
+    else:
+        import xml.etree.ElementTree as ElementTree
+
+        assert ElementTree.parse(out).getroot().tag.endswith("svg")
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_same_request_writes_the_same_bytes(tmp_path):
+    one, two = (tmp_path / name for name in ("1.svg", "2.svg"))
+    for out in (one, two):
+        regions.main(["masks", "--grid", "8", "--mixer", "window:size=4", "--out", str(out)])
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_reach_is_a_table_csv_or_json(capsys):
+    rows = {}
+    for style in ("table", "csv", "json"):
+        assert regions.main(["reach", "--backbone", SMALL, "--format", style]) == 0
+        rows[style] = capsys.readouterr().out
+    data = json.loads(rows["json"])["rows"]
+    assert [row["stage"] for row in data] == [1, 2, 3, 4]
+    read = list(csv.DictReader(io.StringIO(rows["csv"])))
+    assert [r["blocks_to_see_its_map"] for r in read] == [
+        str(row["blocks_to_see_its_map"]) for row in data
+    ]
+    assert "blocks_to_see_its_map" in rows["table"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["footprint", "--mixers", "windw"], "did you mean 'window'"),
+        (["footprint", "--mixers", "full", "--backbone", "swin_t"], "choose one"),
+        (["footprint", "--mixers", "full", "--grid", "5", "--query", "5,0"], "outside the 5x5 map"),
+        (["reach", "--backbone", "swin_t", "--img-size", "1024"], "choose a smaller --img-size"),
+        (["masks", "--mixer", "token_mlp"], "no softmax"),
+        (["masks", "--branch", "2"], "--branch 2"),
+        (["masks", "--out", "picture.bmp"], "expected a name ending in .png"),
+        (["masks", "--out", "no/such/folder.png"], "No such file or directory"),
+        (["erf", "--backbone", SMALL, "--stage", "9"], "--stage 9: it shows 4 maps"),
+        (["erf", "--backbone", SMALL, "--weights", "none.safetensors"], "--weights"),
+        (["erf", "--backbone", SMALL, SMALL, "--weights", "x.safetensors"], "one --backbone"),
+        (["erf", "--backbone", "timm:no_such_model"], "timm has no model"),
+        (["bias", "--backbone", SMALL + "/1=full"], "no bias"),
+        (["bias", "--backbone", SMALL, "--block", "7"], "--block 7: stage 1 has blocks 1 to 2"),
+        (["attention", "--backbone", SMALL, "--query", "99,0"], "outside the 16x16 map"),
+        (["attention", "--backbone", SMALL, "--image", "none.png"], "--image none.png"),
+        (["attention", "--backbone", SMALL + "/1=token_mlp"], "computes no softmax"),
+    ],
+)
+def test_a_bad_request_is_one_line(argv, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpecError) as error:
+        regions.main(argv)
+    assert words in str(error.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("query", ["5", "a,b", "-1,2", "1,2,3"])
+def test_a_query_is_row_comma_column(query, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        regions.main(["footprint", f"--query={query}"])
+    assert stopped.value.code == 2 and "row,column" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "matplotlib.figure", "skimage"])
+def test_without_the_extra_it_says_what_to_install(missing, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpecError, match=r"pip install transom\[report\]"):
+        regions.main(["attention", "--backbone", SMALL])
+
+
+def test_functions_return_arrays_and_a_figure():
+    study = studies.footprints(["window:size=3", "full"], (6, 6), (0, 0), [1])
+    assert study.arrays["full"].eq(1).all() and study.arrays["window:size=3"].sum() == 9
+    assert study.figure.axes
+    study = views.attention(SMALL, stage=1, query=(3, 3))
+    assert all(part.shape == (16, 16) for part in study.arrays.values())
+    with pytest.raises(SpecError):
+        footprint.footprint(footprint.backbone_steps(backbones.parse(SMALL)), (9, 9))
+
+
+def test_a_plug_in_without_a_region_is_named():
+    steps = footprint.pattern_steps(read_pattern("full"), 1, (3, 3))
+    mixer = attention.TokenMixer(make_config("full"), dim=8, heads=2)
+    assert steps[0].reads((0, 0)).all()
+    with pytest.raises(SpecError, match="states no region"):
+        footprint.mixer_step(mixer, (3, 3)).reads((0, 0))
