@@ -1,0 +1,123 @@
+"""Does a mixer, or a network, do what it must?  A suite of properties, a verdict for each.
+
+WHAT is one of
+  pale:size=7                a registered mixer
+  my_module:MyMixer          a TokenMixer class, or a callable (dim, heads) or (dim) that makes a
+                             module (b, h, w, c) -> (b, h, w, c); with options of its config:
+                             my_module:MyMixer:size=4,shift=false
+  swin_t/3=pale              a backbone: its blocks at 8 channels a head, on small images
+  timm:NAME torchvision:NAME a network of others at its own size or --img-size, and so is a
+                             callable without arguments; whom its first blocks reach is measured
+
+A subclass of a registered mixer, or one with its config, is also compared with it on the same
+parameters; --against names another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from attention import table, terminal
+from attention.options import SpecError, nearest
+
+if TYPE_CHECKING:
+    from analysis.judging import Candidate, Property, Result
+
+EPILOG = """examples:
+  python -m analysis.check window:size=7
+  python -m analysis.check my_mixers:Pool --dim 96 --heads 3
+  python -m analysis.check my_module:MyWindows --against window:size=8
+  python -m analysis.check timm:swin_tiny_patch4_window7_224 --img-size 256 --only locality
+
+verdicts: pass; FAIL, with the smallest case; measured, where nothing is promised; skipped, and why
+exit code: 0 nothing fails, 1 something does, 2 the request cannot be answered"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = terminal.parser("analysis.check", __doc__, EPILOG)
+    add = parser.add_argument
+    add("what", metavar="WHAT", help="a mixer, a backbone, or a module of your own")
+    add("--dim", type=terminal.count_from_one, default=64, help="channels (default 64)")
+    add("--heads", type=terminal.count_from_one, default=4, help="heads (default 4)")
+    add("--index", type=int, choices=(0, 1), help="even or odd block; default: both")
+    add("--against", default="", metavar="MIXER", help="a registered mixer that WHAT must equal")
+    add("--img-size", type=terminal.image_size, metavar="SIZE", help="of a network of others")
+    add("--only", nargs="+", metavar="PROPERTY", help="these properties instead of all")
+    add("--json", action="store_const", const="json", dest="format", help="--format json")
+    terminal.add_output(parser)
+    return parser
+
+
+def judge(candidate: Candidate, only: list[str] | None = None) -> list[tuple[Property, Result]]:
+    """Every property of the suite that fits, or those called `only`.  Raises SpecError."""
+    from analysis import properties
+
+    suite = properties.NETWORK if candidate.network else properties.MIXER
+    known = [prop.name for prop in suite]
+    for name in only or ():
+        if name not in known:
+            raise SpecError(f"--only: no property is called {name!r}{nearest(name, known)}")
+    return [(prop, prop.judge(candidate)) for prop in suite if not only or prop.name in only]
+
+
+def rows(title: str, judged: list[tuple[Property, Result]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "candidate": title, "property": prop.name, "verdict": result.verdict,
+            "case": result.case, "detail": result.detail, "picture": result.picture,
+            "meaning": prop.meaning,
+        }
+        for prop, result in judged
+    ]  # fmt: skip
+
+
+def listing(found: list[dict[str, Any]]) -> str:
+    """For reading: a candidate, then its properties a line each; more below what fails."""
+    lines: list[str] = []
+    title = None
+    for row in found:
+        if row["candidate"] != title:
+            title = row["candidate"]
+            lines += ["", title] if lines else [title]
+        case = f"at {row['case']}: " if row["case"] else ""
+        first, *more = (case + row["detail"]).splitlines() or [""]
+        lines.append(f"  {row['verdict']:9}{row['property']:29}{first}")
+        lines += [f"  {'':38}{line}" for line in more]
+        if row["verdict"] == "FAIL":
+            lines.append(f"  {'':9}what must hold: {row['meaning']}")
+        if row["picture"]:
+            key = "Q query, # reaches it, ! reaches it and may not, ? may and does not"
+            lines += [f"  {'':9}{line}" for line in (key, *row["picture"].splitlines())]
+    return "\n".join(table.plain(line) for line in lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    terminal.load_plugins(args.plugin)
+    from analysis import candidates
+
+    indices = () if args.index is None else (args.index,)
+    found = [
+        row
+        for title, candidate in candidates.find(
+            args.what, dim=args.dim, heads=args.heads, indices=indices, against=args.against,
+            img_size=args.img_size,
+        )
+        for row in rows(title, judge(candidate, args.only))
+    ]  # fmt: skip
+    failed = sum(row["verdict"] == "FAIL" for row in found)
+    style = terminal.chosen_format(args)
+    if style == "table":
+        verdict = f"{failed} of {len(found)} fail" if failed else f"none of {len(found)} fails"
+        text = f"{listing(found)}\n\n{verdict}"
+    elif style == "json":
+        text = table.as_json({"failed": failed, "rows": found})
+    else:
+        text = table.render(found, style)
+    terminal.emit(text, args.out)
+    return terminal.DIFFER if failed else terminal.AGREED
+
+
+if __name__ == "__main__":
+    terminal.run(main)

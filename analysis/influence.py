@@ -1,0 +1,212 @@
+"""Which tokens an output depends on, measured: the support of its gradient in float64.
+
+    influence(module, x, queries)     (queries, h, w) bool, for any module on a (1, h, w, c) map
+    probes(model, x)                  the mixers or first blocks inside a network, on their maps
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from attention.mixer import TokenMixer
+
+Token = tuple[int, int]
+THRESHOLD = 1e-12  # of the largest gradient of a query: exact masks leave exactly 0
+
+
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Draws every parameter and every BN statistic, in evaluation mode: at initialisation
+    biases, tables and some norms are 0 and hide what they do."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator)
+
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            last = name.rpartition(".")[2]
+            if last == "logit_scale":
+                value = 2.3 + 0.3 * normal(parameter)
+            elif "table" in name:
+                value = 0.5 * normal(parameter)
+            elif parameter.ndim <= 1:
+                value = 0.2 * normal(parameter) + float(last == "weight")
+            else:
+                value = normal(parameter) * max(parameter[0].numel(), 1) ** -0.5
+            parameter.copy_(value)
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(0.2 * normal(buffer))
+            elif name.endswith("running_var"):
+                buffer.copy_(normal(buffer).abs() + 0.5)
+    return module.eval()
+
+
+def some_tokens(h: int, w: int, most: int) -> list[Token]:
+    """Every token of a small map; of a larger one corners, the centre and others at random."""
+    every = [(i, j) for i in range(h) for j in range(w)]
+    if len(every) <= most:
+        return every
+    first = {(i, j) for i in (0, h - 1, h // 2) for j in (0, w - 1, w // 2)}
+    rest = [token for token in every if token not in first]
+    return sorted([*first, *random.Random(0).sample(rest, max(0, most - len(first)))])
+
+
+def influence(module: Callable[[Tensor], Tensor], x: Tensor, queries: Sequence[Token]) -> Tensor:
+    """(queries, h, w) bool: the tokens of x (1, h, w, c) that the output at each query depends
+    on.  One image, one backward pass per query, so that nothing else can stand in for it."""
+    x = x.detach().clone().requires_grad_()
+    y = module(x)
+    weights = torch.randn(y.shape[-1], generator=torch.Generator().manual_seed(1), dtype=y.dtype)
+    found = []
+    for i, j in queries:
+        out = (y[0, i, j] * weights).sum()
+        (grad,) = torch.autograd.grad(out, x, retain_graph=True, materialize_grads=True)
+        found.append(grad[0].abs().amax(-1).nan_to_num(nan=torch.inf))
+    sizes = torch.stack(found)
+    return sizes > THRESHOLD * sizes.amax((1, 2), keepdim=True)
+
+
+# -- in words --------------------------------------------------------------------------------
+
+
+def runs(touched: Tensor) -> int:
+    """Intervals of True along an axis."""
+    return int(touched[0]) + int((touched[1:] & ~touched[:-1]).sum())
+
+
+def wraps(reach: Tensor) -> bool:
+    """Whether an (h, w) influence set joins opposite edges: broken on the map, but one interval
+    on the map closed to a ring.  (Interlaced sets are broken on the ring too.)"""
+    return any(
+        runs(line) == 2 and bool(line[0] and line[-1]) for line in (reach.any(1), reach.any(0))
+    )
+
+
+def extent(reach: Tensor) -> tuple[int, int]:
+    """Rows and columns that a set touches."""
+    return int(reach.any(1).sum()), int(reach.any(0).sum())
+
+
+def describe(queries: Sequence[Token], found: Tensor) -> str:
+    """What a measured influence looks like, in one line."""
+    sides = [extent(reach) for reach in found]
+    sizes = [int(reach.sum()) for reach in found]
+    h, w = found.shape[1:]
+    around = sum(wraps(reach) for reach in found)
+    n = len(queries)
+    if min(sizes) == h * w:
+        return f"every token reaches each of {n} queries"
+    rows, cols = max(side[0] for side in sides), max(side[1] for side in sides)
+    low, high = min(sizes), max(sizes)
+    count = str(high) if low == high else f"{low} to {high}"
+    text = f"{count} of {h * w} tokens reach a query, in at most {rows} rows and {cols} columns; "
+    if not around:
+        return text + f"none of {n} queries is reached across opposite edges"
+    return text + f"{around} of {n} queries are reached ACROSS OPPOSITE EDGES"
+
+
+def picture(query: Token, found: Tensor, stated: Tensor | None = None) -> str:
+    """A text map of one query: Q itself, # reaches it, ! reaches it and may not, ? may and does
+    not, . does not."""
+    stated = found if stated is None else stated
+    marks = {(True, True): "#", (True, False): "!", (False, True): "?", (False, False): "."}
+    lines = [
+        "".join(marks[bool(a), bool(b)] for a, b in zip(row, allowed, strict=True))
+        for row, allowed in zip(found, stated, strict=True)
+    ]
+    i, j = query
+    lines[i] = lines[i][:j] + "Q" + lines[i][j + 1 :]
+    return "\n".join(lines)
+
+
+# -- inside a network ------------------------------------------------------------------------
+
+
+class Probe(NamedTuple):
+    """A module inside a network and the map that reaches it: run maps (1, h, w, c) to itself."""
+
+    name: str
+    module: nn.Module
+    x: Tensor
+    run: Callable[[Tensor], Tensor]
+
+
+def probes(model: nn.Module, x: Tensor) -> list[Probe]:
+    """Our mixers, one for each config, parity of index and map; in a network without any, the
+    first two blocks on each map: innermost members of a list that keep the shape of a map."""
+    names = {module: name for name, module in model.named_modules()}
+    mixers: list[nn.Module] = [module for module in names if isinstance(module, TokenMixer)]
+    calls = _record(model, x, mixers or list(_members(model)))
+    if not mixers:
+        inner = {module: name + "." for module, name in names.items()}
+        calls = [
+            call for call in calls
+            if not any(inner[other[0]].startswith(inner[call[0]]) for other in calls
+                       if other is not call)
+        ]  # fmt: skip
+    found: list[Probe] = []
+    seen: dict[Any, int] = {}
+    for module, args, kwargs in calls:
+        shape = tuple(args[0].shape[1:])
+        key: Any = shape
+        if isinstance(module, TokenMixer):
+            key = (module.config, module.index % 2, shape)
+        if seen.setdefault(key, 0) < (1 if mixers else 2):
+            seen[key] += 1
+            found.append(_as_map(names[module], module, args, kwargs))
+    return found
+
+
+def _members(model: nn.Module) -> Iterator[nn.Module]:
+    for parent in model.modules():
+        if isinstance(parent, (nn.ModuleList, nn.Sequential)):
+            for child in parent.children():
+                plain = not isinstance(child, (nn.ModuleList, nn.Sequential))
+                if plain and any(True for _ in child.parameters()):
+                    yield child
+
+
+def _record(model: nn.Module, x: Tensor, modules: list[nn.Module]) -> list[Any]:
+    """(module, args, kwargs) of the first call of each that maps one shape to itself."""
+    calls: dict[nn.Module, Any] = {}
+
+    def note(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        first = args[0] if args else None
+        if not isinstance(first, Tensor) or not isinstance(out, Tensor):
+            return
+        if first.ndim in (3, 4) and first.shape == out.shape:
+            calls.setdefault(module, (module, tuple(args), kwargs))
+
+    hooks = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(calls.values())
+
+
+def _as_map(name: str, module: nn.Module, args: Any, kwargs: Any) -> Probe:
+    """Sequences (b, n, c) as a map of one column; NCHW as NHWC, told by its equal sides where it
+    is not told by the type."""
+    x, rest = args[0].detach().clone(), args[1:]
+
+    def run(t: Tensor) -> Tensor:
+        return module(t, *rest, **kwargs)
+
+    if x.ndim == 3:
+        return Probe(name, module, x[:, :, None], lambda t: run(t[:, :, 0])[:, :, None])
+    square = x.shape[2] == x.shape[3] and x.shape[1] != x.shape[2]
+    if square and not isinstance(module, TokenMixer):
+        return Probe(
+            name, module, x.permute(0, 2, 3, 1),
+            lambda t: run(t.permute(0, 3, 1, 2)).permute(0, 2, 3, 1),
+        )  # fmt: skip
+    return Probe(name, module, x, run)

@@ -1,0 +1,487 @@
+"""The property suite: our mixers have every property, and each planted mistake loses the one that
+it must lose, by name."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import attention
+from analysis import candidates, check, influence, judging, properties
+from attention.attend import Branch
+from attention.cross import CrossMixer
+from attention.groups import Groups, axis
+from attention.pale import PaleMixer
+from attention.position import RelativeBias
+from attention.shuffle import ShuffleMixer
+from attention.window import WindowMixer
+
+BUILT_IN = ("axial", "cosine", "cross", "full", "pale", "shuffle", "token_mlp", "window")
+HYBRIDS = [
+    "window:size=3x4,scores=cosine,mask_padding=true", "window:size=4,position=lepe,shift=false",
+    "cross:size=2x3,scores=cosine,position=log_cpb", "axial:order=sequential,position=log_cpb",
+    "pale:size=3,scores=cosine,position=lepe", "shuffle:size=3x2,position=lepe",
+    "token_mlp:size=3x4,shift=false", "full:position=lepe,scores=cosine",
+]  # fmt: skip
+SLOW = ("counts", "compile", "export")  # seconds each
+QUICK = [prop.name for prop in properties.MIXER if prop.name not in SLOW]
+
+
+def verdicts(candidate, only=None):
+    """name: (verdict, the whole result)"""
+    return {prop.name: result for prop, result in check.judge(candidate, only)}
+
+
+def failures(candidate, only=None):
+    found = verdicts(candidate, only)
+    return {name: result for name, result in found.items() if result.verdict == "FAIL"}
+
+
+# -- what is right passes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_mixers_pass(name):
+    for index in (0, 1):
+        mixer = attention.create(name, dim=16, heads=2, index=index)
+        assert failures(candidates.mixer(mixer, 16), [*QUICK, "counts"]) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_mixers_compile_and_export(name):
+    for index in (0, 1):
+        mixer = attention.create(name, dim=16, heads=2, index=index)
+        assert failures(candidates.mixer(mixer, 16), ["compile", "export"]) == {}
+
+
+@pytest.mark.parametrize("text", HYBRIDS)
+def test_options_pass(text):
+    for index in (0, 1):
+        mixer = attention.create(text, dim=16, heads=2, index=index)
+        assert failures(candidates.mixer(mixer, 16), QUICK) == {}
+
+
+def test_every_property_of_a_window_is_judged():
+    """None is skipped but the comparison of the registered mixer with itself."""
+    found = verdicts(candidates.mixer(attention.create("window:size=4", dim=8, heads=2), 8))
+    skipped = {name for name, result in found.items() if result.verdict != "pass"}
+    assert skipped == {"equals the registered mixer"}
+    assert all(prop.meaning for prop in (*properties.MIXER, *properties.NETWORK))
+
+
+# -- planted mistakes --------------------------------------------------------------------------
+
+
+class Planted(WindowMixer):
+    """A copy of the window mixer whose stated region is the true one."""
+
+    def region(self, h, w, query):
+        return WindowMixer.cut(self, h, w).region(query)
+
+
+class WrongShift(Planted):
+    """One token too far."""
+
+    def cut(self, h, w):
+        cut = super().cut(h, w)
+        return Groups(*(a._replace(shift=a.shift + (a.shift > 0)) for a in cut))
+
+
+class RollsBeforeItPads(Planted):
+    def forward(self, x):
+        groups = self.cut(*x.shape[1:3])
+        y = self.branch(*self.qkv(groups.pad(groups.roll(x))), groups)
+        return groups.unroll(groups.crop(self.proj(y)))
+
+
+class TransposedBias(Planted):
+    """The table read as key - query."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.branch.bias = KeyMinusQuery(self.heads, self.config.size)
+
+
+class KeyMinusQuery(RelativeBias):
+    def forward(self, groups):
+        return super().forward(groups).mT
+
+
+class NoMask(Planted):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.branch.mask = self.unmasked
+
+    def unmasked(self, groups, like, *, hidden):
+        still = Groups(*(a._replace(shift=0) for a in groups))
+        return Branch.mask(self.branch, still, like, hidden=hidden)
+
+
+class PadsSwapped(Planted):
+    """The pads of the height at the width and those of the width at the height."""
+
+    def forward(self, x):
+        groups = self.cut(*x.shape[1:3])
+        down, right = (a.padded - a.length for a in groups)
+        x = F.pad(x, (0, 0, 0, down, 0, right))
+        return groups.crop(groups.unroll(self.proj(self.branch(*self.qkv(x), groups))))
+
+
+class MasksByAPenalty(Planted):
+    """-100 in the code, whatever the config says."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.branch.mask = self.penalty
+
+    def penalty(self, groups, like, *, hidden):
+        mask = Branch.mask(self.branch, groups, like, hidden=hidden)
+        return None if mask is None else mask.clamp(min=-100)
+
+
+class MixesTheBatch(Planted):
+    def forward(self, x):
+        return super().forward(x + 1e-3 * x.mean(0, keepdim=True))
+
+
+class ContiguousPale(PaleMixer):
+    """Neighbouring rows instead of interlaced ones."""
+
+    def region(self, h, w, query):
+        return PaleMixer(self.config, dim=self.dim, heads=self.heads).region(h, w, query)
+
+    def cuts(self, h, w):
+        rows, cols = super().cuts(h, w)
+        return (
+            rows._replace(rows=rows.rows._replace(interlaced=False)),
+            cols._replace(cols=cols.cols._replace(interlaced=False)),
+        )
+
+
+class ContiguousShuffle(ShuffleMixer):
+    """The same mistake, and a region that goes along with it."""
+
+    def cut(self, h, w):
+        return Groups(axis(h, self.config.size[0]), axis(w, self.config.size[1]))
+
+
+class HalvesExchanged(CrossMixer):
+    """Vertical stripes for the second half of the channels: the union is the same."""
+
+    def cuts(self, h, w):
+        return super().cuts(h, w)[::-1]
+
+
+class CropsOneOff(Planted):
+    def forward(self, x):
+        groups = self.cut(*x.shape[1:3])
+        y = groups.unroll(self.proj(self.branch(*self.qkv(groups.roll(groups.pad(x))), groups)))
+        first = 1 if groups.padded else 0
+        y = y.roll((-first, -first), (1, 2))
+        return groups.crop(y)
+
+
+class BiasOnOneBranch(CrossMixer):
+    """The second branch goes without its log-CPB: its parameters get no gradient."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        second = self.branches[1]
+        second.mask = lambda groups, like, *, hidden: None
+
+
+class LeaksAMillionth(Planted):
+    def forward(self, x):
+        return super().forward(x) + 1e-6 * x.mean((1, 2), keepdim=True)
+
+
+MISTAKES = [  # the mistake, the options of the mixer, the property that must be lost
+    (WrongShift, "window:size=4", 1, "locality"),
+    (RollsBeforeItPads, "window:size=4", 1, "locality"),
+    (TransposedBias, "window:size=4", 0, "equals the registered mixer"),
+    (NoMask, "window:size=4", 1, "locality"),
+    (PadsSwapped, "window:size=4", 0, "any size"),
+    (MasksByAPenalty, "window:size=4", 1, "large numbers"),
+    (MixesTheBatch, "window:size=4", 0, "batch"),
+    (ContiguousPale, "pale:size=3", 0, "locality"),
+    (ContiguousShuffle, "shuffle:size=3", 1, "equals the registered mixer"),
+    (HalvesExchanged, "cross:size=3", 0, "equals the registered mixer"),
+    (CropsOneOff, "window:size=4", 0, "locality"),
+    (BiasOnOneBranch, "cross:size=3,position=log_cpb", 0, "gradients"),
+    (BiasOnOneBranch, "cross:size=3,position=log_cpb", 0, "equals the registered mixer"),
+    (LeaksAMillionth, "window:size=4", 0, "locality"),
+]
+
+
+@pytest.mark.parametrize(("planted", "text", "index", "lost"), MISTAKES)
+def test_a_planted_mistake_is_named(planted, text, index, lost):
+    """The property fails on the mistake, with its case and a sentence, and holds without it."""
+    mixer = planted(attention.parse(text), dim=16, heads=2, index=index)
+    found = failures(candidates.mixer(mixer, 16), QUICK)
+    assert lost in found, found
+    assert found[lost].case and found[lost].detail
+    right = candidates.mixer(attention.create(text, dim=16, heads=2, index=index), 16)
+    assert failures(right, [lost]) == {}
+
+
+def test_a_mistake_loses_nothing_else_that_it_has():
+    """Where one property tells the mistake, the others still say what holds."""
+    mixer = TransposedBias(attention.parse("window:size=4"), dim=16, heads=2)
+    assert list(failures(candidates.mixer(mixer, 16), QUICK)) == ["equals the registered mixer"]
+    mixer = MixesTheBatch(attention.parse("window:size=4"), dim=16, heads=2)
+    assert {"locality", "layouts"}.isdisjoint(failures(candidates.mixer(mixer, 16), QUICK))
+
+
+class WritesToItsInput(Planted):
+    def forward(self, x):
+        return super().forward(x.mul_(1))[..., :] + x.sub_(1e-3) * 0
+
+
+class StaticCost(Planted):
+    def cost(self, h, w):
+        return attention.Cost(4 * h * w * self.dim**2, 0)
+
+
+class Breaks(Planted):
+    """Its graph depends on values."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y if float(y.sum()) > -1e9 else x
+
+
+class NormalisesInHalf(Planted):
+    """The square of a thousand is beyond fp16."""
+
+    def forward(self, x):
+        return super().forward(x) / (1 + 0 * x.square().sum(-1, keepdim=True))
+
+
+class KnowsItsPlace(Planted):
+    """Another output for the same window elsewhere."""
+
+    def forward(self, x):
+        return super().forward(x) * torch.arange(1, x.shape[1] + 1)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("planted", "lost"),
+    [
+        (WritesToItsInput, {"layouts"}),
+        (StaticCost, {"counts"}),
+        (Breaks, {"compile", "export"}),
+        (NormalisesInHalf, {"half precision"}),
+        (KnowsItsPlace, {"translation"}),
+    ],
+)
+def test_the_other_properties_can_be_lost(planted, lost):
+    mixer = planted(attention.parse("window:size=4"), dim=16, heads=2)
+    assert set(failures(candidates.mixer(mixer, 16), list(lost))) == lost
+
+
+# -- modules without a region ------------------------------------------------------------------
+
+
+class Neighbours(nn.Module):
+    """A depthwise convolution; ring: on a map closed to a ring."""
+
+    def __init__(self, dim, ring=False):
+        super().__init__()
+        mode = "circular" if ring else "zeros"
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, padding_mode=mode)
+
+    def forward(self, x):
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def test_a_region_that_is_not_stated_is_measured():
+    for ring, said in ((False, "none of 240 queries is reached"), (True, "ACROSS OPPOSITE")):
+        found = verdicts(candidates.mixer(Neighbours(8, ring), 8), ["locality"])["locality"]
+        assert found.verdict == "measured" and said in found.detail
+        assert "3 rows and 3 columns" in found.detail
+        assert found.picture.splitlines()[0][:2] == "Q#"
+
+
+@pytest.mark.parametrize(
+    ("size", "groups"), [(5, (5, 5)), ((2, 3), (2, 3)), ("7x7", None), (None, None), ((1,), None)]
+)
+def test_the_size_of_a_plugin_may_be_anything(size, groups):
+    module = nn.Linear(8, 8)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(attention.MixerConfig):
+        size: object = None
+
+    module.config = Config(size=size)
+    made = candidates.mixer(module, 8)
+    assert made.groups == groups and made.sizes[0] == (1, 1)
+    assert failures(made, QUICK) == {}
+
+
+def test_wrapping_is_told_from_interlacing():
+    def line(text):
+        return torch.tensor([[c == "#" for c in text]])
+
+    assert influence.wraps(line("##....#")) and not influence.wraps(line("..###.."))
+    assert not influence.wraps(line("#..#..#")) and not influence.wraps(line("#######"))
+
+
+def test_against_names_the_twin():
+    """A module of any kind is held to the region of a registered mixer, and to its values if it
+    has its parameters."""
+    config = attention.parse("window:size=4")
+    made = candidates.mixer(Neighbours(8), 8, 2, against=config)
+    found = verdicts(made, ["locality", "equals the registered mixer"])
+    assert found["locality"].verdict == "FAIL" and "!" in found["locality"].picture
+    assert "not the parameters" in found["equals the registered mixer"].detail
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            inner = attention.create(config, dim=8, heads=2)
+            self.qkv, self.branch, self.proj = inner.qkv, inner.branch, inner.proj
+            self.cut = inner.cut
+
+        def forward(self, x):
+            return WindowMixer.forward(self, x)
+
+    found = verdicts(candidates.mixer(Wrapped(), 8, 2, against=config))
+    assert found["equals the registered mixer"].verdict == "pass"
+
+
+# -- networks ------------------------------------------------------------------------------------
+
+
+def test_our_networks_are_judged_by_their_mixers():
+    ((title, made),) = candidates.find("swin_t/3=pale:size=3", dim=64, heads=4)
+    found = verdicts(made, [p.name for p in properties.NETWORK if p.name not in SLOW])
+    assert {result.verdict for result in found.values()} == {"pass"}
+    assert "8 mixers" in found["locality"].detail and "narrowed to widths 24 48" in title
+    mixer = made.module.stages[0].blocks[0].mixer
+    mixer.region = lambda h, w, query: torch.ones(h, w, dtype=torch.bool)
+    made._copies.clear()
+    found = verdicts(made, ["locality"])["locality"]
+    assert found.verdict == "FAIL" and found.case.startswith("stages.0.blocks.0.mixer on ")
+
+
+def timm_swin(size, window):
+    timm = pytest.importorskip("timm")
+    return timm.models.swin_transformer.SwinTransformer(
+        img_size=size, window_size=window, embed_dim=8, depths=(2, 2), num_heads=(2, 2),
+        num_classes=3,
+    )  # fmt: skip
+
+
+def torchvision_swin():
+    models = pytest.importorskip("torchvision").models
+    return models.swin_transformer.SwinTransformer(
+        [4, 4], embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=[7, 7], num_classes=3
+    )
+
+
+@pytest.mark.parametrize("make", [lambda: timm_swin(64, 7), torchvision_swin])
+def test_the_networks_of_others_are_measured(make):
+    """What their blocks reach on maps of 16x16 that windows of 7 do not divide is told, and is
+    nobody's failure."""
+    made = candidates.network(make(), (64, 64))
+    found = verdicts(made, [p.name for p in properties.NETWORK if p.name not in SLOW])
+    assert not [name for name, result in found.items() if result.verdict == "FAIL"], found
+    locality = found["locality"]
+    assert locality.verdict == "measured"
+    lines = locality.detail.splitlines()
+    assert len(lines) == 4 and sum("on 16x16: " in line for line in lines) == 2
+    assert all("opposite edges" in line.lower() for line in lines)
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """my_mixers.py, on the path: mixers right and wrong."""
+    (tmp_path / "my_mixers.py").write_text(
+        "import torch\nfrom torch import nn\nfrom attention.window import WindowMixer\n"
+        "class Good(WindowMixer):\n    pass\n"
+        "class Leaky(WindowMixer):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x) + 1e-6 * x.mean((1, 2), keepdim=True)\n"
+        "class Plain(nn.Module):\n"
+        "    def __init__(self, dim):\n        super().__init__()\n"
+        "        self.proj = nn.Linear(dim, dim)\n"
+        "    def forward(self, x):\n        return self.proj(x)\n"
+        "def two(channels, parts):\n    return Plain(channels)\n"
+        "def network():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "my_mixers"
+    sys.modules.pop("my_mixers", None)
+
+
+def command(capsys, *argv):
+    code = check.main([*argv, "--dim", "16", "--heads", "2"])
+    return code, capsys.readouterr().out
+
+
+def test_a_module_of_the_users(module, capsys):
+    only = ["--only", "any size", "locality", "batch"]
+    code, out = command(capsys, "my_mixers:Good:size=3", *only)
+    assert code == 0 and "none of 6 fails" in out and "odd block" in out
+    code, out = command(capsys, "my_mixers:Leaky:size=3", "--index", "1", *only)
+    assert code == 1 and "1 of 3 fail" in out
+    assert "FAIL     locality" in out and "what must hold:" in out and "!" in out
+    for what in ("my_mixers:Plain", "my_mixers:two"):
+        code, out = command(capsys, what, *only)
+        assert code == 0 and "1 of 240 tokens reach a query" in out
+    code, out = command(capsys, "my_mixers:network", "--img-size", "16", "--only", "batch")
+    assert code == 0 and "at 16x16" in out
+
+
+def test_json_parses(module, capsys):
+    code, out = command(capsys, "my_mixers:Leaky:size=3", "--json", "--index", "0", "--only",
+                        "locality", "batch")  # fmt: skip
+    found = json.loads(out)
+    assert code == 1 and found["failed"] == 1
+    assert [row["verdict"] for row in found["rows"]] == ["FAIL", "pass"]
+    assert found["rows"][0]["case"] == "1x5" and "!" in found["rows"][0]["picture"]
+
+
+BAD = {
+    "windw": "did you mean 'window'", "window:siz=7": "did you mean 'size'",
+    "swin_tt": "did you mean 'swin_t'",
+    "my_mixers:Godo": "did you mean 'Good'", "no_such_module:X": "no_such_module",
+    "my_mixers:Good:siz=7": "did you mean 'size'", "my_mixers:Plain:size=7": "TokenMixer",
+    "window:size=7,position=lepe": "shift=false", "timm:swin_tinny": "timm has no model",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_request_is_refused(module, what):
+    with pytest.raises(attention.SpecError, match=BAD[what]):
+        check.main([what])
+
+
+def test_an_unknown_property_is_refused():
+    with pytest.raises(attention.SpecError, match="did you mean 'locality'"):
+        check.main(["window", "--only", "localty"])
+
+
+def test_what_raises_fails_and_says_so():
+    class Raises(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[1] % 2:
+                raise ValueError("odd heights\nare beyond me")
+            return x
+
+    found = verdicts(candidates.mixer(Raises(), 8), QUICK)
+    assert found["any size"] == judging.Result(
+        "FAIL", "ValueError: odd heights are beyond me", "1x1"
+    )
+    assert "FAIL" not in {found[name].verdict for name in QUICK if name != "any size"}
