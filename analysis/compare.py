@@ -7,6 +7,7 @@ names are those of timm's result files, so that the table joins with them.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -117,10 +118,16 @@ def _sort(text: str | None) -> Callable[[list[table.Row]], list[table.Row]] | No
     if name not in COLUMNS:
         raise SpecError(f"--sort: no column {name!r}{nearest(name, COLUMNS)}")
 
+    def key(row: table.Row) -> Any:
+        value = row[name]
+        if name != "infer_img_size":
+            return value
+        return value * value if isinstance(value, int) else math.prod(map(int, value.split("x")))
+
     def sort(rows: list[table.Row]) -> list[table.Row]:
         known = [row for row in rows if row.get(name) not in (None, "")]
         rest = [row for row in rows if row.get(name) in (None, "")]
-        return sorted(known, key=lambda row: row[name], reverse=text.startswith("-")) + rest
+        return sorted(known, key=key, reverse=text.startswith("-")) + rest
 
     return sort
 

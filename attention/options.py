@@ -76,8 +76,9 @@ def read_flag(value: Any) -> bool:
 
 def read_number(value: Any) -> float:
     """A finite number, from a number or its text."""
+    spaced = isinstance(value, str) and ("_" in value or value != value.strip())
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
+        number = math.nan if isinstance(value, bool) or spaced else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):

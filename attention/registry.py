@@ -129,7 +129,7 @@ def discover() -> None:
         before = [dict(store) for store in stores]
         try:
             entry.load()
-        except Exception as error:  # whatever their code raises
+        except (Exception, SystemExit) as error:  # whatever their code raises
             for store, kept in zip(stores, before, strict=True):
                 store.clear()
                 store.update(kept)

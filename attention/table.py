@@ -7,6 +7,7 @@ run as a formula gets an apostrophe in front, which `read_csv` takes away.
 
 from __future__ import annotations
 
+import itertools
 import json
 import unicodedata
 from collections.abc import Sequence
@@ -72,9 +73,9 @@ def _neutral(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     read = unicodedata.normalize("NFKC", value)  # as a spreadsheet may: full-width forms too
-    shown = next((c for c in read if c.isprintable() and not c.isspace()), "")
-    risky = value[:1] == "'" or read.lstrip(" ")[:1] in ("\t", "\r", "\0")
-    return "'" + value if risky or shown in ("=", "+", "-", "@") else value
+    lead = "".join(itertools.takewhile(lambda c: c.isspace() or not c.isprintable(), read))
+    risky = set(lead) & set("\t\r\0") or read[len(lead) :][:1] in ("=", "+", "-", "@")
+    return "'" + value if risky or value[:1] == "'" else value
 
 
 def csv(rows: Sequence[Row]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from attention.options import SpecError, read_size
+from attention.options import SpecError, one_line, read_size
 from attention.table import FORMATS
 
 AGREED, DIFFER, BAD_REQUEST = 0, 1, 2
@@ -78,14 +79,18 @@ def emit(text: str, out: Path | None) -> None:
     if out is None:
         print(text)
         return
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(out)
-    except OSError as error:
-        raise SpecError(f"--out {out}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary = out.with_name(f".{os.getpid()}.{out.name}"[:200])
+        try:
+            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.replace(out)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    except (OSError, ValueError) as error:  # no such place, or not the name of a file
+        reason = getattr(error, "strerror", None) or error
+        raise SpecError(f"--out {one_line(str(out))}: {reason}") from None
 
 
 def run(main: Callable[[], int]) -> None:

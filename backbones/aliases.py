@@ -6,33 +6,68 @@ import json
 import os
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from attention.options import SpecError, one_line
 
 FILE = Path("transom.toml")
 
 
+LONGEST = 65536  # bytes of a file; nobody writes more by hand
+MOST_DOTS = 1000  # a key of n parts takes n^2 to read: 64 kB of them, minutes and gigabytes
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.  Raises FileNotFoundError, or SpecError with the reason."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LONGEST + 1)
+        if len(data) > LONGEST:
+            raise ValueError(f"the longest file read has {LONGEST} bytes")
+        if data.count(b".") > MOST_DOTS:
+            raise ValueError(f"the most dots read are {MOST_DOTS}")
+        return tomllib.loads(data.decode())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # no file, no path, no TOML, too deep
+        raise SpecError(f"{one_line(str(path))}: cannot be read: {one_line(str(error))}") from None
+
+
+def quoted(text: str) -> str:
+    """Text as TOML writes it: as JSON does, but for DEL.  Raises SpecError."""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise SpecError(f"{one_line(text)!r} is no Unicode text, which a TOML file must be")
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def read() -> dict[str, str]:
     """Every alias of the working folder.  Raises SpecError if its file cannot be read."""
     try:
-        data = tomllib.loads(FILE.read_text(encoding="utf-8"))
+        data = load(FILE)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise SpecError(f"{FILE}: cannot be read: {one_line(str(error))}") from None
     saved = data.pop("aliases", {})
     texts = isinstance(saved, dict) and all(isinstance(text, str) for text in saved.values())
     if data or not texts:
-        raise SpecError(f"{FILE}: expected one table [aliases] of name = \"notation\"")
+        raise SpecError(f'{FILE}: expected one table [aliases] of name = "notation"')
     return saved
 
 
 def save(name: str, text: str) -> None:
-    """Adds or replaces one alias; the file is whole at every moment.  Raises SpecError."""
+    """Adds or replaces one alias; the file is whole at every moment.
+
+    Raises SpecError, and for an alias that would stand for itself.
+    """
     if not name.isidentifier():
         raise SpecError(f"{one_line(name)!r} cannot be an alias: letters, digits and _ only")
     saved = read() | {name: text}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in saved.items()]
+    seen, base = {name}, text.partition("/")[0]
+    while base in saved and base not in seen:
+        seen.add(base)
+        base = saved[base].partition("/")[0]
+    if base == name:
+        raise SpecError(f"{name} = {one_line(text)!r} stands for itself; choose another name")
+    lines = [f"{quoted(key)} = {quoted(value)}" for key, value in saved.items()]
     temporary = FILE.with_name(f".{FILE.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text("\n".join(["[aliases]", *lines, ""]), encoding="utf-8")

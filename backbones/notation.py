@@ -16,14 +16,14 @@ A .toml file has the fields of `BackboneSpec`, whole, or a base and what differs
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from attention.options import SpecError, nearest, one_line, read_count
+from attention.options import LONGEST_WORD, SpecError, nearest, one_line, read_count
 from backbones import aliases, variants
+from backbones.columns import Edit, at, located
 from backbones.spec import (
     MOST_STAGES,
     BackboneSpec,
@@ -43,7 +43,12 @@ def parse(what: str | Mapping[str, Any] | BackboneSpec) -> BackboneSpec:
 
     Raises SpecError with the place, the value and the nearest allowed one.
     """
-    return _parse(what, 0)
+    try:
+        return _parse(what, 0)
+    except SpecError:
+        raise
+    except (ValueError, RecursionError) as error:  # numbers or lists that cannot even be shown
+        raise SpecError(f"a backbone has a value beyond reading: {one_line(str(error))}") from None
 
 
 def _parse(what: Any, depth: int) -> BackboneSpec:
@@ -54,16 +59,12 @@ def _parse(what: Any, depth: int) -> BackboneSpec:
     if isinstance(what, Mapping):
         return _from_table(what, depth)
     if not isinstance(what, str):
-        raise SpecError(f"a backbone is a text, a dict or a BackboneSpec, not {what!r}")
+        shown = one_line(repr(what))
+        raise SpecError(f"a backbone is a text, a dict or a BackboneSpec, not {shown}")
     if len(what) > LONGEST:
         raise SpecError(f"a notation of {len(what)} characters; the longest read is {LONGEST}")
-    try:
-        base, edits = _base(what, depth)
-        return _apply(base, edits, what) if edits else base
-    except SpecError as error:
-        column = what.find(error.token) + 1 if error.token else 0
-        where = f", at column {column}" if column and "/" in what else ""
-        raise SpecError(f"{error}{where}") from None
+    base, edits = _base(what, depth)
+    return _apply(base, edits, what) if edits else base
 
 
 def _base(text: str, depth: int) -> tuple[BackboneSpec, list[str]]:
@@ -72,26 +73,39 @@ def _base(text: str, depth: int) -> tuple[BackboneSpec, list[str]]:
     if toml and (not rest or rest.startswith("/")):
         return _from_file(Path(path + toml), depth), rest.split("/")[1:]
     name, *edits = text.split("/")
-    if not variants.known(name) and name in (saved := aliases.read()):
+    saved = {} if variants.known(name) else aliases.read()
+    if name in saved:
         return edit(_parse(saved[name], depth + 1), name, name=name), edits
-    return variants.get(name, also=tuple(aliases.read())).spec, edits
+    try:
+        return variants.get(name, also=tuple(saved)).spec, edits
+    except SpecError as error:
+        if edits and error.token:
+            raise at(1, error) from None
+        raise
 
 
 def _from_file(path: Path, depth: int) -> BackboneSpec:
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # no file, no path, no TOML, too deep
-        raise SpecError(f"{one_line(str(path))}: cannot be read: {one_line(str(error))}") from None
+        data = aliases.load(path)
+    except FileNotFoundError as error:
+        raise SpecError(f"{one_line(str(path))}: cannot be read: {error.strerror}") from None
     return _from_table({"name": path.stem, **data}, depth)
 
 
 def _from_table(data: Mapping[str, Any], depth: int) -> BackboneSpec:
     """All fields, or a base and the fields that differ; stages then by their number."""
+    stages = data.get("stages", {})
     if "base" not in data:
-        return from_dict(data)
+        place = one_line(str(data.get("name", "backbone")))
+        if isinstance(stages, (list, tuple)):
+            if len(stages) > MOST_STAGES:
+                found = f"{len(stages)} stages; a backbone has 2 to {MOST_STAGES}"
+                raise SpecError(f"{place}: {found}")
+            for fields in stages:
+                _texts(fields if isinstance(fields, Mapping) else {}, place)
+        return from_dict(_texts(data, place))
     base = _parse(data["base"], depth + 1)
     place = one_line(str(data.get("name", base.name)))
-    stages = data.get("stages", {})
     if not isinstance(stages, Mapping):
         raise SpecError(f"{place}: beside a base, stages are tables by number: [stages.3]")
     for number, fields in stages.items():
@@ -106,39 +120,61 @@ def _from_table(data: Mapping[str, Any], depth: int) -> BackboneSpec:
 
 def _texts(fields: Mapping[Any, Any], place: str) -> dict[str, Any]:
     for key in fields:
-        if not isinstance(key, str):
-            raise SpecError(f"{place}: no field {key!r}")
+        if not isinstance(key, str) or len(key) > LONGEST_WORD:
+            raise SpecError(f"{place}: no field {one_line(repr(key))}")
     return dict(fields)
 
 
 def _apply(spec: BackboneSpec, edits: list[str], whole: str) -> BackboneSpec:
     """All edits at once, so that their order does not matter: 1=axial may precede 1.heads=4."""
     place = one_line(whole)
-    whole_spec: dict[str, str] = {"name": whole}
-    by_stage: dict[int, dict[str, str]] = {}
-    for text in edits:
-        stage, field, value = _edit(text, place)
-        target = by_stage.setdefault(stage, {}) if stage else whole_spec
-        if field in target:
-            again = f"{place}: {one_line(text)!r} sets what an earlier edit has set"
-            raise SpecError(again, token=text)
-        target[field] = value
-    if "stages" in whole_spec:
-        spec = _with_stages(spec, whole_spec.pop("stages"), place)
-    for stage, fields in by_stage.items():
-        spec = edit_stage(spec, stage, place, **fields)
-    return edit(spec, place, **whole_spec)
+    by_stage: dict[int, list[Edit]] = {}
+    for made in _edits(edits, whole, place):
+        by_stage.setdefault(made.stage, []).append(made)
+    own = by_stage.pop(0, [])
+    for made in own:
+        if made.field == "stages":
+            spec = _with_stages(spec, made, place)
+    own = [made for made in own if made.field != "stages"]
+    for stage, group in by_stage.items():
+        try:
+            spec = edit_stage(spec, stage, place, **{made.field: made.value for made in group})
+        except SpecError as error:
+            if stage > len(spec.stages):
+                raise at(group[0].column, SpecError(str(error), group[0].text)) from None
+            raise located(error, StageSpec, group) from None
+    try:
+        return edit(spec, place, name=whole, **{made.field: made.value for made in own})
+    except SpecError as error:
+        raise located(error, BackboneSpec, own) from None
 
 
-def _with_stages(spec: BackboneSpec, text: str, place: str) -> BackboneSpec:
+def _edits(texts: list[str], whole: str, place: str) -> list[Edit]:
+    column = len(whole) - len("/".join(texts)) + 1
+    found: dict[tuple[int, str], Edit] = {}
+    for text in texts:
+        try:
+            stage, field, value = _edit(text, place)
+            if (stage, field) in found:
+                again = f"{place}: {one_line(text)!r} sets what an earlier edit has set"
+                raise SpecError(again, text)
+        except SpecError as error:
+            raise at(column, error) from None
+        found[stage, field] = Edit(column, stage, field, value, text)
+        column += len(text) + 1
+    return list(found.values())
+
+
+def _with_stages(spec: BackboneSpec, made: Edit, place: str) -> BackboneSpec:
     """The first so many stages, continued by stages of twice the width and heads."""
     try:
-        count = read_count(text)
+        count = read_count(made.value)
     except ValueError:
         count = 0
     if not 2 <= count <= MOST_STAGES:
-        wrong = f"{place}: stages={one_line(text)!r}: expected a number from 2 to {MOST_STAGES}"
-        raise SpecError(wrong, token=f"stages={text}")
+        shown = f"stages={one_line(made.value)!r}"
+        wrong = f"{place}: {shown}: expected a number from 2 to {MOST_STAGES}"
+        raise at(made.column, SpecError(wrong, made.text))
     stages = list(spec.stages[:count])
     while len(stages) < count:
         last = stages[-1]

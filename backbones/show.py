@@ -30,7 +30,7 @@ def strip(spec: BackboneSpec, img_size: tuple[int, int]) -> str:
     widest = max(stage.dim for stage in spec.stages)
     h, w = img_size
     lines = [
-        f"{spec.name} at {h}x{w}: {whole.params:,} parameters, {whole.macs:,} MACs",
+        f"{table.plain(spec.name)} at {h}x{w}: {whole.params:,} parameters, {whole.macs:,} MACs",
         f"{spec.stem} stem /{spec.patch_size}, {spec.downsample} downsampling, {spec.norm} norm, "
         f"{spec.position} position",
         "",
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     terminal.load_plugins(args.plugin)
     spec = parse(args.spec)
     size = args.img_size or spec.img_size
-    if args.save:
+    if args.save is not None:
         if variants.known(args.save):
             raise SpecError(f"--save {args.save}: a variant has this name")
         aliases.save(args.save, args.spec)

@@ -7,6 +7,7 @@ from typing import Any
 
 from attention.options import write
 from backbones import variants
+from backbones.aliases import quoted
 from backbones.notation import parse
 from backbones.spec import BackboneSpec, StageSpec, fields_of
 
@@ -14,8 +15,7 @@ from backbones.spec import BackboneSpec, StageSpec, fields_of
 def to_notation(spec: BackboneSpec) -> str:
     """The shortest notation over all variants.  Reading it gives an equal spec, whose name is
     the notation itself."""
-    found = min((_from(base, spec) for base in variants.names()), key=len)
-    return found
+    return min((_from(base, spec) for base in variants.names()), key=len)
 
 
 def _from(name: str, spec: BackboneSpec) -> str:
@@ -37,7 +37,10 @@ def _from(name: str, spec: BackboneSpec) -> str:
 
 
 def to_toml(spec: BackboneSpec) -> str:
-    """A .toml file that reads back to an equal spec, name included."""
+    """A .toml file that reads back to an equal spec, name included.
+
+    Raises SpecError for a name that is no Unicode text.
+    """
     data = spec.to_dict()
     stages = data.pop("stages")
     lines = [f"{key} = {_value(value)}" for key, value in data.items()]
@@ -47,5 +50,5 @@ def to_toml(spec: BackboneSpec) -> str:
 
 
 def _value(value: Any) -> str:
-    """TOML's text and lists are JSON's, but for DEL."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """Numbers, flags and lists are TOML's as they are JSON's."""
+    return quoted(value) if isinstance(value, str) else json.dumps(value)

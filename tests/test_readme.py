@@ -49,6 +49,8 @@ def test_a_mixer_of_your_own_in_forty_lines(tmp_path):
         assert "pool" in done.stdout
     hybrid = shell(commands[0], cwd=tmp_path).stdout
     assert "pool:size=5+window" in hybrid and "three counts agree" in hybrid
+    done = shell("python -m analysis.check my_mixers:Pool", cwd=tmp_path)
+    assert done.returncode == 0 and "FAIL" not in done.stdout and "pass" in done.stdout
     for module in ("attention", "backbones"):
         done = shell(f"python -m {module} --plugin my_mixers", cwd=tmp_path)
         assert done.returncode == 0

@@ -1,0 +1,58 @@
+"""Legal configs and backbones drawn from a seed: everything that can be written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import attention
+from attention.registry import config_class
+from backbones.spec import DOWNSAMPLES, SMALL_MAPS, STEMS, BackboneSpec, SpecError, StageSpec
+
+BUILT_IN = ("window", "cosine", "axial", "cross", "pale", "shuffle", "token_mlp", "full")
+VALUES = {
+    "size": [1, 7, (2, 5), "3x4", (7, 7)],
+    "scores": ["dot", "cosine"],
+    "position": ["none", "bias", "log_cpb", "lepe"],
+    "order": ["parallel", "sequential"],
+    "qk_scale": [None, 0.125, 1e-7, 3e30, 0.1 + 0.2],
+    "pretrained_window": [None, 12, (6, 12)],
+    "mask_value": [None, -100, -1e20, -0.1],
+}
+
+
+def draw_mixer(rng: random.Random) -> attention.MixerConfig:
+    """A legal config of any built-in mixer: what is refused is drawn again."""
+    while True:
+        name = rng.choice(sorted(set(attention.names()) & set(BUILT_IN)))
+        fields = dataclasses.fields(config_class(name))
+        options = {
+            field.name: rng.choice(VALUES.get(field.name, [True, False]))
+            for field in fields
+            if rng.random() < 0.5
+        }
+        try:
+            return attention.make_config(name, **options)
+        except SpecError:
+            continue
+
+
+def draw_spec(rng: random.Random) -> BackboneSpec:
+    stages = tuple(
+        StageSpec(
+            dim=8 * rng.randint(1, 64), depth=rng.randint(1, 30), heads=rng.choice([2, 4, 8]),
+            mixers=tuple(draw_mixer(rng) for _ in range(rng.randint(1, 3))),
+            mlp_ratio=rng.choice([4, 2.5, 1 / 3]),
+        )
+        for _ in range(rng.randint(2, 5))
+    )  # fmt: skip
+    return BackboneSpec(
+        name=rng.choice(["plain", "", "two words", "\u00e4\n'\"", "a/b=c"]), stages=stages,
+        img_size=rng.choice([224, (64, 128), "32x16"]), in_channels=rng.randint(1, 9),
+        num_classes=rng.choice([0, 1, 1000]), patch_size=rng.randint(1, 16),
+        stem=rng.choice(STEMS), patch_norm=rng.random() < 0.5,
+        downsample=rng.choice(DOWNSAMPLES), norm=rng.choice(["pre", "res_post"]),
+        position=rng.choice(["none", "absolute", "cpe"]), final_norm=rng.random() < 0.5,
+        out_norms=rng.random() < 0.5, small_maps=rng.choice(SMALL_MAPS),
+        drop_path=rng.choice([0, 0.1, 1 / 3]),
+    )  # fmt: skip
