@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import backbones
+from analysis.influence import randomise
 
 # Two blocks a stage, so that every mixer has its even and its odd form; even heads for branches.
 _SMALL = [
@@ -41,35 +42,6 @@ def create(family: str, *edits: str, seed: int = 0, **fields):
     """A small model of a family in eval mode, every parameter drawn anew."""
     model = backbones.create(notation(family, *edits), **fields)
     return randomise(model, seed).eval()
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draws every parameter and every BN statistic: at initialisation biases, tables and the
-    norms of res_post blocks are 0, and tests on them would be blind."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator)
-
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            last = name.rpartition(".")[2]
-            if last == "logit_scale":
-                value = 2.3 + 0.3 * normal(parameter)
-            elif "table" in name:
-                value = 0.5 * normal(parameter)
-            elif parameter.ndim == 1:
-                value = 0.2 * normal(parameter) + float(last == "weight")
-            else:
-                fan = parameter[0].numel()
-                value = normal(parameter) * fan**-0.5
-            parameter.copy_(value)
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.copy_(0.2 * normal(buffer))
-            elif name.endswith("running_var"):
-                buffer.copy_(normal(buffer).abs() + 0.5)
-    return model
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
