@@ -71,7 +71,7 @@ def create(
 ) -> HierarchicalBackbone:
     """A backbone from a notation, a dict or a spec; `fields` replace fields of the spec.
 
-    weights: a state dict or a .safetensors file in our own names, loaded whole or not at all.
+    weights: a state dict, a file or a hub id as `weights.load` takes it, whole or not at all.
     Raises SpecError for what cannot be built, WeightsError for what cannot be loaded.
     """
     spec = parse(what)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from torch import Size, Tensor
+if TYPE_CHECKING:
+    from torch import Size, Tensor
 
 # (their tensor, our shape) -> our tensor; raises IndexError or RuntimeError on another layout
-Change = Callable[[Tensor, Size], Tensor]
+WAYS = ("bicubic", "timm")
+Change: TypeAlias = "Callable[[Tensor, Size], Tensor]"
 
 
 def rows_to_heads(tensor: Tensor, shape: Size) -> Tensor:
@@ -127,6 +129,39 @@ _TORCHVISION = [
     *_HEAD,
 ]
 
+# transformers names Swin's parts in two ways (files of 4.x and modules of 5.x); queries, keys and
+# values are joined before the rules are read, see weights.prepare
+_HF = r"(?:swin\.|swinv2\.)?"
+_HF_BLOCK = _HF + r"encoder\.layers\.(\d+)\.blocks\.(\d+)\."
+HF_PART = re.compile(
+    f"({_HF_BLOCK}attention\\.)(?:self\\.)?(query|key|value|[qkv]_proj)\\.(weight|bias)"
+)
+_TRANSFORMERS = [
+    _rule(_HF + r"embeddings\.patch_embeddings\.projection\.(\w+)", r"stem.conv.\1"),
+    _rule(_HF + r"embeddings\.norm\.(\w+)", r"stem.norm.\1"),
+    _rule(_HF + r"embeddings\.position_embeddings", "stem.position", tokens_to_map),
+    _rule(_HF + r"embeddings\.mask_token", None),
+    _rule(_HF_BLOCK + r"attention\.(qkv\.\w+)", _OURS + r"mixer.\3"),
+    _rule(_HF_BLOCK + r"attention\.(?:output\.dense|o_proj)\.(\w+)", _OURS + r"mixer.proj.\3"),
+    _rule(
+        _HF_BLOCK + r"attention\.(?:self|relative_position_bias)\.relative_position_bias_table",
+        _OURS + "mixer.branch.bias.table",
+    ),
+    _rule(_HF_BLOCK + r"attention\.(?:\w+\.)?relative_(position_index|coords_table)", None),
+    _rule(_HF_BLOCK + r"attention\.self\.logit_scale", _OURS + "mixer.branch.logit_scale"),
+    _rule(
+        _HF_BLOCK + r"attention\.self\.continuous_position_bias_mlp\.(\d\.\w+)",
+        _OURS + r"mixer.branch.bias.mlp.\3",
+    ),
+    _rule(_HF_BLOCK + r"layernorm_before\.(\w+)", _OURS + r"norm1.\3"),
+    _rule(_HF_BLOCK + r"layernorm_after\.(\w+)", _OURS + r"norm2.\3"),
+    _rule(_HF_BLOCK + r"(?:intermediate\.dense|mlp\.fc1)\.(\w+)", _OURS + r"mlp.fc1.\3"),
+    _rule(_HF_BLOCK + r"(?:output\.dense|mlp\.fc2)\.(\w+)", _OURS + r"mlp.fc2.\3"),
+    _rule(_HF + r"encoder\.layers\.(\d+)\.downsample\.(.+)", _next_stage(r"downsample.\2")),
+    _rule(_HF + r"layernorm\.(\w+)", r"norm.\1"),
+    _rule(r"classifier\.(\w+)", r"head.\1"),
+]
+
 SOURCES: dict[str, list[Rule]] = {
     "swin": [*_COMMON, *_ATTENTION, *_MERGE_AFTER, *_HEAD],
     "swinv2": [*_COMMON, *_ATTENTION, *_MERGE_AFTER, *_HEAD],
@@ -134,5 +169,35 @@ SOURCES: dict[str, list[Rule]] = {
     "cswin": _CSWIN,
     "timm": [*_COMMON, *_ATTENTION, *_MERGE_BEFORE, *_TIMM_HEAD],
     "torchvision": _TORCHVISION,
+    "transformers": _TRANSFORMERS,
     "transom": [_rule(r"(.+)", r"\1")],
 }
+
+# The way back, our names to theirs; what they compute themselves is made by their own model.
+_OWN = r"stages\.(\d+)\.blocks\.(\d+)\."
+_THEIRS = r"layers.\1.blocks.\2."
+_BACK = [
+    _rule(r"stem\.conv\.(\w+)", r"patch_embed.proj.\1"),
+    _rule(r"stem\.norm\.(\w+)", r"patch_embed.norm.\1"),
+    _rule(_OWN + r"(norm[12]\.\w+|mlp\.fc[12]\.\w+)", _THEIRS + r"\3"),
+    _rule(_OWN + r"mixer\.(qkv\.(?:weight|bias)|proj\.\w+)", _THEIRS + r"attn.\3"),
+    _rule(_OWN + r"mixer\.qkv\.([qv]_bias)", _THEIRS + r"attn.\3"),
+    _rule(_OWN + r"mixer\.branch\.logit_scale", _THEIRS + r"attn.logit_scale"),
+    _rule(_OWN + r"mixer\.branch\.bias\.table", _THEIRS + "attn.relative_position_bias_table"),
+    _rule(_OWN + r"mixer\.branch\.bias\.mlp\.(\d\.\w+)", _THEIRS + r"attn.cpb_mlp.\3"),
+    _rule(r"norm\.(\w+)", r"norm.\1"),
+]
+_MERGED = r"stages\.(\d+)\.downsample\.(.+)"
+TARGETS: dict[str, list[Rule]] = {
+    "timm": [
+        *_BACK,
+        _rule(_MERGED, r"layers.\1.downsample.\2"),
+        _rule(r"head\.(\w+)", r"head.fc.\1"),
+    ],
+    "swin": [
+        *_BACK,
+        _rule(_MERGED, lambda match: f"layers.{int(match[1]) - 1}.downsample.{match[2]}"),
+        *_HEAD,
+    ],
+}
+TARGETS["swinv2"] = TARGETS["swin"]

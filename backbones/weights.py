@@ -1,122 +1,172 @@
-"""Loading weights: everything is checked before anything is copied."""
+"""Loading weights: everything is checked before anything is copied.
+
+    load(model, "swin.safetensors")              # whose names they are is read from the keys
+    load("swin_t", "hf:owner/name").model        # a model made for them
+    load(None, "file.pth", window=(7, 7)).model  # the spec read from the shapes
+    save(model, "own.safetensors")               # with its spec, and a SHA-256 beside it
+"""
 
 from __future__ import annotations
 
-import contextlib
+import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from attention.options import nearest
-from backbones.rules import SOURCES, Change
+from attention.options import nearest, one_line
+from attention.table import Row
+from backbones import reading, storage
+from backbones.detect import source_of
+from backbones.inference import infer
+from backbones.model import HierarchicalBackbone
+from backbones.notation import parse
+from backbones.planning import convert, plan
+from backbones.reading import read
+from backbones.resize import Adapt
+from backbones.rules import TARGETS
+from backbones.spec import BackboneSpec, from_dict
+from backbones.storage import WeightsError
+
+__all__ = [
+    "Adapt", "Loaded", "WeightsError", "convert", "export", "from_pretrained", "load", "plan",
+    "read", "save", "save_pretrained", "spec_of",
+]  # fmt: skip
+
+SPEC = "transom.spec"  # where the header of our files keeps the spec, as JSON
+FILE, CONFIG = "model.safetensors", "config.json"
 
 
-class WeightsError(ValueError):
-    """Weights that do not fit; the model is as it was."""
+class Loaded(NamedTuple):
+    """model: the one given, or made.  report: a row per tensor, for attention.table."""
 
-
-def read(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file.  Nothing is ever unpickled."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise WeightsError(f"{path}: not a .safetensors file; only those are read")
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: cannot be read: {error}") from None
-
-
-def convert(
-    model: nn.Module, state: Mapping[str, Tensor], source: str = "transom"
-) -> dict[str, Tensor]:
-    """`state`, in the names of `source`, as a full state dict of `model`.
-
-    Raises WeightsError, one line that lists every key without a rule, every tensor of another
-    shape or not finite, and everything that is missing.
-    """
-    if source not in SOURCES:
-        raise WeightsError(f"no source is called {source!r}{nearest(source, SOURCES)}")
-    wanted, found, wrong = model.state_dict(), {}, []
-    for key, tensor in _split_biases(state, wanted, source).items():
-        for rule in SOURCES[source]:
-            if match := rule.pattern.fullmatch(key):
-                break
-        else:
-            wrong.append(f"no rule for {key}")
-            continue
-        name = rule.name(match)
-        if name is None:
-            continue
-        if name not in wanted:
-            wrong.append(f"{key} would be {name}, which the model has not")
-            continue
-        if name in found:
-            wrong.append(f"{key} and another key are both {name}")
-        found[name] = tensor
-        try:
-            found[name] = _fit(tensor, rule.change, name, wanted[name])
-        except ValueError as error:
-            wrong.append(f"{key} {error}")
-    wrong += [f"nothing for {name}" for name in wanted if name not in found]
-    if wrong:
-        raise WeightsError(f"{len(wrong)} tensors do not fit: " + "; ".join(wrong))
-    return found
-
-
-def _fit(tensor: Tensor, change: Change | None, name: str, wanted: Tensor) -> Tensor:
-    """The tensor in our layout.  Raises ValueError, the end of a sentence about it."""
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"is a {type(tensor).__name__}, not a tensor")
-    if tensor.is_meta:
-        raise ValueError("has no values (it is on the meta device)")
-    ours = tensor
-    if change is not None:
-        with contextlib.suppress(IndexError, RuntimeError):  # not the source's layout
-            ours = change(tensor, wanted.shape)
-    if ours.shape != wanted.shape:
-        raise ValueError(f"has shape {tuple(tensor.shape)}, {name} {tuple(wanted.shape)}")
-    if ours.is_floating_point() != wanted.is_floating_point():
-        raise ValueError(f"holds {ours.dtype}, {name} {wanted.dtype}")
-    if ours.is_floating_point() and not ours.isfinite().all():
-        raise ValueError("is not finite")
-    return ours
-
-
-def _split_biases(
-    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str
-) -> dict[str, Tensor]:
-    """torchvision's Swin V2 keeps a zero key bias inside qkv.bias; we keep none."""
-    if source != "torchvision" or not any(name.endswith("q_bias") for name in wanted):
-        return dict(state)
-    out: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        whole = isinstance(tensor, Tensor) and tensor.ndim == 1 and len(tensor) % 3 == 0
-        if whole and key.endswith("attn.qkv.bias"):
-            q, k, v = tensor.chunk(3)
-            if k.any():
-                raise WeightsError(f"{key}: its key bias is not 0, as cosine scores need it")
-            stem = key.removesuffix("bias")
-            out[stem + "q_bias"], out[stem + "v_bias"] = q, v
-        else:
-            out[key] = tensor
-    return out
+    model: nn.Module
+    report: list[Row]
 
 
 def load(
-    model: nn.Module, weights: Mapping[str, Tensor] | str | Path, source: str = "transom"
-) -> None:
-    """Copies `weights` (a state dict or a .safetensors file) into the model, whole or not at all.
+    model: nn.Module | str | Mapping[str, Any] | BackboneSpec | None,
+    weights: Mapping[str, Tensor] | str | Path,
+    source: str | None = None,
+    *,
+    how: Adapt | None = None,
+    entry: str | None = None,
+    **unknown: Any,
+) -> Loaded:
+    """Copies `weights` into the model, whole or not at all.
 
-    source: whose names they have, a key of rules.SOURCES.  Raises WeightsError.
+    model: one that exists, what `backbones.create` takes, or None for the spec of the weights.
+    weights: a state dict, a .safetensors or .pth file, or a hub id ``hf:owner/name``.
+    source: whose names they have, a key of rules.SOURCES; by default read from the keys.
+    how: windows, image sizes, classes and channels that may differ.  entry: as in `read`.
+    unknown: what the shapes cannot tell when model is None, as `detect.infer` takes it.
+    Raises WeightsError, and SpecError for a model that cannot be built.
     """
-    state = read(weights) if isinstance(weights, (str, Path)) else weights
-    converted = convert(model, state, source)
+    path: Path | None = None
+    if isinstance(weights, (str, Path)):
+        path = reading.fetch(weights) if str(weights)[:3] == "hf:" else Path(weights)  # type: ignore[arg-type]
+        weights = read(path, entry)
+    state = weights
+    spec = None if model is None or isinstance(model, nn.Module) else parse(model)
+    with storage.about(path):
+        source = source or source_of(state)
+        if isinstance(model, nn.Module):
+            found, rows = plan(model, state, source, how)
+        else:
+            spec = spec or spec_of(state, source, path, **unknown)
+            with torch.device("meta"):  # nothing is allocated for what may not fit
+                empty = HierarchicalBackbone(spec)
+            found, rows = plan(empty, state, source, how)
+            model = HierarchicalBackbone(spec)
     own = model.state_dict()
     with torch.no_grad():
-        for name, tensor in converted.items():
+        for name, tensor in found.items():
             own[name].copy_(tensor)
+    return Loaded(model, rows)
+
+
+def spec_of(
+    state: Mapping[str, Tensor], source: str, path: Path | None = None, **unknown: Any
+) -> BackboneSpec:
+    """The spec of weights: from the header of our own file, else from the shapes."""
+    if source != "transom":
+        return infer(state, source, **unknown)
+    text = reading.metadata(path).get(SPEC) if path is not None else None
+    if text is None:
+        raise WeightsError("weights in our own names without their spec; give it by --spec")
+    return _from_json(text, "the spec in its header", len(state))
+
+
+def _from_json(text: str, place: str, tensors: int) -> BackboneSpec:
+    try:
+        spec = from_dict(json.loads(text))
+    except (ValueError, RecursionError) as error:  # SpecError is a ValueError, too
+        raise WeightsError(f"{place} cannot be read: {one_line(str(error))}") from None
+    if sum(stage.depth for stage in spec.stages) > tensors:  # thousands of blocks, to be slow
+        raise WeightsError(f"{place} has more blocks than the file has tensors")
+    return spec
+
+
+def save(model: HierarchicalBackbone, path: str | Path) -> Path:
+    """Writes a backbone and its spec to a .safetensors file, with a manifest beside it.
+
+    The old file or the new one loads at every moment.  Raises WeightsError.
+    """
+    texts = {"format": "pt", SPEC: json.dumps(model.spec.to_dict())}
+    return storage.write(model.state_dict(), path, texts)
+
+
+def save_pretrained(model: HierarchicalBackbone, folder: str | Path) -> Path:
+    """Writes model.safetensors and config.json (the spec) into a folder, which may be new."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(f"{storage.shown(folder)}: {error.strerror or error}") from None
+    save(model, folder / FILE)
+    storage.write_text(folder / CONFIG, json.dumps({"spec": model.spec.to_dict()}, indent=1))
+    return folder
+
+
+def from_pretrained(folder: str | Path) -> HierarchicalBackbone:
+    """The backbone of a folder or ``hf:owner/name`` that `save_pretrained` filled.
+
+    The spec in the weights' own header counts, as it was written with them; config.json that
+    says otherwise is warned about.  Raises WeightsError.
+    """
+    if str(folder)[:3] == "hf:":
+        return cast("HierarchicalBackbone", load(None, str(folder), "transom").model)
+    folder = Path(folder)
+    loaded = load(None, folder / FILE, "transom")
+    config = folder / CONFIG
+    text = storage.read_text(config)
+    model = cast("HierarchicalBackbone", loaded.model)
+    try:
+        stated = from_dict(json.loads(text)["spec"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        place = storage.shown(config)
+        raise WeightsError(f"{place}: cannot be read: {one_line(str(error))}") from None
+    if stated.resolve() != model.spec.resolve():
+        warnings.warn(f"{config} is not the spec of {FILE}; that of {FILE} is used", stacklevel=2)
+    return model
+
+
+def export(model: HierarchicalBackbone, target: str) -> dict[str, Tensor]:
+    """The state dict of a backbone in the names of timm or of the authors.
+
+    Raises WeightsError for what has no name there.
+    """
+    if target not in TARGETS:
+        raise WeightsError(f"no names of {target!r} to write{nearest(target, TARGETS)}")
+    out: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        for rule in TARGETS[target]:
+            if match := rule.pattern.fullmatch(name):
+                out[str(rule.name(match))] = tensor
+                break
+        else:
+            raise WeightsError(f"{name}: {target} has nothing of the kind")
+    return out

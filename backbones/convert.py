@@ -1,0 +1,80 @@
+"""Converts weights of Swin, Swin V2, Swin-MLP and CSWin to a .safetensors file of ours.
+
+Whose they are is read from the keys, the backbone from the shapes; what these do not tell is
+asked for by name.  Nothing in a file is ever run, and nothing is written unless everything fits.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from attention import terminal
+from attention.options import read_size
+from backbones.rules import SOURCES, WAYS
+
+EPILOG = """examples:
+  python -m backbones.convert swin_tiny_patch4_window7_224.pth --to swin_t.safetensors
+  python -m backbones.convert timm.safetensors --source-img-size 224 --check --to ours.safetensors
+  python -m backbones.convert swin.pth --img-size 384 --window 12 --num-classes 10 --to new.safetensors
+  python -m backbones.convert hf:timm/swin_tiny_patch4_window7_224.ms_in1k --spec swin_t --to s.safetensors
+
+--check compares before anything is resized: the source's library and ours on one input, or ours
+with the input and logits of a .safetensors file.
+
+exit code: 0 converted, 1 converted but --check differs by more than 1e-5 of the largest logit,
+2 refused; nothing is written"""  # noqa: E501
+
+
+def _sizes(text: str) -> list[tuple[int, int]]:
+    try:
+        return [read_size(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {error}; one a stage") from None
+
+
+def _windows_or_none(text: str) -> list[tuple[int, int] | None]:
+    return [None if part in ("0", "none") else _sizes(part)[0] for part in text.split(",")]
+
+
+def _counts(text: str) -> list[int]:
+    return [terminal.count_from_one(part) for part in text.split(",")]
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = terminal.parser("backbones.convert", __doc__, EPILOG)
+    parser.add_argument("file", help=".safetensors, .pth or hf:owner/name")
+    parser.add_argument("--to", type=Path, required=True, metavar="OUT.safetensors")
+    parser.add_argument("--spec", help="the backbone of the weights; default: from their shapes")
+    parser.add_argument("--source", choices=tuple(SOURCES), help="default: from the keys")
+    parser.add_argument("--entry", help="which state dict of a .pth file that holds several")
+    told = parser.add_argument_group("what the shapes do not tell (one value, or one a stage)")
+    told.add_argument("--source-window", type=_sizes, metavar="SIZES", help="8 or 1,2,7,7")
+    told.add_argument("--pretrained-window", type=_windows_or_none, metavar="SIZES",
+                      help="12,12,12,6; 0: the window itself")  # fmt: skip
+    told.add_argument("--source-img-size", type=terminal.image_size, metavar="SIZE")
+    told.add_argument("--heads", type=_counts, metavar="COUNTS", help="3,6,12,24")
+    changed = parser.add_argument_group("what the new file has otherwise")
+    changed.add_argument("--img-size", type=terminal.image_size, metavar="SIZE")
+    changed.add_argument("--window", type=terminal.image_size, metavar="SIZE")
+    changed.add_argument("--num-classes", type=int, metavar="N", help="a new head; 0: none")
+    changed.add_argument("--in-channels", type=terminal.count_from_one, metavar="N")
+    changed.add_argument("--resize", choices=WAYS, default="bicubic", help="default: bicubic")
+    changed.add_argument("--check", nargs="?", const=True, metavar="IO.safetensors",
+                         help="compare with the source model, or with its stored input and logits")
+    terminal.add_output(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments().parse_args(argv)
+    terminal.load_plugins(args.plugin)
+    from backbones.conversion import convert
+
+    code, text = convert(args)
+    terminal.emit(text, args.out)
+    return code
+
+
+if __name__ == "__main__":
+    terminal.run(main)

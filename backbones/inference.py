@@ -1,0 +1,219 @@
+"""Of what backbone weights are, read from their shapes.
+
+What shapes do not tell is never guessed: it is asked for, by the name of the option that gives
+it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from attention.options import SpecError
+from backbones.detect import prepare
+from backbones.resize import Size, square
+from backbones.rules import SOURCES
+from backbones.spec import MOST_STAGES, BackboneSpec, from_dict
+from backbones.storage import WeightsError
+
+SMALL_MAPS = {"timm": "shrink_axis", "torchvision": "pad"}  # all others: the authors' rule
+
+
+def infer(
+    state: Mapping[str, Any], source: str, *, window: Sequence[Size] | None = None,
+    heads: Sequence[int] | None = None, pretrained_window: Sequence[Size | None] | None = None,
+    img_size: Size | None = None,
+) -> BackboneSpec:  # fmt: skip
+    """The spec of weights in the names of `source`; one value or one a stage in every list.
+
+    Shifts, masks and small maps are those of the source's code, which has no choice of them.
+    Raises WeightsError, naming the option that tells what the shapes do not.
+    """
+    named: dict[str, Tensor] = {}
+    theirs: dict[str, Tensor] = {}  # what we compute ourselves: index tables, masks
+    for key, tensor in prepare(state, source).items():
+        for rule in SOURCES[source]:
+            if (match := rule.pattern.fullmatch(key)) and isinstance(tensor, Tensor):
+                name = rule.name(match)
+                (theirs if name is None else named)[key if name is None else name] = tensor
+                break
+    stages: dict[int, int] = {}
+    for name in named:
+        if match := re.match(r"stages\.(\d{1,4})\.blocks\.(\d{1,4})\.", name):
+            i = int(match[1])
+            stages[i] = max(stages.get(i, 0), int(match[2]) + 1)
+    count = len(stages)
+    if sorted(stages) != list(range(count)) or not 2 <= count <= MOST_STAGES:
+        found = ", ".join(str(i + 1) for i in sorted(stages)) or "none"
+        raise WeightsError(f"blocks of stages {found}; a backbone has 2 to {MOST_STAGES}")
+    if sum(stages.values()) > len(named):
+        raise WeightsError("its blocks are numbered with gaps; no backbone has such names")
+    shape = _shapes(named)
+    facts = _Facts(named, theirs, shape, source, count)
+    facts.window, facts.heads = _each(window, count, "window"), _each(heads, count, "heads")
+    facts.pretrained = _each(pretrained_window, count, "pretrained-window")
+    kernel = shape("stem.conv.weight")
+    v2 = "stages.0.blocks.0.mixer.branch.logit_scale" in named
+    fields: dict[str, Any] = {
+        "name": f"from {source}",
+        "stages": [
+            {
+                "dim": shape(f"stages.{i}.blocks.0.norm1.weight")[0], "depth": stages[i],
+                "mlp_ratio": shape(f"stages.{i}.blocks.0.mlp.fc1.weight")[0]
+                / shape(f"stages.{i}.blocks.0.norm1.weight")[0],
+                "heads": facts.heads_of(i), "mixers": [facts.mixer_of(i)],
+            }
+            for i in range(count)
+        ],
+        "in_channels": kernel[1], "patch_norm": "stem.norm.weight" in named,
+        "patch_size": (kernel[-1] + 1) // 2 if source == "cswin" else kernel[-1],
+        "num_classes": shape("head.weight")[0] if "head.weight" in named else 0,
+        "position": "absolute" if "stem.position" in named else "none",
+        "final_norm": "norm.weight" in named, "out_norms": "out_norms.0.weight" in named,
+        "small_maps": SMALL_MAPS.get(source, "shrink_both"),
+    }  # fmt: skip
+    if source == "cswin":
+        fields |= {"stem": "overlap", "downsample": "conv_norm"}
+        if fields["out_norms"]:  # the dense backbone lacks the rule for a covered map
+            fields["small_maps"] = "pad"
+    elif v2:
+        fields |= {"norm": "res_post", "downsample": "merge_post"}
+    fields["img_size"] = img_size or facts.img_size(fields["patch_size"])
+    try:
+        return from_dict(fields)
+    except SpecError as error:
+        raise WeightsError(str(error)) from None
+
+
+def _shapes(named: Mapping[str, Tensor]) -> Callable[[str], tuple[int, ...]]:
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in named or named[name].ndim == 0:
+            raise WeightsError(f"nothing for {name}, which the spec is read from; give --spec")
+        return tuple(named[name].shape)
+
+    return shape
+
+
+def _each(given: Sequence[Any] | None, count: int, option: str) -> list[Any] | None:
+    if given is None:
+        return None
+    if len(given) not in (1, count):
+        raise WeightsError(f"--{option}: {len(given)} values; give one, or one of each {count}")
+    return list(given) * (count if len(given) == 1 else 1)
+
+
+def _asked(what: str, option: str) -> WeightsError:
+    return WeightsError(f"the weights do not tell {what}; give {option} (or --spec NOTATION)")
+
+
+class _Facts:
+    """What one stage is, from its first block."""
+
+    window: list[Size] | None = None
+    heads: list[int] | None = None
+    pretrained: list[Size | None] | None = None
+
+    def __init__(self, named, theirs, shape, source: str, count: int) -> None:
+        self.named, self.theirs, self.shape = named, theirs, shape
+        self.source, self.count = source, count
+
+    def _window(self, i: int) -> Size:
+        """Stated, or as the square tables say, or the coordinates of V2."""
+        table = f"stages.{i}.blocks.0.mixer.branch.bias.table"
+        if self.window is not None:
+            return self.window[i]
+        if table in self.named:
+            try:
+                return square(self.shape(table)[0], "table")
+            except ValueError as error:
+                raise WeightsError(f"{table} {error}") from None
+        coords = self._theirs(i, 0, "relative_coords_table")
+        if coords is not None and coords.ndim == 4:
+            return (coords.shape[1] + 1) // 2, (coords.shape[2] + 1) // 2
+        raise _asked(f"the window of stage {i + 1}", "--source-window, such as 8 or 1,2,7,7")
+
+    def _theirs(self, i: int, block: int, last: str) -> Tensor | None:
+        """torchvision's stage i is features.{2i + 1}; others have layers.i."""
+        for start in (f"layers.{i}.blocks.{block}.", f"features.{2 * i + 1}.{block}."):
+            for key in (f"{start}attn.{last}", f"{start}{last}"):
+                if key in self.theirs:
+                    return self.theirs[key]
+        return None
+
+    def heads_of(self, i: int) -> int:
+        block = f"stages.{i}.blocks.0.mixer."
+        if self.heads is not None:
+            return self.heads[i]
+        if block + "branch.bias.table" in self.named:
+            return self.shape(block + "branch.bias.table")[-1]
+        if block + "branch.logit_scale" in self.named:
+            return self.shape(block + "branch.logit_scale")[0]
+        if self.source == "swinmlp":  # (heads * l, l, 1)
+            rows, length = (*self.shape(block + "weight"), 0)[:2]
+            return rows // max(length, 1)
+        raise _asked(f"the heads of stage {i + 1}", "--heads, such as 3,6,12,24")
+
+    def mixer_of(self, i: int) -> str:
+        block = f"stages.{i}.blocks.0.mixer."
+        if self.source == "cswin":
+            if block + "branches.1.lepe.conv.weight" not in self.named:
+                return "full:position=lepe"
+            return f"cross:size={_text(self._window(i))}" + self._bias(block)
+        if self.source == "swinmlp":
+            if self.window is not None:
+                return f"token_mlp:size={_text(self.window[i])}"
+            length = self.shape(block + "weight")[1]
+            return f"token_mlp:size={_text(self._square(length, i))}"
+        size = _text(self._window(i))
+        if block + "branch.logit_scale" not in self.named:
+            return f"window:size={size}" + self._bias(block)
+        pretrained = self._pretrained(i)
+        given = f",pretrained_window={_text(pretrained)}" if pretrained else ""
+        return f"cosine:size={size},mask_value=-100{given}" + self._bias(block)
+
+    def _square(self, length: int, i: int) -> Size:
+        side = math.isqrt(length)
+        if side * side != length:
+            raise _asked(f"the window of stage {i + 1}", "--source-window")
+        return side, side
+
+    def _bias(self, block: str) -> str:
+        has = {block + "qkv.bias", block + "qkv.q_bias"} & set(self.named)
+        return "" if has else ",qkv_bias=false"
+
+    def _pretrained(self, i: int) -> Size | None:
+        """The window in which V2's coordinates are 1 at the edge, from their largest values."""
+        if self.pretrained is not None:
+            return self.pretrained[i]
+        coords = self._theirs(i, 0, "relative_coords_table")
+        if coords is None or coords.ndim != 4 or coords.shape[-1] != 2:
+            option = "--pretrained-window, such as 12,12,12,6 (0: the window itself)"
+            raise _asked(f"the pretrained window of stage {i + 1}", option)
+        window, found = self._window(i), []
+        for axis, side in enumerate(window):
+            edge = float(coords[..., axis].max())
+            steps = (2 ** (3 * edge) - 1) / 8  # the inverse of log2(8 x + 1) / log2(8)
+            if not (math.isfinite(steps) and steps > 0):
+                return None  # windows of one token have no steps
+            found.append(round((side - 1) / steps) + 1)
+        return None if tuple(found) == tuple(window) else (found[0], found[1])
+
+    def img_size(self, patch: int) -> Size:
+        """From the number of windows in the first shifted block's mask, if square."""
+        for i in range(self.count):
+            mask = self._theirs(i, 1, "attn_mask")
+            if mask is None or mask.ndim != 3:
+                continue
+            window, rows = self._window(i), math.isqrt(len(mask))
+            if rows * rows == len(mask) and window[0] == window[1]:
+                side = rows * window[0] * patch * 2**i
+                return side, side
+        raise _asked("the image size", "--source-img-size, such as 224")
+
+
+def _text(size: Size) -> str:
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"

@@ -1,0 +1,171 @@
+"""Weights for another window, image size or number of channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention.configs import WindowConfig
+from attention.options import SpecError, nearest
+from attention.registry import MixerConfig
+from backbones.rules import WAYS
+from backbones.spec import BackboneSpec
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapt:
+    """What may differ between weights and model; by default nothing.
+
+    resize: bicubic (the authors' fine-tuning code) or timm (steps in geometric progression) for
+    relative tables; either allows absolute positions, bicubic, too.  windows: those of the
+    tables, per stage, where they are not square.  grid: of the absolute positions, likewise.
+    new_head: the classifier stays as the model has it.  new_inputs: the stem's kernel is summed
+    over its channels for one, repeated and scaled for others (as timm adapts it).
+    """
+
+    resize: str | None = None
+    windows: Sequence[Size] | None = None
+    grid: Size | None = None
+    new_head: bool = False
+    new_inputs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resize is not None and self.resize not in WAYS:
+            raise SpecError(f"resize={self.resize!r}{nearest(str(self.resize), WAYS)}")
+
+
+def adapt(tensor: Tensor, name: str, wanted: Tensor, model: nn.Module, how: Adapt) -> Tensor | None:
+    """The tensor in the shape of `wanted`, or None where `how` does not allow it."""
+    if name.endswith("bias.table") and how.resize and tensor.ndim == 2:
+        stage, block = (int(part) for part in name.split(".")[1:4:2])
+        spec = cast("BackboneSpec", model.spec)
+        new = extent_of(spec.stages[stage].blocks()[block][0])
+        old = how.windows[stage] if how.windows is not None else square(len(tensor), "table")
+        if tensor.shape[1] != wanted.shape[1]:
+            return None
+        return table(tensor, old, new, how.resize)
+    if name == "stem.position" and how.resize:
+        if tensor.ndim == 3:  # (1, tokens, c), which the rule could not unfold
+            grid = how.grid or _side(tensor.shape[1])
+            if math.prod(grid) != tensor.shape[1]:
+                return None
+            tensor = tensor.transpose(1, 2).unflatten(2, grid)
+        return positions(tensor, (wanted.shape[2], wanted.shape[3]))
+    if name == "stem.conv.weight" and how.new_inputs and tensor.ndim == 4:
+        return inputs(tensor, wanted.shape[1])
+    return None
+
+
+def hint(name: str) -> str:
+    """The option that would have allowed another shape: the end of an error."""
+    if name.endswith("bias.table") or name == "stem.position":
+        return ": another window or image size is resized by how=Adapt(resize='bicubic')"
+    if name.startswith("head."):
+        return ": another number of classes is how=Adapt(new_head=True), --num-classes"
+    if name == "stem.conv.weight":
+        return ": other channels are how=Adapt(new_inputs=True), --in-channels"
+    return ""
+
+
+def extent_of(mixer: MixerConfig) -> Size:
+    """The (height, width) of a mixer's windows."""
+    return cast("Size", mixer.size)  # type: ignore[attr-defined]
+
+
+def _side(count: int) -> Size:
+    side = math.isqrt(count)
+    if side * side != count:
+        raise ValueError(f"has {count} positions, which is no square; state the source's grid")
+    return side, side
+
+
+def square(rows: int, what: str) -> Size:
+    """The square window of a table with (2 w - 1)^2 rows.  Raises ValueError for any other."""
+    side = math.isqrt(rows)
+    if side * side != rows or side % 2 == 0:
+        raise ValueError(f"has a {what} of {rows} rows, no square window; state --source-window")
+    return (side + 1) // 2, (side + 1) // 2
+
+
+def table(tensor: Tensor, old: Size, new: Size, way: str = "bicubic") -> Tensor:
+    """A relative bias table of `old` windows, (2 gh - 1)(2 gw - 1) x heads, for `new` ones.
+
+    bicubic as load_pretrained in utils.py of microsoft/Swin-Transformer; timm as its
+    resize_rel_pos_bias_table.  The same window gives the same bits.
+    """
+    h, w = (2 * side - 1 for side in old)
+    if len(tensor) != h * w:
+        raise ValueError(f"has {len(tensor)} rows, not those of windows {old[0]}x{old[1]}")
+    if old == new:
+        return tensor
+    if way == "timm":
+        from backbones.originals import timm_table
+
+        return timm_table(tensor, old, new)
+    picture = tensor.T.reshape(1, -1, h, w)
+    side = tuple(2 * s - 1 for s in new)
+    wide = torch.promote_types(tensor.dtype, torch.float32)  # no half kernel on every CPU
+    out = F.interpolate(picture.to(wide), side, mode="bicubic", align_corners=False)
+    return out.to(tensor.dtype).flatten(2)[0].T.contiguous()
+
+
+def positions(tensor: Tensor, grid: Size) -> Tensor:
+    """Absolute positions (1, c, h, w) on another grid, bicubic as the authors do."""
+    if tensor.shape[2:] == grid:
+        return tensor
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    out = F.interpolate(tensor.to(wide), grid, mode="bicubic", align_corners=False)
+    return out.to(tensor.dtype)
+
+
+def inputs(tensor: Tensor, channels: int) -> Tensor:
+    """A kernel (dim, c, k, k) for other channels: one sees the sum of all (grey images as they
+    were seen), more repeat them, scaled so that equal channels answer as before."""
+    old = tensor.shape[1]
+    if channels == 1:
+        return tensor.sum(1, keepdim=True)
+    repeated = tensor.repeat(1, -(-channels // old), 1, 1)[:, :channels]
+    return repeated * (old / channels)
+
+
+def retarget(
+    spec: BackboneSpec, *, img_size: Size | None = None, window: Size | None = None,
+    num_classes: int | None = None, in_channels: int | None = None, rule: str = "shrink_both",
+) -> BackboneSpec:  # fmt: skip
+    """The spec of a backbone to be fine-tuned from `spec`'s weights.
+
+    A new window: what outgrows its map shrinks by `rule`, and log-CPB keeps the coordinates that
+    it was trained in: pretrained_window becomes the old, shrunken window where none is stated, as
+    the authors' fine-tuning configs have it (12 12 12 6).
+    Raises SpecError where a mixer has no window.
+    """
+    stages = list(spec.stages)
+    if window is not None:
+        trained = spec.resolve().stages
+        for i, (stage, old) in enumerate(zip(stages, trained, strict=True)):
+            mixers = [
+                _rewindow(mixer, before, window, spec.name)
+                for mixer, before in zip(stage.mixers, old.mixers, strict=True)
+            ]
+            stages[i] = replace(stage, mixers=tuple(mixers))
+        spec = replace(spec, stages=tuple(stages), small_maps=rule)
+    changes = {"img_size": img_size, "num_classes": num_classes, "in_channels": in_channels}
+    given = {key: value for key, value in changes.items() if value is not None}
+    return replace(spec, **given)  # type: ignore[arg-type]
+
+
+def _rewindow(mixer: MixerConfig, trained: MixerConfig, window: Size, name: str) -> MixerConfig:
+    if not isinstance(mixer, WindowConfig) or not isinstance(trained, WindowConfig):
+        raise SpecError(f"{name}: {mixer} has no window whose weights can be resized")
+    fields: dict[str, object] = {"size": window}
+    if mixer.position == "log_cpb" and mixer.pretrained_window is None:
+        fields["pretrained_window"] = trained.size
+    return replace(mixer, **fields)  # type: ignore[arg-type]
