@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     "attention", "backbones", "backbones.show", "backbones.diff", "backbones.fit",
-    "backbones.convert", "analysis.flops", "analysis.complexity", "analysis.compare",
-    "analysis.audit", "analysis.sweep", "analysis.regions", "analysis.check",
+    "backbones.convert", "backbones.export", "analysis.flops", "analysis.complexity",
+    "analysis.compare", "analysis.audit", "analysis.sweep", "analysis.regions", "analysis.check",
 )  # fmt: skip
 
 

@@ -1,0 +1,219 @@
+"""A backbone as a file that runs without this code: ONNX, or torch.export's .pt2.
+
+Weights are those of --weights, or as initialised.  Dynamic sizes come in steps that every
+window of the spec divides, so that one graph holds for all: padding would be another graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from attention import terminal
+from attention.options import SpecError, one_line
+from attention.registry import name_of
+from backbones.notation import parse
+from backbones.spec import BackboneSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+EPILOG = """examples:
+  python -m backbones.export swin_t --format onnx --dynamic batch --check
+  python -m backbones.export "swin_t/3=full" --format pt2 --dynamic batch,size --out hybrid.pt2
+
+exit code: 0 written (with --check: and equal to eager), 1 --check found more than the tolerance,
+2 the request cannot be answered"""
+
+TOLERANCE = {"onnx": 1e-4, "pt2": 1e-5}
+DYNAMIC = ("batch", "size")
+MAX_BATCH, MAX_STEPS = 1024, 64
+
+
+class Request(NamedTuple):
+    """What a graph holds for: any batch, and any size in steps of `step` pixels from `least`
+    steps on (None: the one size of the spec)."""
+
+    batch: bool
+    step: tuple[int, int] | None
+    least: int = 2
+
+    def shapes(self, size: tuple[int, int], batches: Sequence[int]) -> list[tuple[int, ...]]:
+        """(b, h, w) of several inputs the graph must take."""
+        sizes = [size]
+        if self.step is not None:
+            (y, x), k = self.step, self.least
+            sizes = [(k * y, k * x), (k * y, (k + 1) * x), ((k + 1) * y, k * x)]
+        taken = [b for b in batches if b >= self.first] if self.batch else [1]
+        return [(b, *s) for s in sizes for b in taken]
+
+    @property
+    def first(self) -> int:
+        """The smallest batch: with dynamic sizes torch.export guards against a single image."""
+        return 1 if self.step is None else 2
+
+
+def size_step(spec: BackboneSpec) -> tuple[int, int]:
+    """The pixels per axis by which a size may grow without a window or a stride that pads."""
+    steps = []
+    for axis in (0, 1):
+        step = spec.patch_size * 2 ** (len(spec.stages) - 1)
+        for i, stage in enumerate(spec.stages):
+            for mixer in stage.mixers:
+                extent = getattr(mixer, "size", (1, 1))[axis]
+                step = math.lcm(step, spec.patch_size * 2**i * extent)
+        steps.append(step)
+    return steps[0], steps[1]
+
+
+def require(format: str) -> None:
+    """Raises SpecError, in one line, when what a format needs is not installed."""
+    if format != "onnx":
+        return
+    try:
+        importlib.import_module("onnx")
+        importlib.import_module("onnxscript")
+        importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise SpecError(f"--format onnx needs {error.name}: pip install transom[export]") from None
+
+
+def program(model: nn.Module, spec: BackboneSpec, request: Request) -> Any:
+    """The exported graph.  Raises SpecError when a mixer's arithmetic does not allow a request."""
+    import torch
+
+    b, h, w = request.shapes(spec.img_size, (1, 3))[-1]
+    dims: dict[int, Any] = {}
+    if request.batch:
+        dims[0] = torch.export.Dim("batch", min=request.first, max=MAX_BATCH)
+    if request.step is not None:
+        for axis, name in ((0, "height"), (1, "width")):
+            steps = torch.export.Dim(f"{name}_steps", min=request.least, max=MAX_STEPS)
+            dims[axis + 2] = request.step[axis] * steps
+    images = torch.zeros(b, spec.in_channels, h, w)
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, (images,), dynamic_shapes=(dims,) if dims else None)
+    except Exception as error:  # torch.export raises what the mixer's arithmetic raised
+        mixers = sorted({name_of(type(mixer)) for stage in spec.stages for mixer in stage.mixers})
+        what = "a dynamic size" if request.step else "a dynamic batch" if dims else "a fixed shape"
+        raise SpecError(f"{spec.name}: {', '.join(mixers)}: {what}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """The first line that says something, short enough for a cell of a table."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return one_line(f"{type(error).__name__}: {lines[0] if lines else ''}")
+
+
+def write(graph: Any, format: str, out: Path) -> None:
+    """A file that is whole or absent."""
+    import torch
+
+    temporary = out.with_name(f".{out.stem}.{os.getpid()}.tmp{out.suffix}")
+    try:
+        if format == "pt2":
+            with temporary.open("wb") as stream:
+                torch.export.save(graph, stream)
+        else:
+            with torch.no_grad():
+                made = torch.onnx.export(graph, dynamo=True, verbose=False, optimize=True)
+            assert made is not None
+            made.save(str(temporary), external_data=False)
+        temporary.replace(out)
+    except OSError as error:
+        raise SpecError(f"--out {out}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def runner(format: str, file: Path) -> Any:
+    """The written file as a function of a batch of images."""
+    import torch
+
+    if format == "pt2":
+        return torch.export.load(file).module()
+    options = importlib.import_module("onnxruntime").SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = importlib.import_module("onnxruntime").InferenceSession(
+        str(file), options, providers=["CPUExecutionProvider"]
+    )
+    (name,) = [given.name for given in session.get_inputs()]
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def largest_difference(run: Any, model: nn.Module, inputs: Sequence[Tensor]) -> float:
+    """Between a graph and eager, over all inputs; another shape or NaN is infinitely wrong."""
+    import torch
+
+    worst = 0.0
+    with torch.no_grad():
+        for x in inputs:
+            found, wanted = run(x), model(x)
+            if found.shape != wanted.shape:
+                return math.inf
+            difference = float((found - wanted).abs().amax())
+            worst = max(worst, math.inf if math.isnan(difference) else difference)
+    return worst
+
+
+def draw(shapes: Sequence[tuple[int, ...]], channels: int) -> list[Tensor]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(b, channels, h, w, generator=generator) for b, h, w in shapes]
+
+
+def dynamic_axes(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not set(names) <= set(DYNAMIC):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected batch, size or batch,size")
+    return names
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = terminal.parser("backbones.export", __doc__, EPILOG)
+    parser.add_argument("spec", help="a notation, a variant, an alias or a .toml file")
+    parser.add_argument("--format", choices=tuple(TOLERANCE), help="default: by --out, else pt2")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: model.FORMAT")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors in our names")
+    parser.add_argument("--dynamic", type=dynamic_axes, default=(), metavar="batch,size")
+    parser.add_argument("--img-size", type=terminal.image_size, metavar="SIZE", help="default: own")
+    parser.add_argument("--check", action="store_true", help="run the file beside eager")
+    args = parser.parse_args(argv)
+    terminal.load_plugins(args.plugin)
+    spec = parse(args.spec)
+    if args.img_size:
+        spec = replace(spec, img_size=args.img_size)
+    ending = args.out.suffix[1:] if args.out else ""
+    format = args.format or (ending if ending in TOLERANCE else "pt2")
+    require(format)
+    from backbones.model import create
+
+    model = create(spec, weights=args.weights).eval()
+    spec = model.spec
+    request = Request("batch" in args.dynamic, size_step(spec) if "size" in args.dynamic else None)
+    out = args.out or Path(f"model.{format}")
+    write(program(model, spec, request), format, out)
+    size = "x".join(map(str, spec.img_size))
+    if request.step:
+        step = "x".join(map(str, request.step))
+        size = f"{request.least} to {MAX_STEPS} steps of {step} pixels"
+    print(f"{out}: {spec.name}, batch {f'from {request.first}' if request.batch else 1}, {size}")
+    if not args.check:
+        return terminal.AGREED
+    inputs = draw(request.shapes(spec.img_size, (1, 2, 3)), spec.in_channels)
+    error = largest_difference(runner(format, out), model, inputs)
+    print(f"largest difference to eager over {len(inputs)} inputs: {error:.3g} "
+          f"(tolerance {TOLERANCE[format]:g})")  # fmt: skip
+    return terminal.AGREED if error <= TOLERANCE[format] else terminal.DIFFER
+
+
+if __name__ == "__main__":
+    terminal.run(main)

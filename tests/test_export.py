@@ -1,0 +1,108 @@
+"""Files that run without our code: what they hold for, what is refused, and their numbers."""
+
+import pytest
+import torch
+from tiny import create, images, notation
+
+from attention.options import SpecError
+from attention.terminal import AGREED, DIFFER
+from backbones import export
+
+FULL = notation("full", "1.depth=1", "2.depth=1", "3.depth=1", "4.depth=1")
+SWIN = notation("swin", "1.depth=1", "2.depth=1", "3.depth=1", "4.depth=1")
+
+
+def test_static_file(tmp_path, capsys):
+    """The written file, read back, is eager's function; no other file is left."""
+    out = tmp_path / "m.pt2"
+    assert export.main([SWIN, "--out", str(out), "--img-size", "40x56", "--check"]) == AGREED
+    assert "largest difference to eager over 1 inputs: 0" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["m.pt2"]
+
+
+def test_dynamic_batch_and_size(tmp_path):
+    out = tmp_path / "m.pt2"
+    assert export.main([FULL, "--out", str(out), "--dynamic", "batch,size", "--check"]) == AGREED
+    run = torch.export.load(out).module()
+    assert run(images(7, 3, 96, 160)).shape == (7, 10)
+    with pytest.raises(Exception, match=r"Guard|assert|multiple|divisible"):
+        run(images(2, 3, 97, 96))  # between two steps: refused, not another answer
+
+
+def test_check_sees_another_model():
+    """Negative control: other weights, other shapes and NaN are differences."""
+    one, other = create("full"), create("full", seed=1)
+    inputs = export.draw([(2, 64, 64)], 3)
+    assert export.largest_difference(one, one, inputs) == 0
+    assert export.largest_difference(other, one, inputs) > export.TOLERANCE["onnx"]
+    assert export.largest_difference(lambda x: one(x)[:1], one, inputs) == float("inf")
+    assert export.largest_difference(lambda x: one(x) * float("nan"), one, inputs) == float("inf")
+
+
+def test_exit_code_of_a_difference(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "largest_difference", lambda *_: 1.0)
+    assert export.main([FULL, "--out", str(tmp_path / "m.pt2"), "--check"]) == DIFFER
+    assert "difference to eager over 1 inputs: 1 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("family", "step"), [("full", 8), ("axial", 8), ("swin", 56), ("hybrid", 16)]
+)
+def test_steps_are_what_windows_and_strides_divide(family, step):
+    spec = create(family).spec
+    (y, x) = export.size_step(type(spec)(**{**vars(spec), "stages": spec.stages[:2]}))
+    assert y % step == 0 and x % step == 0
+    for i, stage in enumerate(spec.stages[:2]):
+        for mixer in stage.mixers:
+            size = getattr(mixer, "size", (1, 1))
+            assert (y // (4 * 2**i)) % size[0] == 0 and (x // (4 * 2**i)) % size[1] == 0
+
+
+def test_a_mixer_that_cannot_is_refused_by_name():
+    """What torch.export raises from a mixer becomes one line with the mixers' names."""
+
+    class Stuck(torch.nn.Module):
+        def forward(self, x):
+            return x * (2 if x.sum().item() > 0 else 3)
+
+    spec = create("swin").spec
+    with pytest.raises(SpecError, match="window: a dynamic batch: "):
+        export.program(Stuck().eval(), spec, export.Request(True, None))
+
+
+def test_what_is_missing_is_one_line(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    pytest.importorskip("onnx")
+    with pytest.raises(SpecError, match=r"needs onnxscript: pip install transom\[export\]"):
+        export.require("onnx")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    out = tmp_path / "m.pt2"
+    out.write_bytes(b"old")
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.export, "save", full_disk)
+    with pytest.raises(SpecError, match="No space left"):
+        export.write(None, "pt2", out)
+    assert out.read_bytes() == b"old" and list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("argv", [["swin_x"], ["swin_t", "--weights", "none.safetensors"]])
+def test_bad_requests(argv):
+    with pytest.raises(ValueError):
+        export.main(argv)
+
+
+@pytest.mark.parametrize("spec", [SWIN, FULL], ids=["swin", "full"])
+def test_onnx_equals_eager(spec, tmp_path, capsys):
+    """One file, any batch, through onnxruntime."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    out = tmp_path / "m.onnx"
+    argv = [spec, "--format", "onnx", "--out", str(out), "--img-size", "64", "--dynamic", "batch"]
+    assert export.main([*argv, "--check"]) == AGREED
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    assert export.runner("onnx", out)(images(4, 3, 64, 64)).shape == (4, 10)
