@@ -9,6 +9,7 @@ A leaf says only how it cuts a map: one `Groups` per branch.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import reduce
 from typing import cast
 
@@ -16,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attention import fast
 from attention.configs import SoftmaxConfig
 from attention.groups import Groups
 from attention.mixer import TokenMixer, map_size
-from attention.position import LePE, LogCPB, RelativeBias, cosine_normalize
+from attention.position import LePE, LogCPB, RelativeBias, cosine_normalize, cosine_normalize_
 from attention.registry import Cost
 
 
@@ -39,10 +41,12 @@ class QKV(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim)) if bias and not key_bias else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        bias: Tensor | None = self.bias
+        return F.linear(x, self.weight, self.whole_bias()).chunk(3, dim=-1)
+
+    def whole_bias(self) -> Tensor | None:
         if self.q_bias is not None and self.v_bias is not None:
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        return F.linear(x, self.weight, bias).chunk(3, dim=-1)
+            return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return self.bias
 
 
 def projection(dim: int, bias: bool = True) -> nn.Linear:
@@ -82,38 +86,87 @@ class Branch(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> Tensor:
         """q, k, v and the result: the padded and rolled map (b, hp, wp, dim)."""
-        hidden = getattr(self.config, "mask_padding", False) and groups.padded
+        hidden = self.hides(groups)
         if hidden and self.lepe is not None:
             v = groups.pad(groups.crop(v))  # what is hidden is not a neighbour either
         q, k, v = (groups.split(t, self.heads) for t in (q, k, v))
         if self.logit_scale is not None:
-            learned = self.logit_scale.clamp(max=math.log(100)).exp().to(q.dtype)
-            q = cosine_normalize(q) * learned.repeat(groups.n, 1, 1)
+            q = cosine_normalize(q) * self.learned_scale(q).repeat(groups.n, 1, 1)
             k = cosine_normalize(k)
         mask = self.mask(groups, q, hidden=hidden)
+        if mask is not None:
+            mask = mask.expand(groups.n, self.heads, -1, -1).flatten(0, 1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         if self.lepe is not None:
             out = out + self.lepe(v, groups, self.heads)
         return groups.merge(out, self.heads)
 
-    def mask(self, groups: Groups, like: Tensor, *, hidden: bool) -> Tensor | None:
-        """(groups * heads, l, l) to add to the scores, or None: the positions' bias, -inf where
-        two tokens may not meet.  A query always sees itself, so no row is empty."""
+    def inside(
+        self, q: Tensor, k: Tensor, v: Tensor, groups: Groups, mask: Tensor | None
+    ) -> Tensor:
+        """The same on tokens that stand group by group, in any strides: (rows, l, heads, d) to
+        (rows, l, dim), where rows are whole images of masked groups, or any number that share
+        one mask.  Writes over cosine queries and keys."""
+        if self.logit_scale is not None:
+            cosine_normalize_(q, self.learned_scale(q)[:, 0])
+            cosine_normalize_(k)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        n = len(mask) if mask is not None else 1
+        if n in (1, len(q)):
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+            out = out.transpose(1, 2)
+        else:  # image by image: a mask repeated over the batch would outweigh the tokens
+            out = torch.empty_like(v.transpose(1, 2), memory_format=torch.contiguous_format)
+            for i in range(0, len(q), n):
+                image = (t[i : i + n] for t in (q, k, v))
+                part = F.scaled_dot_product_attention(*image, attn_mask=mask, scale=self.scale)
+                out[i : i + n] = part.transpose(1, 2)
+        out = out.flatten(2)
+        return out if self.lepe is None else out + self.lepe.inside(v, groups)
+
+    def hides(self, groups: Groups) -> bool:
+        """Are pads hidden from the real tokens of this map?"""
+        return getattr(self.config, "mask_padding", False) and groups.padded
+
+    def masks(self, groups: Groups, like: Tensor) -> Callable[[slice], Tensor | None]:
+        """`mask` for some of the groups: sliced from one, or where that would outgrow the
+        tokens, made as it is asked for."""
+        hidden = self.hides(groups)
+        several = hidden or any(axis.shift for axis in groups)
+        pairs = groups.pairs * groups.rows.extent * groups.cols.extent // groups.tokens
+        if several and pairs * self.heads * like.element_size() > fast.MASKS:
+            return lambda part: self.mask(groups, like, hidden=hidden, part=part)
+        whole = self.mask(groups, like, hidden=hidden)
+        return lambda part: whole if whole is None or len(whole) == 1 else whole[part]
+
+    def learned_scale(self, like: Tensor) -> Tensor:
+        """(heads, 1, 1): the clamped scale of cosine scores (Swin V2, section 3.2)."""
+        assert self.logit_scale is not None
+        return self.logit_scale.clamp(max=math.log(100)).exp().to(like.dtype)
+
+    def mask(
+        self, groups: Groups, like: Tensor, *, hidden: bool, part: slice = slice(None)
+    ) -> Tensor | None:
+        """(n, m, l, l) to add to the scores of these groups, with 1 for n and m where all share
+        it; None for nothing.  The positions' bias, -inf where two tokens may not meet.  A query
+        always sees itself, so no row is empty."""
         parted = groups.parted(like.device)
         pads = groups.pads(like.device) if hidden else None
         if self.bias is None and parted is None and pads is None:
             return None
-        n, length = groups.n, groups.rows.extent * groups.cols.extent
+        length = groups.rows.extent * groups.cols.extent
         mask = like.new_zeros(1, 1, length, length)
         if self.bias is not None:
             mask = self.bias(groups).to(like.dtype)[None]
         if parted is not None:
+            parted = parted[part]
             value = getattr(self.config, "mask_value", None)
-            added = like.new_zeros(n, 1, length, length)
+            added = like.new_zeros(len(parted), 1, length, length)
             mask = mask + added.masked_fill(parted[:, None], -math.inf if value is None else value)
         if pads is not None:
-            mask = mask.expand(n, -1, -1, -1).masked_fill(pads[:, None], -math.inf)
-        return mask.expand(n, self.heads, -1, -1).reshape(n * self.heads, length, length)
+            pads = pads[part]
+            mask = mask.expand(len(pads), -1, -1, -1).masked_fill(pads[:, None], -math.inf)
+        return mask
 
     def cost(self, groups: Groups) -> Cost:
         """What this branch does on one image: mixing, position, and their share of pads."""
@@ -147,9 +200,25 @@ class PadFirst(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         groups = self.cut(*map_size(x))
+        if fast.applies(x, self):
+            return self._fast(x, groups)
         q, k, v = self.qkv(groups.roll(groups.pad(x)))
         y = self.proj(self.branch(q, k, v, groups))
         return groups.crop(groups.unroll(y))
+
+    def _fast(self, x: Tensor, groups: Groups) -> Tensor:
+        order, masks = fast.Order(groups, x), self.branch.masks(groups, x)
+        tokens, out = x.flatten(1, 2), x.new_empty(len(x), groups.tokens, self.dim)
+        for images, part, places in order.parts(3 * self.dim):
+            y = order.take(tokens[images], places)
+            y = fast.linear(y, self.qkv.weight, self.qkv.whole_bias())
+            q, k, v = order.grouped(y, self.heads)
+            if self.branch.lepe is not None and self.branch.hides(groups):
+                order.clear(v, places)
+            y = self.branch.inside(q, k, v, groups, masks(part))
+            y = fast.linear(y, self.proj.weight, self.proj.bias)
+            out[images, places] = y.view(-1, places.stop - places.start, self.dim)
+        return order.back(out).view(x.shape)
 
     def cost(self, h: int, w: int) -> Cost:
         groups = self.cut(h, w)
@@ -182,12 +251,32 @@ class ProjectFirst(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         cuts = self.cuts(*map_size(x))
+        if fast.applies(x, self):
+            return self._fast(x, cuts)
         qkv = [t.chunk(len(cuts), dim=-1) for t in self.qkv(x)]
         out = []
         for branch, groups, *parts in zip(self.branches, cuts, *qkv, strict=True):
             q, k, v = (groups.pad(part) for part in parts)
             out.append(groups.crop(branch(q, k, v, groups)))
         return self.proj(torch.cat(out, dim=-1))
+
+    def _fast(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
+        tokens, out = x.flatten(1, 2), x.new_empty(len(x), x.shape[1] * x.shape[2], self.dim)
+        bias = self.qkv.whole_bias()
+        width = self.dim // len(cuts)
+        for i, (branch, groups) in enumerate(zip(self.branches, cuts, strict=True)):
+            own = slice(i * width, (i + 1) * width)
+            weight = self.qkv.weight.unflatten(0, (3, -1))[:, own].flatten(0, 1)
+            own_bias = None if bias is None else bias.unflatten(0, (3, -1))[:, own].flatten()
+            order, masks = fast.Order(groups, x), branch.masks(groups, x)
+            result = x.new_empty(len(x), groups.tokens, width)
+            for images, part, places in order.parts(3 * width):
+                y = fast.linear(order.take(tokens[images], places), weight, own_bias)
+                q, k, v = order.grouped(order.clear(y, places), branch.heads)
+                y = branch.inside(q, k, v, groups, masks(part))
+                result[images, places] = y.view(-1, places.stop - places.start, width)
+            out[:, :, own] = order.back(result)
+        return fast.linear(out, self.proj.weight, self.proj.bias).view(x.shape)
 
     def cost(self, h: int, w: int) -> Cost:
         projections = Cost(4 * h * w * self.dim * self.dim, 0)

@@ -144,6 +144,17 @@ class Groups(NamedTuple):
         (gh, gw), (nh, nw) = self.extent, (self.rows.n, self.cols.n)
         return rearrange(x, f"{GROUPED} -> {self._pattern}", nh=nh, nw=nw, gh=gh, gw=gw, m=heads)
 
+    def order(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Two permutations instead of pad, roll, split and merge, unroll, crop: for each token
+        of each group its place on the real map (-1 for a pad), and for each real token its place
+        among the groups' tokens."""
+        h, w = self.rows.length, self.cols.length
+        places = torch.arange(1, h * w + 1, device=device).view(1, h, w, 1)
+        inward = self.split(self.roll(self.pad(places))).flatten() - 1
+        among = torch.arange(self.tokens, device=device).view(1, self.n, -1, 1)
+        outward = self.crop(self.unroll(self.merge(among))).flatten()
+        return inward, outward
+
     @property
     def _pattern(self) -> str:
         assert self.rows.interlaced == self.cols.interlaced or 1 in (

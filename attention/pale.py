@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from attention import fast
 from attention.attend import Branch, add_costs, projection
 from attention.configs import PaleConfig
 from attention.groups import Groups, axis
@@ -38,6 +39,14 @@ class SeparableProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         image = rearrange(x, "b h w c -> b c h w")
         return self.pointwise(rearrange(self.norm(self.depthwise(image)), "b c h w -> b h w c"))
+
+    def fast(self, x: Tensor) -> Tensor:
+        """The norm's statistics stand still, so it is part of the pointwise layer."""
+        y = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        norm, last = self.norm, self.pointwise
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        shift = F.linear(norm.bias - norm.running_mean * scale, last.weight, last.bias)
+        return fast.linear(y, last.weight * scale, shift)
 
 
 @register("pale", config=PaleConfig)
@@ -68,6 +77,8 @@ class PaleMixer(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         cuts = self.cuts(*map_size(x))
+        if fast.applies(x, self) and not self.training:
+            return self._fast(x, cuts)
         x = cuts[0].pad(x)
         qkv = [project(x).chunk(2, dim=-1) for project in (self.q, self.k, self.v)]
         out = [
@@ -75,6 +86,29 @@ class PaleMixer(TokenMixer):
             for branch, groups, q, k, v in zip(self.branches, cuts, *qkv, strict=True)
         ]
         return self.proj(cuts[0].crop(torch.cat(out, dim=-1)))
+
+    def _fast(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
+        """The map is padded once and both branches order the padded one."""
+        h, w = x.shape[1:3]
+        x = cuts[0].pad(x)
+        out = torch.empty_like(x)
+        projected = [project.fast(x).flatten(1, 2) for project in (self.q, self.k, self.v)]
+        half = self.dim // 2
+        whole = self.cuts(*x.shape[1:3])
+        for i, (branch, groups) in enumerate(zip(self.branches, cuts, strict=True)):
+            order, masks = fast.Order(whole[i], x), branch.masks(groups, x)
+            own = [t[:, :, i * half : (i + 1) * half] for t in projected]
+            result = x.new_empty(len(x), groups.tokens, half)
+            for images, part, places in order.parts(3 * half):
+                q, k, v = (
+                    order.take(t[images], places).unflatten(1, (-1, order.length)) for t in own
+                )
+                q, k, v = (t.flatten(0, 1).unflatten(-1, (branch.heads, -1)) for t in (q, k, v))
+                y = branch.inside(q, k, v, groups, masks(part))
+                result[images, places] = y.view(-1, places.stop - places.start, half)
+            out.flatten(1, 2)[:, :, i * half : (i + 1) * half] = order.back(result)
+        y = cuts[0].crop(out)
+        return fast.linear(y, self.proj.weight, self.proj.bias)
 
     def cost(self, h: int, w: int) -> Cost:
         cuts = self.cuts(h, w)

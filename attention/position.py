@@ -91,6 +91,11 @@ class LePE(nn.Module):
             self.conv(image), "(b n) (m d) gh gw -> b (n m) (gh gw) d", n=n, m=heads, gh=gh, gw=gw
         )
 
+    def inside(self, v: Tensor, groups: Groups) -> Tensor:
+        """v: (rows, heads, l, d), of any strides -> (rows, l, dim), channels last."""
+        image = v.transpose(1, 2).flatten(2).unflatten(1, groups.extent)
+        return self.conv(image.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
+
     def cost(self, groups: Groups, tokens: int) -> int:
         return 9 * tokens * self.conv.in_channels
 
@@ -99,3 +104,11 @@ def cosine_normalize(x: Tensor) -> Tensor:
     """Unit length along the last axis; at least in float32, where 1e-12 is not 0."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return F.normalize(x.to(wide), dim=-1).to(x.dtype)
+
+
+def cosine_normalize_(x: Tensor, scale: Tensor | None = None) -> None:
+    """The same times `scale`, in place."""
+    norm = torch.linalg.vector_norm(
+        x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
+    ).clamp_(min=1e-12)  # as F.normalize
+    x.mul_((1 / norm if scale is None else scale / norm).to(x.dtype))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import attention
+from attention import fast
 from attention.mixer import TokenMixer
 from backbones.spec import BackboneSpec, StageSpec
 
@@ -87,6 +88,11 @@ class Merge(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = rearrange(pad_to(x, 2), "b c (h y) (w x) -> b h w (x y c)", y=2, x=2)
+        if fast.applies(x, self):
+            weight = self.reduction.weight
+            if self.post:
+                return nchw(self.norm(fast.linear(x, weight, None)))
+            return nchw(fast.linear(self.norm(x), weight, None))
         return nchw(self.norm(self.reduction(x)) if self.post else self.reduction(self.norm(x)))
 
     def cost(self, h: int, w: int) -> int:
@@ -132,7 +138,16 @@ class MLP(nn.Module):
         self.fc1, self.fc2 = linear(dim, hidden), linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self._fast(x) if fast.applies(x, self) else self.fc2(F.gelu(self.fc1(x)))
+
+    def _fast(self, x: Tensor) -> Tensor:
+        """Rows by rows, so that the hidden layer is never whole."""
+        rows = x.reshape(-1, x.shape[-1])
+        out = torch.empty_like(rows)
+        for part in fast.chunks(len(rows), self.fc1.out_features, x):
+            hidden = fast.linear(rows[part], self.fc1.weight, self.fc1.bias, gelu=True)
+            out[part] = fast.linear(hidden, self.fc2.weight, self.fc2.bias)
+        return out.view(x.shape)
 
     def cost(self, h: int, w: int) -> int:
         return h * w * (self.fc1.weight.numel() + self.fc2.weight.numel())
@@ -219,12 +234,24 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = nhwc(self.downsample(x))
+        if not self.training and fast.applies(x, self):
+            return nchw(self._fast(x))
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
         return nchw(x)
+
+    def _fast(self, x: Tensor) -> Tensor:
+        """Depth first: a few images go through all blocks before the next."""
+        out = torch.empty_like(x)
+        for part in fast.images(x):
+            y = x[part]
+            for block in self.blocks:
+                y = block(y)
+            out[part] = y
+        return out
 
     def cost(self, h: int, w: int) -> list[Macs]:
         """h, w: of this stage's map."""

@@ -1,0 +1,164 @@
+"""Where the fast path may stand in for the plain one, and the products it is made of.
+
+The plain path is what the mixers' `forward` says step by step.  The fast path computes the same
+without the copies: groups in chunks that stay in the cache, one permutation in and one out,
+strided views instead of split heads, results written over what is no longer needed.  It runs
+where nothing can tell the two apart but a clock: on a CPU, without autograd, hooks, tracing,
+compilation or modes that look at the operators.  `with plain():` keeps everything on the plain
+path; counting does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from attention.groups import Groups
+
+MASKS = 8 << 20  # bytes up to which one mask for all groups is kept for a forward
+MAPS = 2 << 20  # bytes of the maps that go through a stage together
+CACHE = 2 << 20  # bytes of the widest intermediate of a chunk: what two cores keep in their caches
+ROWS = 784  # fewer rows than this do not pay for reading the weights again
+
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Inside, every mixer and layer takes the plain path."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+def applies(x: Tensor, module: nn.Module) -> bool:
+    """May `module` take its fast path on x?"""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _plain.get():
+        return False
+    if type(x) is not Tensor or x.device.type != "cpu" or not x.is_floating_point():
+        return False
+    if torch.is_autocast_enabled("cpu") or _observed():
+        return False
+    learns = torch.is_grad_enabled()
+    if learns and x.requires_grad:
+        return False
+    for part in module.modules():
+        if part._forward_hooks or part._forward_pre_hooks:
+            return False
+        for p in part._parameters.values():
+            if p is None:
+                continue
+            if type(p) is not nn.Parameter or p.dtype != x.dtype or p.device != x.device:
+                return False
+            if learns and p.requires_grad:
+                return False
+    return True
+
+
+def _observed() -> bool:
+    """Does somebody look at the operators (counters, fake tensors, function transforms)?"""
+    return (
+        _get_current_dispatch_mode() is not None
+        or bool(_get_current_function_mode_stack())
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or bool(nn.modules.module._global_forward_hooks)
+        or bool(nn.modules.module._global_forward_pre_hooks)
+    )
+
+
+def chunks(rows: int, width: int, like: Tensor, unit: int = 1) -> Iterator[slice]:
+    """Slices of `rows` units of `unit` tokens, whose intermediates of `width` numbers a token
+    stay in the cache."""
+    tokens = max(CACHE // (width * like.element_size()), ROWS)
+    step = max(tokens // unit, 1)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def images(x: Tensor) -> Iterator[slice]:
+    """Slices of the batch whose maps stay in the cache from block to block."""
+    step = max(MAPS // max(x[:1].numel() * x.element_size(), 1), 1)
+    for start in range(0, len(x), step):
+        yield slice(start, start + step)
+
+
+class Order:
+    """The tokens of a batch of maps, group by group, in parts that stay in the cache.
+
+    A part is some images and some groups: all groups of several images, or several groups of one
+    image.  `places` are the part's tokens in the order of the groups.
+    """
+
+    def __init__(self, groups: Groups, x: Tensor) -> None:
+        self.groups, self.x = groups, x
+        self.length = groups.rows.extent * groups.cols.extent
+        self.inward = self.outward = self.pads = None
+        if groups.n > 1 or groups.padded:
+            self.inward, self.outward = groups.order(x.device)
+            if groups.padded:
+                self.pads = self.inward < 0
+                self.inward = self.inward.clamp(min=0)
+
+    def parts(self, width: int) -> Iterator[tuple[slice, slice, slice]]:
+        """(images, groups, places), whose intermediates are `width` numbers a token wide."""
+        n, length = self.groups.n, self.length
+        for images in chunks(len(self.x), width, self.x, unit=n * length):
+            alone = images.stop - images.start == 1
+            some = chunks(n, width, self.x, unit=length) if alone else [slice(0, n)]
+            for part in some:
+                yield images, part, slice(part.start * length, part.stop * length)
+
+    def take(self, tokens: Tensor, places: slice) -> Tensor:
+        """(images, tokens of a map, c) -> (images, places, c); zeros for pads."""
+        if self.inward is None:
+            return tokens
+        return self.clear(tokens.index_select(1, self.inward[places]), places)
+
+    def clear(self, y: Tensor, places: slice) -> Tensor:
+        """y with zeros at the pads, in place; its tokens are (images, places) in any split."""
+        if self.pads is not None:
+            pads = self.pads[places].nonzero()[:, 0]
+            y.view(-1, places.stop - places.start, *y.shape[2:]).index_fill_(1, pads, 0)
+        return y
+
+    def grouped(self, y: Tensor, heads: int) -> tuple[Tensor, ...]:
+        """(..., 3 * heads * d) -> q, k, v as views (rows, tokens of a group, heads, d)."""
+        return y.view(-1, self.length, 3, heads, y.shape[-1] // (3 * heads)).unbind(2)
+
+    def back(self, out: Tensor) -> Tensor:
+        """(b, all places, c) -> (b, tokens of a map, c)."""
+        return out if self.outward is None else out.index_select(1, self.outward)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
+    """x @ weight.T + bias, then GELU: by oneDNN, whose products are faster than BLAS's here and
+    which applies GELU to what it still holds."""
+    if x.numel() and _onednn(x.dtype):
+        act = ("gelu", [], "none") if gelu else ("none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *act)
+    y = F.linear(x, weight, bias)
+    return torch.ops.aten.gelu_(y) if gelu else y
+
+
+def _onednn(dtype: torch.dtype) -> bool:
+    return dtype in _ONEDNN
+
+
+def _find_onednn() -> tuple[torch.dtype, ...]:
+    """The types oneDNN multiplies on this processor; none where torch was built without it."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return ()
+    half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if half else (torch.float32,)
+
+
+_ONEDNN = _find_onednn()
