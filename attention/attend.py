@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention import fast
+from attention import fast, learning
 from attention.configs import SoftmaxConfig
 from attention.groups import Groups
 from attention.mixer import TokenMixer, map_size
@@ -124,6 +124,14 @@ class Branch(nn.Module):
         out = out.flatten(2)
         return out if self.lepe is None else out + self.lepe.inside(v, groups)
 
+    def learn(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
+        """(rows, l, 3, heads, d) -> (rows, l, dim), with gradients."""
+        if self.logit_scale is not None:
+            q, k, v = qkv.unbind(2)
+            q = cosine_normalize(q) * self.learned_scale(q)[:, 0]
+            qkv = torch.stack([q, cosine_normalize(k), v], dim=2)
+        return learning.attend(qkv, mask, self.scale)
+
     def hides(self, groups: Groups) -> bool:
         """Are pads hidden from the real tokens of this map?"""
         return getattr(self.config, "mask_padding", False) and groups.padded
@@ -200,8 +208,11 @@ class PadFirst(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         groups = self.cut(*map_size(x))
-        if fast.applies(x, self):
-            return self._fast(x, groups)
+        if fast.unseen(x, self):
+            if not fast.learns(x, self):
+                return self._fast(x, groups)
+            if self.branch.lepe is None:
+                return self._learn(x, groups)
         q, k, v = self.qkv(groups.roll(groups.pad(x)))
         y = self.proj(self.branch(q, k, v, groups))
         return groups.crop(groups.unroll(y))
@@ -219,6 +230,17 @@ class PadFirst(TokenMixer):
             y = fast.linear(y, self.proj.weight, self.proj.bias)
             out[images, places] = y.view(-1, places.stop - places.start, self.dim)
         return order.back(out).view(x.shape)
+
+    def _learn(self, x: Tensor, groups: Groups) -> Tensor:
+        """With gradients: the same permutations and products, and no scores kept."""
+        inward, outward = groups.order(x.device)
+        y = learning.permute(x.flatten(1, 2), inward, outward)
+        y = learning.linear(y, self.qkv.weight, self.qkv.whole_bias())
+        mask = self.branch.mask(groups, x, hidden=self.branch.hides(groups))
+        length = groups.tokens // groups.n
+        y = self.branch.learn(y.view(-1, length, 3, self.heads, self.dim // self.heads), mask)
+        y = learning.linear(y.view(len(x), -1, self.dim), self.proj.weight, self.proj.bias)
+        return learning.permute(y, outward, inward).view(x.shape)
 
     def cost(self, h: int, w: int) -> Cost:
         groups = self.cut(h, w)

@@ -41,25 +41,32 @@ def plain() -> Iterator[None]:
 
 
 def applies(x: Tensor, module: nn.Module) -> bool:
-    """May `module` take its fast path on x?"""
+    """May `module` take its fast path on x, without gradients?"""
+    return unseen(x, module) and not learns(x, module)
+
+
+def learns(x: Tensor, module: nn.Module) -> bool:
+    """Will somebody ask for gradients of x or of the parameters?"""
+    return torch.is_grad_enabled() and (
+        x.requires_grad or any(p.requires_grad for p in module.parameters())
+    )
+
+
+def unseen(x: Tensor, module: nn.Module) -> bool:
+    """Can nobody tell from the operators, types or hooks which path is taken?"""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or _plain.get():
         return False
     if type(x) is not Tensor or x.device.type != "cpu" or not x.is_floating_point():
         return False
     if torch.is_autocast_enabled("cpu") or _observed():
         return False
-    learns = torch.is_grad_enabled()
-    if learns and x.requires_grad:
-        return False
     for part in module.modules():
-        if part._forward_hooks or part._forward_pre_hooks:
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks:
             return False
         for p in part._parameters.values():
-            if p is None:
-                continue
-            if type(p) is not nn.Parameter or p.dtype != x.dtype or p.device != x.device:
-                return False
-            if learns and p.requires_grad:
+            if p is not None and (
+                type(p) is not nn.Parameter or p.dtype != x.dtype or p.device != x.device
+            ):
                 return False
     return True
 

@@ -1,0 +1,184 @@
+"""The fast path with gradients: products, permutations and attention that keep less for backward.
+
+What is cheap is computed again (GELU, the softmax, from its logarithm sums), and gradients of
+weights are summed part by part while the part is in the cache.  A second derivative goes through
+the plain operators, recorded when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from attention import fast
+
+
+def _plainly(run: Callable[..., Tensor], inputs: Sequence[Any], grad: Tensor) -> tuple[Any, ...]:
+    """Gradients that can be differentiated again."""
+    needed = [i for i, t in enumerate(inputs) if isinstance(t, Tensor) and t.requires_grad]
+    grads = torch.autograd.grad(
+        run(*inputs), [inputs[i] for i in needed], grad, create_graph=True, allow_unused=True
+    )
+    found = dict(zip(needed, grads, strict=True))
+    return tuple(found.get(i) for i in range(len(inputs)))
+
+
+class _Linear(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        return fast.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _plainly(F.linear, (x, weight, bias), grad)
+        need = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        return (
+            fast.linear(grad.contiguous(), weight.t(), None) if need[0] else None,
+            rows.t() @ x.reshape(-1, x.shape[-1]) if need[1] else None,
+            rows.sum(0) if bias is not None and need[2] else None,
+        )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _Linear.apply(x, weight, bias)
+
+
+def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
+
+
+class _MLP(Function):
+    """Keeps its input and the hidden layer before GELU, but not after it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+    ) -> Tensor:  # fmt: skip
+        hidden = fast.linear(x, w1, b1)
+        ctx.save_for_backward(x, w1, b1, w2, b2, hidden)
+        out = x.new_empty(len(x), len(w2))
+        for part in fast.chunks(len(x), len(w1), x):
+            out[part] = fast.linear(F.gelu(hidden[part]), w2, b2)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        *inputs, hidden = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _plainly(_mlp, inputs, grad)
+        x, w1, b1, w2, b2 = inputs
+        dx = torch.empty_like(x)
+        d1, d2 = torch.zeros_like(w1), torch.zeros_like(w2)
+        s1, s2 = torch.zeros_like(b1), torch.zeros_like(b2)
+        for part in fast.chunks(len(x), len(w1), x):
+            dy, h = grad[part].contiguous(), hidden[part]
+            dh = torch.ops.aten.gelu_backward(fast.linear(dy, w2.t(), None), h)
+            d2.addmm_(dy.t(), F.gelu(h))
+            d1.addmm_(dh.t(), x[part])
+            s2 += dy.sum(0)
+            s1 += dh.sum(0)
+            dx[part] = fast.linear(dh, w1.t(), None)
+        return dx, d1, s1, d2, s2
+
+
+def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    """(rows, dim) -> (rows, dim): two linear layers with GELU between them."""
+    return _MLP.apply(x, w1, b1, w2, b2)
+
+
+class _Permute(Function):
+    """index_select along axis 1 whose gradient is the inverse one, not a scattered sum; places
+    of -1 are zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(index, inverse)
+        return _select(x, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        index, inverse = ctx.saved_tensors
+        return _Permute.apply(grad, inverse, index), None, None
+
+
+def _select(x: Tensor, index: Tensor) -> Tensor:
+    pads = (index < 0).nonzero()[:, 0]
+    y = x.index_select(1, index.clamp(min=0))
+    return y.index_fill_(1, pads, 0) if len(pads) else y
+
+
+def permute(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    """(b, n, c) -> (b, len(index), c); `inverse` says where each of the n tokens went."""
+    return _Permute.apply(x, index, inverse)
+
+
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """(rows, m, l, l), from q and k (rows, m, l, d); mask (n, m, l, l) with n dividing rows."""
+    scores = (q * scale) @ k.mT
+    return scores if mask is None else (scores.unflatten(0, (-1, len(mask))) + mask).flatten(0, 1)
+
+
+def _attend(qkv: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    q, k, v = qkv.transpose(1, 3).unbind(2)
+    return (_scores(q, k, mask, scale).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+class _Attention(Function):
+    """Keeps q, k, v, the result and one number per query, but no scores."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        q, k, v = qkv.transpose(1, 3).unbind(2)
+        out, log = torch.empty_like(qkv[:, :, 0]), qkv.new_empty(q.shape[:3])
+        for part in _rows(q, mask):
+            scores = _scores(q[part], k[part], mask, scale)
+            log[part] = scores.logsumexp(-1)
+            out[part] = (scores.softmax(-1) @ v[part]).transpose(1, 2)
+        ctx.save_for_backward(qkv, mask, out, log)
+        ctx.scale = scale
+        return out.flatten(2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        qkv, mask, out, log = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _plainly(_attend, (qkv, mask, ctx.scale), grad)
+        q, k, v = qkv.transpose(1, 3).unbind(2)
+        grad = grad.unflatten(-1, qkv.shape[3:])
+        result = torch.empty_like(qkv)
+        dq, dk, dv = result.transpose(1, 3).unbind(2)
+        bias = torch.zeros_like(mask) if ctx.needs_input_grad[1] else None
+        for part in _rows(q, mask):
+            dy = grad[part].transpose(1, 2)
+            weights = _scores(q[part], k[part], mask, ctx.scale).sub_(log[part][..., None]).exp_()
+            dv[part] = weights.mT @ dy
+            ds = dy @ v[part].mT
+            ds.sub_((grad[part] * out[part]).sum(-1).mT[..., None]).mul_(weights)
+            if bias is not None:
+                bias += ds.unflatten(0, (-1, len(bias))).sum(0)
+            dq[part] = (ds @ k[part]).mul_(ctx.scale)
+            dk[part] = (ds.mT @ q[part]).mul_(ctx.scale)
+        return result, bias, None
+
+
+def _rows(q: Tensor, mask: Tensor | None) -> list[slice]:
+    """Rows whose scores stay in the cache: whole images where each group has its own mask."""
+    unit = len(mask) if mask is not None else 1
+    numbers = unit * q.shape[1] * q.shape[2] ** 2
+    step = unit * max(fast.CACHE // (numbers * q.element_size()), 1)
+    return [slice(start, start + step) for start in range(0, len(q), step)]
+
+
+def attend(qkv: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """qkv: (rows, l, 3, m, d); mask: (n, m, l, l), n dividing the rows, or None.
+    Returns (rows, l, m * d)."""
+    return _Attention.apply(qkv, mask, scale)
