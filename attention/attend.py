@@ -118,9 +118,11 @@ class Branch(nn.Module):
         else:  # image by image: a mask repeated over the batch would outweigh the tokens
             out = torch.empty_like(v.transpose(1, 2), memory_format=torch.contiguous_format)
             for i in range(0, len(q), n):
-                image = (t[i : i + n] for t in (q, k, v))
-                part = F.scaled_dot_product_attention(*image, attn_mask=mask, scale=self.scale)
-                out[i : i + n] = part.transpose(1, 2)
+                own = slice(i, i + n)
+                part = F.scaled_dot_product_attention(
+                    q[own], k[own], v[own], attn_mask=mask, scale=self.scale
+                )
+                out[own] = part.transpose(1, 2)
         out = out.flatten(2)
         return out if self.lepe is None else out + self.lepe.inside(v, groups)
 
@@ -208,7 +210,7 @@ class PadFirst(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         groups = self.cut(*map_size(x))
-        if fast.unseen(x, self):
+        if fast.unseen(x, self, self.proj):
             if not fast.learns(x, self):
                 return self._fast(x, groups)
             if self.branch.lepe is None:
@@ -273,7 +275,7 @@ class ProjectFirst(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         cuts = self.cuts(*map_size(x))
-        if fast.applies(x, self):
+        if fast.applies(x, self, self.proj):
             return self._fast(x, cuts)
         qkv = [t.chunk(len(cuts), dim=-1) for t in self.qkv(x)]
         out = []
@@ -286,7 +288,8 @@ class ProjectFirst(TokenMixer):
         tokens, out = x.flatten(1, 2), x.new_empty(len(x), x.shape[1] * x.shape[2], self.dim)
         bias = self.qkv.whole_bias()
         width = self.dim // len(cuts)
-        for i, (branch, groups) in enumerate(zip(self.branches, cuts, strict=True)):
+        branches = cast("list[Branch]", self.branches)
+        for i, (branch, groups) in enumerate(zip(branches, cuts, strict=True)):
             own = slice(i * width, (i + 1) * width)
             weight = self.qkv.weight.unflatten(0, (3, -1))[:, own].flatten(0, 1)
             own_bias = None if bias is None else bias.unflatten(0, (3, -1))[:, own].flatten()

@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from attention.groups import Groups
 
 MASKS = 8 << 20  # bytes up to which one mask for all groups is kept for a forward
+OURS = "torch.nn.modules.", "attention.", "backbones."  # whose layers do as they are named
+DTYPES = torch.float32, torch.float64, torch.bfloat16  # half is summed in half by some products
 MAPS = 2 << 20  # bytes of the maps that go through a stage together
 CACHE = 2 << 20  # bytes of the widest intermediate of a chunk: what two cores keep in their caches
 ROWS = 784  # fewer rows than this do not pay for reading the weights again
@@ -40,9 +42,9 @@ def plain() -> Iterator[None]:
         _plain.reset(token)
 
 
-def applies(x: Tensor, module: nn.Module) -> bool:
-    """May `module` take its fast path on x, without gradients?"""
-    return unseen(x, module) and not learns(x, module)
+def applies(x: Tensor, module: nn.Module, *layers: nn.Module) -> bool:
+    """May `module`, with these linear layers, take its fast path on x, without gradients?"""
+    return unseen(x, module, *layers) and not learns(x, module)
 
 
 def learns(x: Tensor, module: nn.Module) -> bool:
@@ -52,15 +54,19 @@ def learns(x: Tensor, module: nn.Module) -> bool:
     )
 
 
-def unseen(x: Tensor, module: nn.Module) -> bool:
+def unseen(x: Tensor, module: nn.Module, *layers: nn.Module) -> bool:
     """Can nobody tell from the operators, types or hooks which path is taken?"""
+    if any(type(layer) is not nn.Linear for layer in layers):
+        return False
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or _plain.get():
         return False
-    if type(x) is not Tensor or x.device.type != "cpu" or not x.is_floating_point():
+    if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in DTYPES or not x.numel():
         return False
     if torch.is_autocast_enabled("cpu") or _observed():
         return False
     for part in module.modules():
+        if not type(part).__module__.startswith(OURS):
+            return False
         if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks:
             return False
         for p in part._parameters.values():
@@ -150,8 +156,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False
     """x @ weight.T + bias, then GELU: by oneDNN, whose products are faster than BLAS's here and
     which applies GELU to what it still holds."""
     if x.numel() and _onednn(x.dtype):
-        act = ("gelu", [], "none") if gelu else ("none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *act)
+        if gelu:
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     y = F.linear(x, weight, bias)
     return torch.ops.aten.gelu_(y) if gelu else y
 
@@ -162,7 +169,8 @@ def _onednn(dtype: torch.dtype) -> bool:
 
 def _find_onednn() -> tuple[torch.dtype, ...]:
     """The types oneDNN multiplies on this processor; none where torch was built without it."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    built = torch.backends.mkldnn.is_available()
+    if not built or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return ()
     half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return (torch.float32, torch.bfloat16) if half else (torch.float32,)

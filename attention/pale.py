@@ -44,7 +44,8 @@ class SeparableProjection(nn.Module):
         """The norm's statistics stand still, so it is part of the pointwise layer."""
         y = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         norm, last = self.norm, self.pointwise
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         shift = F.linear(norm.bias - norm.running_mean * scale, last.weight, last.bias)
         return fast.linear(y, last.weight * scale, shift)
 
@@ -77,7 +78,7 @@ class PaleMixer(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         cuts = self.cuts(*map_size(x))
-        if fast.applies(x, self) and not self.training:
+        if not self.training and fast.applies(x, self, self.proj):
             return self._fast(x, cuts)
         x = cuts[0].pad(x)
         qkv = [project(x).chunk(2, dim=-1) for project in (self.q, self.k, self.v)]
@@ -89,13 +90,16 @@ class PaleMixer(TokenMixer):
 
     def _fast(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
         """The map is padded once and both branches order the padded one."""
-        h, w = x.shape[1:3]
         x = cuts[0].pad(x)
-        out = torch.empty_like(x)
-        projected = [project.fast(x).flatten(1, 2) for project in (self.q, self.k, self.v)]
+        out = x.new_empty(x.shape)
+        q, k, v = (project.fast(x) for project in (self.q, self.k, self.v))
+        if self.config.position == "lepe" and self.config.mask_padding:
+            v = cuts[0].pad(cuts[0].crop(v))  # what is hidden is not a neighbour either
+        projected = [t.flatten(1, 2) for t in (q, k, v)]
         half = self.dim // 2
         whole = self.cuts(*x.shape[1:3])
-        for i, (branch, groups) in enumerate(zip(self.branches, cuts, strict=True)):
+        branches = cast("list[Branch]", self.branches)
+        for i, (branch, groups) in enumerate(zip(branches, cuts, strict=True)):
             order, masks = fast.Order(whole[i], x), branch.masks(groups, x)
             own = [t[:, :, i * half : (i + 1) * half] for t in projected]
             result = x.new_empty(len(x), groups.tokens, half)

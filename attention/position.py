@@ -108,7 +108,8 @@ def cosine_normalize(x: Tensor) -> Tensor:
 
 def cosine_normalize_(x: Tensor, scale: Tensor | None = None) -> None:
     """The same times `scale`, in place."""
-    norm = torch.linalg.vector_norm(
-        x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
-    ).clamp_(min=1e-12)  # as F.normalize
-    x.mul_((1 / norm if scale is None else scale / norm).to(x.dtype))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_(min=1e-12)
+    torch.mul(wide, 1 / norm if scale is None else scale / norm, out=wide)
+    if wide is not x:
+        x.copy_(wide)

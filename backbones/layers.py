@@ -88,7 +88,7 @@ class Merge(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = rearrange(pad_to(x, 2), "b c (h y) (w x) -> b h w (x y c)", y=2, x=2)
-        if fast.applies(x, self):
+        if fast.applies(x, self, self.reduction):
             weight = self.reduction.weight
             if self.post:
                 return nchw(self.norm(fast.linear(x, weight, None)))
@@ -138,7 +138,7 @@ class MLP(nn.Module):
         self.fc1, self.fc2 = linear(dim, hidden), linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not fast.unseen(x, self):
+        if not fast.unseen(x, self, self.fc1, self.fc2):
             return self.fc2(F.gelu(self.fc1(x)))
         return self._learn(x) if fast.learns(x, self) else self._fast(x)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 import attention
 import backbones
+from attention import fast
 
 MIXERS = [pytest.param(name, index, id=f"{name}-{index}")
           for name in attention.names() for index in (0, 1)]  # fmt: skip
@@ -25,8 +26,10 @@ BATCHES = (1, 2, 3, 5, 8)
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
+    """Compiled is the plain path, so eager takes it too; test_fast.py compares the two."""
     torch._dynamo.reset()
-    yield
+    with fast.plain():
+        yield
     torch._dynamo.reset()
 
 

@@ -1,0 +1,197 @@
+"""The fast path equals the plain one, and is taken only where nobody can tell."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+from strategies import draw_case
+from tiny import FAMILIES, create, images, randomise
+from torch.utils.flop_counter import FlopCounterMode
+
+import attention
+from analysis import counting
+from attention import fast, learning
+from backbones.layers import MLP
+
+LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 4e-2}
+SIZES = [(64, 64), (61, 100), (5, 33)]
+
+
+def relative(found, wanted):
+    """Largest difference, as a share of the largest value."""
+    assert found.shape == wanted.shape and found.isfinite().all()
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """How often a fast product ran."""
+    runs = []
+    real = fast.linear
+
+    def spy(*args, **options):
+        runs.append(1)
+        return real(*args, **options)
+
+    monkeypatch.setattr(fast, "linear", spy)
+    return runs
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_equal_the_plain_path(family, dtype, taken):
+    model = create(family, in_channels=3).to(dtype)
+    for size in SIZES:
+        x = images(2, 3, *size).to(dtype)
+        kept = x.clone()
+        with torch.no_grad():
+            maps = model.features(x)
+            assert taken
+            taken.clear()
+            with fast.plain():
+                plain = model.features(x)
+                exact = copy.deepcopy(model).double().features(x.double())
+
+        assert not taken and torch.equal(x, kept)
+        for found, same, wanted in zip(maps, plain, exact, strict=True):  # blocks add up in half
+            assert relative(found, wanted) <= max(LIMITS[dtype], 1.5 * relative(same, wanted))
+
+
+@pytest.mark.parametrize("name", sorted(attention.names()))
+def test_small_parts_are_the_same_map(name, monkeypatch):
+    """Parts of one group of one image, as on maps that outgrow the cache."""
+    rng = random.Random(name)
+    for _ in range(15):
+        case = draw_case(rng, name)
+        mixer = randomise(case.build(), case.seed).double().eval()
+        x = images(3, case.h, case.w, case.dim, seed=case.seed).double()
+        with torch.no_grad():
+            whole = mixer(x)
+            with monkeypatch.context() as patch:
+                patch.setattr(fast, "CACHE", 1)
+                patch.setattr(fast, "ROWS", 1)
+                patch.setattr(fast, "MASKS", 1)
+                parts = mixer(x)
+            with fast.plain():
+                plain = mixer(x)
+        assert relative(whole, plain) <= 1e-10 and relative(parts, plain) <= 1e-10, case
+
+
+def gradients(module, x, grad):
+    x = x.clone().requires_grad_()
+    parameters = list(module.parameters())
+    out = module(x)
+    found = torch.autograd.grad(out, [x, *parameters], grad, allow_unused=True)
+    return [out.detach(), *found]
+
+
+@pytest.mark.parametrize("name", ["window", "cosine", "shuffle"])
+def test_gradients_equal_the_plain_path(name, monkeypatch):
+    monkeypatch.setattr(fast, "CACHE", 1)
+    rng = random.Random(name)
+    for _ in range(15):
+        case = draw_case(rng, name)
+        mixer = randomise(case.build(), case.seed).double()
+        x = images(2, case.h, case.w, case.dim, seed=case.seed).double()
+        grad = images(*x.shape, seed=1).double()
+        found = gradients(mixer, x, grad)
+        with fast.plain():
+            wanted = gradients(mixer, x, grad)
+        largest = max(float(g.abs().max()) for g in wanted if g is not None)
+        for one, other in zip(found, wanted, strict=True):
+            assert (one is None) == (other is None)
+            if other is not None:
+                assert float((one - other).abs().max()) <= 1e-9 * largest, case
+
+
+@pytest.mark.parametrize(
+    "module, shape",
+    [
+        (lambda: MLP(4, 6), (2, 3, 4)),
+        (lambda: attention.create("window:size=2", dim=4, heads=2, index=1), (1, 3, 4, 4)),
+        (lambda: attention.create("cosine:size=2x3", dim=4, heads=2), (1, 3, 3, 4)),
+    ],
+)  # fmt: skip
+def test_first_and_second_derivatives(module, shape):
+    net = randomise(module(), 0).double()
+    x = images(*shape).double().requires_grad_()
+    assert torch.autograd.gradcheck(net, (x,)) and torch.autograd.gradgradcheck(net, (x,))
+
+
+def test_training_keeps_no_scores():
+    """What autograd keeps of a window mixer is smaller than its scores are."""
+    mixer = attention.create("window:size=16", dim=8, heads=4)
+    x = images(2, 16, 16, 8)
+    sizes = []
+
+    def pack(t):
+        sizes.append(t.numel())
+        return t
+
+    for path, wanted in ((fast.plain, True), (torch.enable_grad, False)):
+        sizes.clear()
+        with path(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            mixer(x)
+        assert any(n >= 2 * 4 * 256 * 256 for n in sizes) == wanted
+
+
+@pytest.mark.parametrize("how", ["hook", "counter", "autocast", "fake", "half", "compiled"])
+def test_the_plain_path_where_somebody_looks(how, taken):
+    model = create("swin")
+    x = images(1, 3, 32, 32)
+    with torch.no_grad():
+        if how == "hook":
+            seen = []
+            model.stages[0].blocks[0].mlp.fc1.register_forward_hook(lambda *a: seen.append(1))
+            model.stages[0].blocks[0].mlp(images(1, 4, 4, 8))
+            assert seen
+        elif how == "counter":
+            with FlopCounterMode(display=False) as counter:
+                model(x)
+            assert counter.get_total_flops() == 2 * counting.count(model, 32).macs
+        elif how == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                model(x)
+        elif how == "fake":
+            model.to("meta")(x.to("meta"))
+        elif how == "half":
+            model.half()(x.half())
+        else:
+            torch.compile(model, backend="eager", fullgraph=True)(x)
+    assert not taken
+
+
+def test_a_foreign_layer_is_called(taken):
+    """Adapters, quantised and parametrised layers stand where a linear layer was."""
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    mlp = MLP(4, 8)
+    mlp.fc2 = Doubled(8, 4)
+    x = images(2, 3, 4)
+    with torch.no_grad():
+        assert torch.equal(mlp(x), mlp.fc2(torch.nn.functional.gelu(mlp.fc1(x))))
+    assert not taken
+
+
+def test_planted_mistakes_are_seen(monkeypatch):
+    """The comparisons above fail with one line wrong."""
+    mixer = randomise(attention.create("window:size=4", dim=8, heads=2, index=1), 0).double()
+    x, grad = images(1, 8, 8, 8).double(), images(1, 8, 8, 8, seed=1).double()
+    with fast.plain():
+        wanted = gradients(mixer, x, grad)
+    real = attention.groups.Groups.order
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            attention.groups.Groups, "order", lambda *a: tuple(t.roll(1) for t in real(*a))
+        )
+        with torch.no_grad():
+            assert relative(mixer(x), wanted[0]) > 1e-3
+    with monkeypatch.context() as patch:
+        patch.setattr(learning._Permute, "backward", lambda ctx, grad: (grad, None, None))
+        assert relative(gradients(mixer, x, grad)[1], wanted[1]) > 1e-3
