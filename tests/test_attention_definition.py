@@ -442,7 +442,7 @@ def lepe_on_the_map(monkeypatch):
         return groups.split(self.conv(image).permute(0, 2, 3, 1), heads)
 
     monkeypatch.setattr(attention.position.LePE, "forward", forward)
-    monkeypatch.setattr(attention.fast, "unseen", lambda x, module: False)  # the plain path's own
+    monkeypatch.setattr(attention.fast, "unseen", lambda *_: False)  # the plain path's own
 
 
 @pytest.mark.parametrize(
