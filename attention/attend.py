@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import cast
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from attention import fast, learning
 from attention.configs import SoftmaxConfig
+from attention.folding import Keeper
 from attention.groups import Groups
 from attention.mixer import TokenMixer, map_size
 from attention.position import LePE, LogCPB, RelativeBias, cosine_normalize, cosine_normalize_
@@ -57,7 +58,7 @@ def projection(dim: int, bias: bool = True) -> nn.Linear:
     return layer
 
 
-class Branch(nn.Module):
+class Branch(Keeper):
     """Attention inside the groups of one branch: its scores and its positions.
 
     extent: the stated (gh, gw) of its groups, for position=bias.
@@ -93,7 +94,7 @@ class Branch(nn.Module):
         if self.logit_scale is not None:
             q = cosine_normalize(q) * self.learned_scale(q).repeat(groups.n, 1, 1)
             k = cosine_normalize(k)
-        mask = self.mask(groups, q, hidden=hidden)
+        mask = self.whole_mask(groups, q, hidden=hidden)
         if mask is not None:
             mask = mask.expand(groups.n, self.heads, -1, -1).flatten(0, 1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
@@ -146,8 +147,14 @@ class Branch(nn.Module):
         pairs = groups.pairs * groups.rows.extent * groups.cols.extent // groups.tokens
         if several and pairs * self.heads * like.element_size() > fast.MASKS:
             return lambda part: self.mask(groups, like, hidden=hidden, part=part)
-        whole = self.mask(groups, like, hidden=hidden)
+        whole = self.whole_mask(groups, like, hidden=hidden)
         return lambda part: whole if whole is None or len(whole) == 1 else whole[part]
+
+    def whole_mask(self, groups: Groups, like: Tensor, *, hidden: bool) -> Tensor | None:
+        """`mask` of all groups, made once."""
+        key = "mask", groups, self.config, hidden, like.dtype, like.device
+        sources = () if self.bias is None else self.bias.parameters()
+        return self.once(key, lambda: self.mask(groups, like, hidden=hidden), *sources)
 
     def learned_scale(self, like: Tensor) -> Tensor:
         """(heads, 1, 1): the clamped scale of cosine scores (Swin V2, section 3.2)."""
@@ -220,16 +227,17 @@ class PadFirst(TokenMixer):
         return groups.crop(groups.unroll(y))
 
     def _fast(self, x: Tensor, groups: Groups) -> Tensor:
-        order, masks = fast.Order(groups, x), self.branch.masks(groups, x)
+        order = self.order(groups, x.device)
+        masks, bias = self.branch.masks(groups, x), self.qkv.whole_bias()
+        inner, outer = self.packed("qkv", self.qkv.weight), self.packed("proj", self.proj.weight)
         tokens, out = x.flatten(1, 2), x.new_empty(len(x), groups.tokens, self.dim)
-        for images, part, places in order.parts(3 * self.dim):
-            y = order.take(tokens[images], places)
-            y = fast.linear(y, self.qkv.weight, self.qkv.whole_bias())
+        for images, part, places in order.parts(x, 3 * self.dim):
+            y = fast.linear(order.take(tokens[images], places), inner, bias)
             q, k, v = order.grouped(y, self.heads)
             if self.branch.lepe is not None and self.branch.hides(groups):
                 order.clear(v, places)
             y = self.branch.inside(q, k, v, groups, masks(part))
-            y = fast.linear(y, self.proj.weight, self.proj.bias)
+            y = fast.linear(y, outer, self.proj.bias)
             out[images, places] = y.view(-1, places.stop - places.start, self.dim)
         return order.back(out).view(x.shape)
 
@@ -291,17 +299,23 @@ class ProjectFirst(TokenMixer):
         branches = cast("list[Branch]", self.branches)
         for i, (branch, groups) in enumerate(zip(branches, cuts, strict=True)):
             own = slice(i * width, (i + 1) * width)
-            weight = self.qkv.weight.unflatten(0, (3, -1))[:, own].flatten(0, 1)
+            weight = self.once(("qkv", i), partial(self._weight, own), self.qkv.weight)
             own_bias = None if bias is None else bias.unflatten(0, (3, -1))[:, own].flatten()
-            order, masks = fast.Order(groups, x), branch.masks(groups, x)
+            order, masks = self.order(groups, x.device), branch.masks(groups, x)
             result = x.new_empty(len(x), groups.tokens, width)
-            for images, part, places in order.parts(3 * width):
+            for images, part, places in order.parts(x, 3 * width):
                 y = fast.linear(order.take(tokens[images], places), weight, own_bias)
                 q, k, v = order.grouped(order.clear(y, places), branch.heads)
                 y = branch.inside(q, k, v, groups, masks(part))
                 result[images, places] = y.view(-1, places.stop - places.start, width)
             out[:, :, own] = order.back(result)
-        return fast.linear(out, self.proj.weight, self.proj.bias).view(x.shape)
+        outer = self.packed("proj", self.proj.weight)
+        return fast.linear(out, outer, self.proj.bias).view(x.shape)
+
+    def _weight(self, own: slice) -> Tensor:
+        """Of the queries, keys and values of one branch's channels."""
+        weight = self.qkv.weight.unflatten(0, (3, -1))[:, own].flatten(0, 1)
+        return weight if self.kept is None else fast.pack(weight)
 
     def cost(self, h: int, w: int) -> Cost:
         projections = Cost(4 * h * w * self.dim * self.dim, 0)

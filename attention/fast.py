@@ -10,9 +10,10 @@ path; counting does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,9 @@ CACHE = 2 << 20  # bytes of the widest intermediate of a chunk: what two cores k
 ROWS = 784  # fewer rows than this do not pay for reading the weights again
 
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
+_made: ContextVar[dict[Hashable, Any] | None] = ContextVar("made", default=None)
+
+Made = TypeVar("Made")
 
 
 @contextmanager
@@ -42,6 +46,28 @@ def plain() -> Iterator[None]:
         _plain.reset(token)
 
 
+@contextmanager
+def forward() -> Iterator[None]:
+    """Inside, what modules ask to `remember` is made once.  Whoever opens it has seen that
+    `applies` holds for all of them."""
+    token = _made.set({})
+    try:
+        yield
+    finally:
+        _made.reset(token)
+
+
+def remember(key: Hashable, make: Callable[[], Made]) -> Made:
+    """`make()`; in a `forward`, its first answer for this key."""
+    made = _made.get()
+    if made is None:
+        return make()
+    if key not in made:
+        made[key] = make()
+    answer: Made = made[key]
+    return answer
+
+
 def applies(x: Tensor, module: nn.Module, *layers: nn.Module) -> bool:
     """May `module`, with these linear layers, take its fast path on x, without gradients?"""
     return unseen(x, module, *layers) and not learns(x, module)
@@ -49,20 +75,22 @@ def applies(x: Tensor, module: nn.Module, *layers: nn.Module) -> bool:
 
 def learns(x: Tensor, module: nn.Module) -> bool:
     """Will somebody ask for gradients of x or of the parameters?"""
-    return torch.is_grad_enabled() and (
-        x.requires_grad or any(p.requires_grad for p in module.parameters())
-    )
+    if not torch.is_grad_enabled() or _made.get() is not None:
+        return False
+    return x.requires_grad or any(p.requires_grad for p in module.parameters())
 
 
 def unseen(x: Tensor, module: nn.Module, *layers: nn.Module) -> bool:
     """Can nobody tell from the operators, types or hooks which path is taken?"""
     if any(type(layer) is not nn.Linear for layer in layers):
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _plain.get():
+    if torch.compiler.is_compiling():
         return False
+    if _made.get() is not None:
+        return True
     if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in DTYPES or not x.numel():
         return False
-    if torch.is_autocast_enabled("cpu") or _observed():
+    if torch.is_autocast_enabled("cpu") or watched():
         return False
     for part in module.modules():
         if not type(part).__module__.startswith(OURS):
@@ -77,10 +105,13 @@ def unseen(x: Tensor, module: nn.Module, *layers: nn.Module) -> bool:
     return True
 
 
-def _observed() -> bool:
-    """Does somebody look at the operators (counters, fake tensors, function transforms)?"""
+def watched() -> bool:
+    """Does somebody look at the operators (counters, fake tensors, function transforms), or ask
+    for the plain ones?"""
     return (
-        _get_current_dispatch_mode() is not None
+        _plain.get()
+        or torch.jit.is_tracing()
+        or _get_current_dispatch_mode() is not None
         or bool(_get_current_function_mode_stack())
         or torch._C._functorch.peek_interpreter_stack() is not None
         or bool(nn.modules.module._global_forward_hooks)
@@ -104,29 +135,31 @@ def images(x: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-class Order:
+class Order(NamedTuple):
     """The tokens of a batch of maps, group by group, in parts that stay in the cache.
 
     A part is some images and some groups: all groups of several images, or several groups of one
     image.  `places` are the part's tokens in the order of the groups.
+
+    inward: for each token of the groups its place on the map, any for the `pads` among them.
+    outward: for each token of the map its place in the groups.  None for no difference.
     """
 
-    def __init__(self, groups: Groups, x: Tensor) -> None:
-        self.groups, self.x = groups, x
-        self.length = groups.rows.extent * groups.cols.extent
-        self.inward = self.outward = self.pads = None
-        if groups.n > 1 or groups.padded:
-            self.inward, self.outward = groups.order(x.device)
-            if groups.padded:
-                self.pads = self.inward < 0
-                self.inward = self.inward.clamp(min=0)
+    groups: Groups
+    inward: Tensor | None
+    outward: Tensor | None
+    pads: Tensor | None
 
-    def parts(self, width: int) -> Iterator[tuple[slice, slice, slice]]:
-        """(images, groups, places), whose intermediates are `width` numbers a token wide."""
+    @property
+    def length(self) -> int:
+        return self.groups.rows.extent * self.groups.cols.extent
+
+    def parts(self, x: Tensor, width: int) -> Iterator[tuple[slice, slice, slice]]:
+        """(images, groups, places) of x, whose intermediates are `width` numbers a token wide."""
         n, length = self.groups.n, self.length
-        for images in chunks(len(self.x), width, self.x, unit=n * length):
+        for images in chunks(len(x), width, x, unit=n * length):
             alone = images.stop - images.start == 1
-            some = chunks(n, width, self.x, unit=length) if alone else [slice(0, n)]
+            some = chunks(n, width, x, unit=length) if alone else [slice(0, n)]
             for part in some:
                 yield images, part, slice(part.start * length, part.stop * length)
 
@@ -150,6 +183,23 @@ class Order:
     def back(self, out: Tensor) -> Tensor:
         """(b, all places, c) -> (b, tokens of a map, c)."""
         return out if self.outward is None else out.index_select(1, self.outward)
+
+
+def order(groups: Groups, device: torch.device) -> Order:
+    if groups.n == 1 and not groups.padded:
+        return Order(groups, None, None, None)
+    inward, outward = groups.order(device)
+    pads = inward < 0 if groups.padded else None
+    return Order(groups, inward.clamp(min=0), outward, pads)
+
+
+def pack(weight: Tensor) -> Tensor:
+    """The weight in the layout that oneDNN's products read, which they otherwise make every
+    time; a second copy of it."""
+    if not _onednn(weight.dtype):
+        return weight
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+    return packed
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:

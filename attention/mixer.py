@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from functools import partial
 
+import torch
+from torch import Tensor
+
+from attention import fast
+from attention.folding import Keeper
+from attention.groups import Groups
 from attention.registry import Cost, MixerConfig
 
 
-class TokenMixer(nn.Module):
+class TokenMixer(Keeper):
     """Maps (b, h, w, c) to (b, h, w, c) for any h, w >= 1.
 
     It owns padding, shifting and masking, and knows nothing of norms, MLPs, residuals or stages;
@@ -38,6 +43,10 @@ class TokenMixer(nn.Module):
         Optional, from integer arithmetic only.
         """
         raise NotImplementedError
+
+    def order(self, groups: Groups, device: torch.device) -> fast.Order:
+        """The permutations of the fast path, made once for all mixers that cut alike."""
+        return self.once(("order", groups, device), partial(fast.order, groups, device))
 
     def extra_repr(self) -> str:
         return f"{self.config}, dim={self.dim}, heads={self.heads}, index={self.index}"

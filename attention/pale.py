@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from attention import fast
 from attention.attend import Branch, add_costs, projection
 from attention.configs import PaleConfig
+from attention.folding import Keeper
 from attention.groups import Groups, axis
 from attention.mixer import TokenMixer, map_size
 from attention.registry import Cost, register
@@ -27,7 +28,7 @@ from attention.registry import Cost, register
 KERNEL = 3
 
 
-class SeparableProjection(nn.Module):
+class SeparableProjection(Keeper):
     """Depthwise 3x3, batch norm, pointwise: (b, h, w, c) -> (b, h, w, c)."""
 
     def __init__(self, dim: int, *, bias: bool) -> None:
@@ -44,10 +45,17 @@ class SeparableProjection(nn.Module):
         """The norm's statistics stand still, so it is part of the pointwise layer."""
         y = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         norm, last = self.norm, self.pointwise
+        sources = *norm.parameters(), norm.running_mean, norm.running_var, *last.parameters()
+        return fast.linear(y, *self.once(("pointwise", x.dtype), self._pointwise, *sources))
+
+    def _pointwise(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of both."""
+        norm, last = self.norm, self.pointwise
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         shift = F.linear(norm.bias - norm.running_mean * scale, last.weight, last.bias)
-        return fast.linear(y, last.weight * scale, shift)
+        weight = last.weight * scale
+        return weight if self.kept is None else fast.pack(weight), shift
 
 
 @register("pale", config=PaleConfig)
@@ -100,10 +108,10 @@ class PaleMixer(TokenMixer):
         whole = self.cuts(*x.shape[1:3])
         branches = cast("list[Branch]", self.branches)
         for i, (branch, groups) in enumerate(zip(branches, cuts, strict=True)):
-            order, masks = fast.Order(whole[i], x), branch.masks(groups, x)
+            order, masks = self.order(whole[i], x.device), branch.masks(groups, x)
             own = [t[:, :, i * half : (i + 1) * half] for t in projected]
             result = x.new_empty(len(x), groups.tokens, half)
-            for images, part, places in order.parts(3 * half):
+            for images, part, places in order.parts(x, 3 * half):
                 q, k, v = (
                     order.take(t[images], places).unflatten(1, (-1, order.length)) for t in own
                 )
@@ -112,7 +120,7 @@ class PaleMixer(TokenMixer):
                 result[images, places] = y.view(-1, places.stop - places.start, half)
             out.flatten(1, 2)[:, :, i * half : (i + 1) * half] = order.back(result)
         y = cuts[0].crop(out)
-        return fast.linear(y, self.proj.weight, self.proj.bias)
+        return fast.linear(y, self.packed("proj", self.proj.weight), self.proj.bias)
 
     def cost(self, h: int, w: int) -> Cost:
         cuts = self.cuts(h, w)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import attention
 from attention import fast, learning
+from attention.folding import Keeper
 from attention.mixer import TokenMixer
 from backbones.spec import BackboneSpec, StageSpec
 
@@ -76,7 +77,7 @@ class Resample(nn.Module):
         return h * w * self.conv.weight.numel()
 
 
-class Merge(nn.Module):
+class Merge(Keeper):
     """2x2 neighbours concatenated, column by column, and projected (Swin, section 3.1); the norm
     before the projection, or after it (Swin V2's code)."""
 
@@ -89,7 +90,7 @@ class Merge(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = rearrange(pad_to(x, 2), "b c (h y) (w x) -> b h w (x y c)", y=2, x=2)
         if fast.applies(x, self, self.reduction):
-            weight = self.reduction.weight
+            weight = self.packed("reduction", self.reduction.weight)
             if self.post:
                 return nchw(self.norm(fast.linear(x, weight, None)))
             return nchw(fast.linear(self.norm(x), weight, None))
@@ -132,7 +133,7 @@ def make_downsample(spec: BackboneSpec, inputs: int, outputs: int) -> Resample |
     return Resample(inputs, outputs, kernel=3, stride=2, padding=1, norm=norm)
 
 
-class MLP(nn.Module):
+class MLP(Keeper):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1, self.fc2 = linear(dim, hidden), linear(hidden, dim)
@@ -150,9 +151,10 @@ class MLP(nn.Module):
         """Rows by rows, so that the hidden layer is never whole."""
         rows = x.reshape(-1, x.shape[-1])
         out = torch.empty_like(rows)
+        one, two = self.packed("fc1", self.fc1.weight), self.packed("fc2", self.fc2.weight)
         for part in fast.chunks(len(rows), self.fc1.out_features, x):
-            hidden = fast.linear(rows[part], self.fc1.weight, self.fc1.bias, gelu=True)
-            out[part] = fast.linear(hidden, self.fc2.weight, self.fc2.bias)
+            hidden = fast.linear(rows[part], one, self.fc1.bias, gelu=True)
+            out[part] = fast.linear(hidden, two, self.fc2.bias)
         return out.view(x.shape)
 
     def cost(self, h: int, w: int) -> int:
@@ -252,11 +254,12 @@ class Stage(nn.Module):
     def _fast(self, x: Tensor) -> Tensor:
         """Depth first: a few images go through all blocks before the next."""
         out = torch.empty_like(x)
-        for part in fast.images(x):
-            y = x[part]
-            for block in self.blocks:
-                y = block(y)
-            out[part] = y
+        with fast.forward():
+            for part in fast.images(x):
+                y = x[part]
+                for block in self.blocks:
+                    y = block(y)
+                out[part] = y
         return out
 
     def cost(self, h: int, w: int) -> list[Macs]:

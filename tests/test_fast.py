@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attention
 from analysis import counting
-from attention import fast, learning
+from attention import SpecError, attend, fast, learning
+from backbones import weights
 from backbones.layers import MLP
 
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 4e-2}
@@ -195,3 +196,91 @@ def test_planted_mistakes_are_seen(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(learning._Permute, "backward", lambda ctx, grad: (grad, None, None))
         assert relative(gradients(mixer, x, grad)[1], wanted[1]) > 1e-3
+
+
+# -- folded ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """What is made from parameters and sizes, by what makes it."""
+    makers = []
+    for owner, name in ((fast, "order"), (fast, "pack"), (attend.Branch, "mask")):
+        real = getattr(owner, name)
+
+        def spy(*args, real=real, name=name, **options):
+            makers.append(name)
+            return real(*args, **options)
+
+        monkeypatch.setattr(owner, name, spy)
+    return makers
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folded_model_is_the_same_map(family, dtype, made):
+    """At its size nothing is made again, at another everything."""
+    model = create(family, in_channels=3).to(dtype)
+    wanted = {}
+    for size in SIZES:
+        with torch.no_grad():  # which is the plain one's, shown above
+            wanted[size] = model.features(images(3, 3, *size).to(dtype))
+    assert not model.folded
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert model.fold(SIZES[0]).folded
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert set(before) == set(model.state_dict())
+    for size, maps in wanted.items():
+        made.clear()
+        with torch.no_grad():
+            found = model.features(images(3, 3, *size).to(dtype))
+        no_groups = family == "swinmlp"
+        assert bool(made) == (size != SIZES[0] and not no_groups), (size, made)
+        for one, other in zip(found, maps, strict=True):
+            assert relative(one, other) <= LIMITS[dtype]
+    assert model.folded
+
+
+@pytest.mark.parametrize("name", ["swin", "swinv2", "pale"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.train().eval(),
+        lambda model: randomise(model, 5),
+        lambda model: model.load_state_dict({k: v / 2 for k, v in model.state_dict().items()}),
+        lambda model: model.double().float(),
+        lambda model: weights.load(model, randomise(copy.deepcopy(model), 6).state_dict()),
+        lambda model: model.unfold(),
+        lambda model: copy.deepcopy(model),
+    ],
+    ids=["train", "in place", "load_state_dict", "cast", "weights.load", "unfold", "copy"],
+)
+def test_what_undoes_folding(name, change):
+    """And nothing stale is used afterwards."""
+    model = create(name, in_channels=3).fold((64, 64))
+    x = images(2, 3, 64, 64)
+    changed = change(model)
+    model = changed if isinstance(changed, torch.nn.Module) else model
+    assert not model.folded
+    with torch.no_grad():
+        found = model.eval()(x)
+        with fast.plain():
+            assert relative(found, model(x)) <= 1e-4  # what is stale is wrong by its own size
+
+
+def test_a_folded_model_trains_frozen_parts_and_counts_as_ever():
+    """Gradients, counters and exports see the model that is not folded."""
+    model = create("swin", in_channels=3)
+    plain = copy.deepcopy(model)
+    x = images(1, 3, 64, 64)
+    model.fold((64, 64))
+    with pytest.raises(SpecError, match=r"fold: the model is in training; call eval\(\) first"):
+        copy.deepcopy(model).train().fold()
+    grad = images(1, 10)
+    for one, other in zip(gradients(model, x, grad), gradients(plain, x, grad), strict=True):
+        assert torch.equal(one, other)
+    assert counting.count(model, (64, 64)).macs == counting.count(plain, (64, 64)).macs
+    assert model.folded
+    exported = torch.export.export(model, (x,)).module()
+    with torch.no_grad(), fast.plain():
+        assert torch.equal(exported(x), plain(x))
