@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention import fast, learning
+from attention import fast, fused, learning
 from attention.configs import SoftmaxConfig
 from attention.folding import Keeper
 from attention.groups import Groups
@@ -87,6 +87,10 @@ class Branch(Keeper):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> Tensor:
         """q, k, v and the result: the padded and rolled map (b, hp, wp, dim)."""
+        if not any(axis.shift for axis in groups) and fused.chosen(
+            q, groups, self, heads=self.heads
+        ):
+            return self.by_kernel(q, k, v, groups)
         hidden = self.hides(groups)
         if hidden and self.lepe is not None:
             v = groups.pad(groups.crop(v))  # what is hidden is not a neighbour either
@@ -101,6 +105,22 @@ class Branch(Keeper):
         if self.lepe is not None:
             out = out + self.lepe(v, groups, self.heads)
         return groups.merge(out, self.heads)
+
+    def by_kernel(self, q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> Tensor:
+        """`forward` by the GPU kernel: q, k, v and the result are padded, but not rolled."""
+        hidden = self.hides(groups)
+        if hidden and self.lepe is not None:
+            v = groups.pad(groups.crop(v))
+        out = fused.attend(
+            q, k, v, groups, heads=self.heads, scale=self.scale, hidden=hidden,
+            bias=None if self.bias is None else self.bias(groups).to(q.dtype),
+            gain=None if self.logit_scale is None else self.learned_scale(q).flatten(),
+            mask_value=getattr(self.config, "mask_value", None),
+        )  # fmt: skip
+        if self.lepe is not None:
+            own = self.lepe(groups.split(v, self.heads), groups, self.heads)
+            out = out + groups.merge(own, self.heads)
+        return out
 
     def inside(
         self, q: Tensor, k: Tensor, v: Tensor, groups: Groups, mask: Tensor | None
@@ -222,6 +242,9 @@ class PadFirst(TokenMixer):
                 return self._fast(x, groups)
             if self.branch.lepe is None:
                 return self._learn(x, groups)
+        if fused.chosen(x, groups, self, heads=self.heads):
+            q, k, v = self.qkv(groups.pad(x))
+            return groups.crop(self.proj(self.branch.by_kernel(q, k, v, groups)))
         q, k, v = self.qkv(groups.roll(groups.pad(x)))
         y = self.proj(self.branch(q, k, v, groups))
         return groups.crop(groups.unroll(y))

@@ -30,7 +30,7 @@ MAPS = 2 << 20  # bytes of the maps that go through a stage together
 CACHE = 2 << 20  # bytes of the widest intermediate of a chunk: what two cores keep in their caches
 ROWS = 784  # fewer rows than this do not pay for reading the weights again
 
-_plain: ContextVar[bool] = ContextVar("plain", default=False)
+_path: ContextVar[str] = ContextVar("path", default="fast")
 _made: ContextVar[dict[Hashable, Any] | None] = ContextVar("made", default=None)
 
 Made = TypeVar("Made")
@@ -39,11 +39,22 @@ Made = TypeVar("Made")
 @contextmanager
 def plain() -> Iterator[None]:
     """Inside, every mixer and layer takes the plain path."""
-    token = _plain.set(True)
+    with path("plain"):
+        yield
+
+
+@contextmanager
+def path(name: str) -> Iterator[None]:
+    """fast, plain or kernel (`attention.fused`)."""
+    token = _path.set(name)
     try:
         yield
     finally:
-        _plain.reset(token)
+        _path.reset(token)
+
+
+def path_is(name: str) -> bool:
+    return _path.get() == name
 
 
 @contextmanager
@@ -84,14 +95,17 @@ def unseen(x: Tensor, module: nn.Module, *layers: nn.Module) -> bool:
     """Can nobody tell from the operators, types or hooks which path is taken?"""
     if any(type(layer) is not nn.Linear for layer in layers):
         return False
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not path_is("fast"):
         return False
     if _made.get() is not None:
         return True
     if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in DTYPES or not x.numel():
         return False
-    if torch.is_autocast_enabled("cpu") or watched():
-        return False
+    return not torch.is_autocast_enabled("cpu") and not watched() and untouched(module, x)
+
+
+def untouched(module: nn.Module, x: Tensor) -> bool:
+    """Is every part of it ours or torch's, without hooks, with parameters of x's kind?"""
     for part in module.modules():
         if not type(part).__module__.startswith(OURS):
             return False
@@ -109,7 +123,7 @@ def watched() -> bool:
     """Does somebody look at the operators (counters, fake tensors, function transforms), or ask
     for the plain ones?"""
     return (
-        _plain.get()
+        path_is("plain")
         or torch.jit.is_tracing()
         or _get_current_dispatch_mode() is not None
         or bool(_get_current_function_mode_stack())

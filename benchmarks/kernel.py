@@ -1,0 +1,307 @@
+"""The fused attention kernel alone, on a GPU, beside SDPA and FlexAttention.
+
+The others are given queries, keys and values that are rolled and split already, and SDPA its mask
+made: what the fused kernel does besides is not counted against them.  Time is of a captured CUDA
+graph, after the cache was overwritten; the order of kernels is interleaved, and the median of the
+rounds stands.  The limit is the longer of two times: the bytes that must move (every tensor once,
+over the bandwidth of a large copy in the same run), and the products (over the rate of a large
+product in the same run).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import math
+import statistics
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from attention import table, terminal
+from attention.options import SpecError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attention.groups import Groups
+
+EPILOG = """examples:
+  python -m benchmarks.kernel --case swin_t/1 swin_t/1-shifted --mode infer train
+  python -m benchmarks.kernel --case swin_t/1 --tune --format csv --out tune.csv
+
+exit code: 0 measured, 1 a kernel failed or its result is another, 2 no GPU or a bad request"""
+
+SIZES = {  # name: map, extent of a group, channels, heads, the map shifted, cosine scores
+    "swin_t/1": ((56, 56), (7, 7), 96, 3, False, False),
+    "swin_t/1-shifted": ((56, 56), (7, 7), 96, 3, True, False),
+    "swin_t/3-shifted": ((14, 14), (7, 7), 384, 12, True, False),
+    "swin_b/1-shifted": ((56, 56), (7, 7), 128, 4, True, False),
+    "swinv2_t/1-shifted": ((64, 64), (8, 8), 96, 3, True, True),
+    "swinv2_t_w16/1-shifted": ((64, 64), (16, 16), 96, 3, True, True),
+    "swin_b_384/1-shifted": ((96, 96), (12, 12), 128, 4, True, False),
+    "cswin_t/3": ((14, 14), (14, 7), 128, 4, False, False),
+}
+MODES, DTYPES = ("infer", "train"), ("bfloat16", "float16", "float32")
+LIMITS = {"bfloat16": 4e-2, "float16": 5e-3, "float32": 5e-5}  # of ||a - b|| / ||b||
+FLUSH = 2**28  # bytes, several times a cache
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = terminal.parser("benchmarks.kernel", __doc__, EPILOG)
+    add = parser.add_argument
+    add("--case", nargs="+", default=list(SIZES), metavar="CASE", help=f"of {', '.join(SIZES)}")
+    add("--mode", nargs="+", choices=MODES, default=["infer"], help="train: with gradients")
+    add("--dtype", choices=DTYPES, default="bfloat16")
+    add("--batch", type=terminal.count_from_one, default=128)
+    add("--rounds", type=terminal.count_from_one, default=30, help="timings of each kernel")
+    add("--tune", action="store_true", help="the fused kernel alone, under many launch numbers")
+    terminal.add_output(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    terminal.load_plugins(args.plugin)
+    for name in args.case:
+        if name not in SIZES:
+            raise SpecError(f"--case: no case {name!r}{nearest(name, SIZES)}")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SpecError("benchmarks.kernel: no CUDA GPU here; the kernel runs on nothing else")
+    from tqdm import tqdm
+
+    machine = measure_machine(args.dtype)
+    jobs = [(name, mode) for name in args.case for mode in args.mode]
+    progress = tqdm(jobs, disable=None, leave=False, unit="case")
+    rows = [row for name, mode in progress for row in measure(args, machine, name, mode)]
+    title = f"{torch.cuda.get_device_name()}, {args.dtype}, batch {args.batch}"
+    note = f"torch {torch.__version__}; copy {machine.bytes / 1e12:.3g} TB/s, "
+    note += f"product {machine.flops / 1e12:.4g} TFLOP/s; median of {args.rounds}"
+    style = terminal.chosen_format(args)
+    terminal.emit(table.render(rows, style, title=title, note=note), args.out)
+    wrong = any(row["note"] for row in rows if not args.tune or row["kernel"] == "fused")
+    return terminal.DIFFER if wrong else terminal.AGREED
+
+
+class Machine(NamedTuple):
+    """What this GPU did just now, a second."""
+
+    bytes: float
+    flops: float
+
+
+def measure_machine(dtype: str) -> Machine:
+    import torch
+
+    kind = getattr(torch, dtype)
+    source = torch.randn(2**28, device="cuda")
+    target = torch.empty_like(source)
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=kind) for _ in range(2))
+    times = interleaved({"copy": lambda: target.copy_(source), "product": lambda: a @ b}, 10)
+    copy, product = (statistics.median(times[name]) for name in ("copy", "product"))
+    return Machine(2 * source.nbytes / copy, 2 * 8192**3 / product)
+
+
+class Problem(NamedTuple):
+    """Inputs of one case: the fused kernel's map, and the others' groups of the same numbers."""
+
+    groups: Groups
+    heads: int
+    scale: float
+    maps: Tensor
+    bias: Tensor
+    gain: Tensor | None
+    split: list[Tensor]
+    mask: Tensor
+
+
+def problem(name: str, batch: int, dtype: str, device: str = "cuda") -> Problem:
+    import torch
+
+    from attention.groups import Groups, axis
+    from attention.position import cosine_normalize
+
+    (h, w), (gh, gw), dim, heads, shifted, cosine = SIZES[name]
+    shift = (gh // 2, gw // 2) if shifted else (0, 0)
+    groups = Groups(axis(h, gh, shift=shift[0]), axis(w, gw, shift=shift[1]))
+    torch.manual_seed(0)
+    like: dict[str, Any] = {"device": device, "dtype": getattr(torch, dtype)}
+    maps = torch.randn(batch, h, w, 3 * dim, **like)
+    bias = torch.randn(heads, gh * gw, gh * gw, **like)
+    gain = 1 + 4 * torch.rand(heads, device=device) if cosine else None
+    q, k, v = (groups.split(groups.roll(t), heads) for t in maps.chunk(3, -1))
+    scale = 1.0 if cosine else (dim // heads) ** -0.5
+    if gain is not None:
+        q = cosine_normalize(q) * gain.to(q.dtype).repeat(groups.n)[:, None, None]
+        k = cosine_normalize(k)
+    parted = groups.parted(maps.device)
+    mask = bias.repeat(groups.n, 1, 1)
+    if parted is not None:
+        mask = mask.masked_fill(parted.repeat_interleave(heads, 0), -math.inf)
+    return Problem(groups, heads, scale, maps, bias, gain, [q, k, v], mask)
+
+
+def contenders(p: Problem, mode: str, flex: Callable[..., Tensor]) -> dict[str, Callable[[], Any]]:
+    """Each kernel as a call without arguments: its result split into groups and, in training, the
+    gradients of q, k, v and the bias."""
+    import torch
+    import torch.nn.functional as F
+
+    from attention import fused
+
+    train, leaves = mode == "train", [t.detach().contiguous() for t in p.split]
+    maps, mask, bias = p.maps.detach(), p.mask.detach(), p.bias.detach().clone()
+    for leaf in (maps, mask, bias, *leaves):
+        leaf.requires_grad_(train)
+
+    def finished(out: Tensor, wanted: list[Tensor]) -> list[Tensor]:
+        weight = out.detach()  # a gradient that differs from token to token
+        return [out, *(torch.autograd.grad(out, wanted, weight) if train else ())]
+
+    def fused_kernel() -> list[Tensor]:
+        out = fused.attend_packed(
+            maps, p.groups, heads=p.heads, scale=p.scale, bias=bias, gain=p.gain
+        )
+        return finished(out, [maps, bias])
+
+    def sdpa() -> list[Tensor]:
+        q, k, v = leaves
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=p.scale)
+        return finished(out, [*leaves, mask])
+
+    parted = p.groups.parted(maps.device)
+
+    def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        s = s + bias[h % p.heads, i, j]
+        return s if parted is None else torch.where(parted[h // p.heads, i, j], -math.inf, s)
+
+    def flexible() -> list[Tensor]:
+        return finished(flex(*leaves, score_mod=score, scale=p.scale), [*leaves, bias])
+
+    return {"fused": fused_kernel, "sdpa": sdpa, "flex": flexible}
+
+
+def in_groups(p: Problem, name: str, out: Tensor) -> Tensor:
+    """A result in the one layout in which results are compared."""
+    return p.groups.split(p.groups.roll(out), p.heads) if name == "fused" else out
+
+
+def limit(p: Problem, mode: str, machine: Machine) -> tuple[float, str]:
+    """The shortest time that the machine allows, in seconds, and which of its two limits that is.
+
+    Forward reads three maps and writes one; backward reads four and writes three.  Products are
+    two forward, five backward, of the pairs that are compared.
+    """
+    maps, products = (4 + 7, 2 + 5) if mode == "train" else (4, 2)
+    moved = maps * p.maps.nbytes // 3 / machine.bytes
+    pairs = p.maps.shape[0] * p.groups.pairs * p.maps.shape[-1] // 3
+    made = 2 * products * pairs / machine.flops
+    return max((moved, "bandwidth"), (made, "products"))
+
+
+def measure(args: argparse.Namespace, machine: Machine, name: str, mode: str) -> list[table.Row]:
+    import torch
+    from torch.nn.attention.flex_attention import flex_attention
+
+    p = problem(name, args.batch, args.dtype)
+    calls = contenders(p, mode, torch.compile(flex_attention, dynamic=False))
+    wide = p.split[0].double() @ p.split[1].double().mT * p.scale + p.mask.double()
+    want = wide.softmax(-1) @ p.split[2].double()
+    del wide
+    notes: dict[str, str] = {}
+    if args.tune:
+        fused = functools.partial(planned, calls["fused"])
+        calls = {f"fused {plan}": functools.partial(fused, plan) for plan in plans(p)}
+    ready, errors = {}, {}
+    for kernel, call in calls.items():
+        try:
+            found = in_groups(p, kernel.split()[0], call()[0].detach()).double()
+            errors[kernel] = float((found - want).norm() / want.norm())
+            if not errors[kernel] <= LIMITS[args.dtype]:
+                notes[kernel] = "another result"
+            ready[kernel] = captured(call)
+        except Exception as error:  # whatever a compiler or a driver says, the row stays
+            notes[kernel] = table.plain(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
+    times = interleaved(ready, args.rounds)
+    floor, binds = limit(p, mode, machine)
+    medians = {kernel: statistics.median(spent) for kernel, spent in times.items()}
+    rows = []
+    for kernel in calls:
+        others = [medians[other] for other in ("sdpa", "flex") if other in medians]
+        median = medians.get(kernel)
+        rows.append({
+            "case": name, "mode": mode, "group": math.prod(p.groups.extent), "kernel": kernel,
+            "us": median and median * 1e6,
+            "spread_%": median and 100 * (max(times[kernel]) - min(times[kernel])) / median,
+            "share_of_limit": median and floor / median, "limit": binds,
+            "x_best_other": median and min(others) / median if others else None,
+            "error": errors.get(kernel), "note": notes.get(kernel, ""),
+        })  # fmt: skip
+    return sorted(rows, key=lambda row: row["us"] or math.inf) if args.tune else rows
+
+
+def plans(p: Problem) -> list[Any]:
+    from attention.fused_launch import WHOLE, Plan
+
+    length = math.prod(p.groups.extent)
+    whole = length <= WHOLE
+    blocks = (max(16, 1 << (length - 1).bit_length()),) if whole else (32, 64, 128)
+    grid = itertools.product(blocks, (4, 8), (2, 3), (3, 4, 8) if whole else (4,), (None, 128))
+    return [Plan(*numbers) for numbers in grid]
+
+
+def planned(call: Callable[[], Any], plan: Any) -> Any:
+    """The fused kernel under other launch numbers, forward and backward alike."""
+    from attention import fused_launch
+
+    made = fused_launch.plan
+    fused_launch.plan = lambda length, **_: plan
+    try:
+        return call()
+    finally:
+        fused_launch.plan = made
+
+
+# -- time --------------------------------------------------------------------------------------
+
+
+def captured(call: Callable[[], Any]) -> Callable[[], None]:
+    """A call as a CUDA graph: no time of the interpreter's between its kernels."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every call in every round, after as many rounds again, at most 5, of warm-up."""
+    import torch
+
+    cache = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    warm = min(rounds, 5)
+    for i in range(warm + rounds):
+        for name, call in calls.items():
+            cache.fill_(i % 251)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            call()
+            end.record()
+            end.synchronize()
+            if i >= warm:
+                times[name].append(start.elapsed_time(end) / 1e3)
+    return times
+
+
+if __name__ == "__main__":
+    terminal.run(main)
