@@ -196,14 +196,13 @@ class Branch(Keeper):
         if self.bias is not None:
             mask = self.bias(groups).to(like.dtype)[None]
         if parted is not None:
-            parted = parted[part]
+            parted = parted[part, None]
             value = getattr(self.config, "mask_value", None)
-            added = like.new_zeros(len(parted), 1, length, length)
-            mask = mask + added.masked_fill(parted[:, None], -math.inf if value is None else value)
-        if pads is not None:
-            pads = pads[part]
-            mask = mask.expand(len(pads), -1, -1, -1).masked_fill(pads[:, None], -math.inf)
-        return mask
+            if value is None:
+                mask = mask.masked_fill(parted, -math.inf)
+            else:
+                mask = torch.add(mask, parted.to(mask.dtype), alpha=value)
+        return mask if pads is None else mask.masked_fill(pads[part, None], -math.inf)
 
     def cost(self, groups: Groups) -> Cost:
         """What this branch does on one image: mixing, position, and their share of pads."""
