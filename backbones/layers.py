@@ -238,28 +238,30 @@ class Stage(nn.Module):
             for (config, index), rate in zip(stage.blocks(), drop_path, strict=True)
         )  # fmt: skip
 
-        self.checkpointing = False  # blocks run again in backward instead of keeping activations
+        self.checkpointing: str | None = None  # what runs again in backward: block or stage
 
     def forward(self, x: Tensor) -> Tensor:
         x = nhwc(self.downsample(x))
         if not self.training and fast.applies(x, self):
             return nchw(self._fast(x))
+        per = self.checkpointing if torch.is_grad_enabled() else None
+        if per == "stage":
+            return nchw(checkpoint(self._blocks, x, use_reentrant=False))
         for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if per == "block" else block(x)
         return nchw(x)
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
 
     def _fast(self, x: Tensor) -> Tensor:
         """Depth first: a few images go through all blocks before the next."""
         out = torch.empty_like(x)
         with fast.forward():
             for part in fast.images(x):
-                y = x[part]
-                for block in self.blocks:
-                    y = block(y)
-                out[part] = y
+                out[part] = self._blocks(x[part])
         return out
 
     def cost(self, h: int, w: int) -> list[Macs]:

@@ -52,10 +52,16 @@ class HierarchicalBackbone(nn.Module):
         """Logits (b, num_classes), or the pooled features (b, dim) when num_classes is 0."""
         return self.head(self.norm(nhwc(self.stages(self.stem(x)))).mean((1, 2)))
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in training: activations inside blocks are computed again."""
+    def set_grad_checkpointing(self, enable: bool = True, per: str = "block") -> None:
+        """Trade time for memory in training: activations inside blocks are computed again.
+
+        per: block keeps every block's input, stage only every stage's.  Raises SpecError for
+        another word.
+        """
+        if per not in ("block", "stage"):
+            raise SpecError(f"set_grad_checkpointing: per={per!r} is neither 'block' nor 'stage'")
         for stage in cast("list[Stage]", self.stages):
-            stage.checkpointing = enable
+            stage.checkpointing = per if enable else None
 
     def fold(self, img_size: tuple[int, int] | None = None) -> HierarchicalBackbone:
         """For inference on images of one size (default: the spec's): what every forward would

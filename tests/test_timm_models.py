@@ -153,19 +153,28 @@ def test_drop_path_rate():
 def test_checkpointing_changes_nothing(family):
     """Outputs within 1e-6 and gradients within 1e-5 of the plain ones, and blocks do run again."""
     model, x = small(family).eval(), tiny.images(2, 3, 64, 64)
-    grads, calls = [], []
+    grads, kept = [], []
+    calls = []
     model.stages[0].blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    for enable in (False, True):
-        model.set_grad_checkpointing(enable)
+    for enable, per in ((False, "block"), (True, "block"), (True, "stage")):
+        model.set_grad_checkpointing(enable, per=per)
         model.zero_grad()
-        out = model(x)
+        sizes = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: (sizes.update({t.data_ptr(): t.nbytes}), t)[1], lambda t: t
+        ):
+            out = model(x)
         out.square().sum().backward()
         grads.append((out.detach(), [p.grad.clone() for p in model.parameters()]))
-    assert len(calls) == 3
-    (a, plain), (b, again) = grads
-    assert tiny.error(a, b) <= 1e-6
+        kept.append(sum(sizes.values()))
+    assert len(calls) == 5 and kept[0] > kept[1] > kept[2]
+    (a, plain), *others = grads
     scale = max(float(g.abs().max()) for g in plain)
-    assert max(map(tiny.error, plain, again)) <= 1e-5 * scale
+    for b, again in others:
+        assert tiny.error(a, b) <= 1e-6
+        assert max(map(tiny.error, plain, again)) <= 1e-5 * scale
+    with pytest.raises(SpecError, match="per='head' is neither 'block' nor 'stage'"):
+        model.set_grad_checkpointing(per="head")
 
 
 def test_weight_decay_and_layer_groups():
