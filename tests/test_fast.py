@@ -279,6 +279,15 @@ def test_a_folded_model_trains_frozen_parts_and_counts_as_ever():
     grad = images(1, 10)
     for one, other in zip(gradients(model, x, grad), gradients(plain, x, grad), strict=True):
         assert torch.equal(one, other)
+    hooks = [m.stages[0].register_forward_hook(lambda *_: None) for m in (model, plain)]
+    for block in (*model.stages[1].blocks, *plain.stages[1].blocks):
+        hooks.append(block.mixer.branch.register_forward_hook(lambda *_: None))
+    for one, other in zip(gradients(model, x, grad), gradients(plain, x, grad), strict=True):
+        assert torch.equal(one, other)  # the plain path, where a kept bias would not learn
+    for hook in hooks:
+        hook.remove()
+    with fast.plain(), torch.no_grad():
+        assert torch.equal(model(x), plain(x))
     assert counting.count(model, (64, 64)).macs == counting.count(plain, (64, 64)).macs
     assert model.folded
     exported = torch.export.export(model, (x,)).module()
