@@ -131,21 +131,8 @@ class Branch(Keeper):
         if self.logit_scale is not None:
             cosine_normalize_(q, self.learned_scale(q)[:, 0])
             cosine_normalize_(k)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        n = len(mask) if mask is not None else 1
-        if n in (1, len(q)):
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
-            out = out.transpose(1, 2)
-        else:  # image by image: a mask repeated over the batch would outweigh the tokens
-            out = torch.empty_like(v.transpose(1, 2), memory_format=torch.contiguous_format)
-            for i in range(0, len(q), n):
-                own = slice(i, i + n)
-                part = F.scaled_dot_product_attention(
-                    q[own], k[own], v[own], attn_mask=mask, scale=self.scale
-                )
-                out[own] = part.transpose(1, 2)
-        out = out.flatten(2)
-        return out if self.lepe is None else out + self.lepe.inside(v, groups)
+        out = fast.attend(q, k, v, mask, self.scale).flatten(2)
+        return out if self.lepe is None else out + self.lepe.inside(v.transpose(1, 2), groups)
 
     def learn(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
         """(rows, l, 3, heads, d) -> (rows, l, dim), with gradients."""
@@ -271,7 +258,8 @@ class PadFirst(TokenMixer):
         mask = self.branch.mask(groups, x, hidden=self.branch.hides(groups))
         length = groups.tokens // groups.n
         y = self.branch.learn(y.view(-1, length, 3, self.heads, self.dim // self.heads), mask)
-        y = learning.linear(y.view(len(x), -1, self.dim), self.proj.weight, self.proj.bias)
+        y = y.reshape(len(x), -1, self.dim)
+        y = learning.linear(y, self.proj.weight, self.proj.bias)
         return learning.permute(y, outward, inward).view(x.shape)
 
     def cost(self, h: int, w: int) -> Cost:

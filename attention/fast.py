@@ -227,6 +227,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False
     return torch.ops.aten.gelu_(y) if gelu else y
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """(rows, l, heads, d), of any strides -> the same; mask: (n, heads | 1, l, l) for every n
+    rows."""
+    n = len(mask) if mask is not None else 1
+    if n in (1, len(q)):
+        return _attend(q, k, v, mask, scale)
+    out = torch.empty_like(v, memory_format=torch.contiguous_format)
+    for i in range(0, len(q), n):  # a mask repeated over the batch would outweigh the tokens
+        own = slice(i, i + n)
+        out[own] = _attend(q[own], k[own], v[own], mask, scale)
+    return out
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2)
+
+
 def _onednn(dtype: torch.dtype) -> bool:
     return dtype in _ONEDNN
 

@@ -121,61 +121,64 @@ def permute(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
     return _Permute.apply(x, index, inverse)
 
 
-def _scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """(rows, m, l, l), from q and k (rows, m, l, d); mask (n, m, l, l) with n dividing rows."""
-    scores = (q * scale) @ k.mT
-    return scores if mask is None else (scores.unflatten(0, (-1, len(mask))) + mask).flatten(0, 1)
-
-
 def _attend(qkv: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     q, k, v = qkv.transpose(1, 3).unbind(2)
-    return (_scores(q, k, mask, scale).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    scores = (q * scale) @ k.mT
+    if mask is not None:
+        scores = (scores.unflatten(0, (-1, len(mask))) + mask).flatten(0, 1)
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
 class _Attention(Function):
-    """Keeps q, k, v, the result and one number per query, but no scores."""
+    """Keeps q, k and v; the scores are made again, part by part."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        q, k, v = qkv.transpose(1, 3).unbind(2)
-        out, log = torch.empty_like(qkv[:, :, 0]), qkv.new_empty(q.shape[:3])
-        for part in _rows(q, mask):
-            scores = _scores(q[part], k[part], mask, scale)
-            log[part] = scores.logsumexp(-1)
-            out[part] = (scores.softmax(-1) @ v[part]).transpose(1, 2)
-        ctx.save_for_backward(qkv, mask, out, log)
+        ctx.save_for_backward(qkv, mask)
         ctx.scale = scale
-        return out.flatten(2)
+        q, k, v = qkv.detach().unbind(2)  # torch's fused kernel takes no mask that learns
+        return fast.attend(q, k, v, None if mask is None else mask.detach(), scale).flatten(2)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        qkv, mask, out, log = ctx.saved_tensors
+        qkv, mask = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _plainly(_attend, (qkv, mask, ctx.scale), grad)
-        q, k, v = qkv.transpose(1, 3).unbind(2)
-        grad = grad.unflatten(-1, qkv.shape[3:])
-        result = torch.empty_like(qkv)
-        dq, dk, dv = result.transpose(1, 3).unbind(2)
+        heads, d = qkv.shape[3:]
+        grad, result = grad.unflatten(-1, (heads, d)), torch.empty_like(qkv)
         bias = torch.zeros_like(mask) if ctx.needs_input_grad[1] else None
-        for part in _rows(q, mask):
-            dy = grad[part].transpose(1, 2)
-            weights = _scores(q[part], k[part], mask, ctx.scale).sub_(log[part][..., None]).exp_()
-            dv[part] = weights.mT @ dy
-            ds = dy @ v[part].mT
-            ds.sub_((grad[part] * out[part]).sum(-1).mT[..., None]).mul_(weights)
+        for part in _rows(qkv, mask):
+            own = qkv[part].permute(2, 0, 3, 1, 4)
+            q, k, v = own.reshape(3, -1, qkv.shape[1], d)
+            dy = grad[part].transpose(1, 2).reshape(q.shape)
+            q = q * ctx.scale
+            weights = _scores(q, k, mask, heads).softmax(-1)
+            ds = torch.ops.aten._softmax_backward_data(dy @ v.mT, weights, -1, weights.dtype)
             if bias is not None:
-                bias += ds.unflatten(0, (-1, len(bias))).sum(0)
-            dq[part] = (ds @ k[part]).mul_(ctx.scale)
-            dk[part] = (ds.mT @ q[part]).mul_(ctx.scale)
+                bias += ds.view(-1, *bias.shape).sum(0)
+            grads = q.new_empty(3, *q.shape)
+            torch.bmm(ds, k, out=grads[0])
+            torch.bmm(ds.mT, q, out=grads[1])
+            torch.bmm(weights.mT, dy, out=grads[2])
+            grads[0] *= ctx.scale
+            result[part] = grads.view(own.shape).permute(1, 3, 0, 2, 4)
         return result, bias, None
 
 
-def _rows(q: Tensor, mask: Tensor | None) -> list[slice]:
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None, heads: int) -> Tensor:
+    """(rows * heads, l, l)."""
+    if mask is None:
+        return q @ k.mT
+    added = mask.expand(-1, heads, -1, -1).flatten(0, 1)
+    return torch.baddbmm(added.repeat(len(q) // len(added), 1, 1), q, k.mT)
+
+
+def _rows(qkv: Tensor, mask: Tensor | None) -> list[slice]:
     """Rows whose scores stay in the cache: whole images where each group has its own mask."""
     unit = len(mask) if mask is not None else 1
-    numbers = unit * q.shape[1] * q.shape[2] ** 2
-    step = unit * max(fast.CACHE // (numbers * q.element_size()), 1)
-    return [slice(start, start + step) for start in range(0, len(q), step)]
+    numbers = unit * qkv.shape[3] * qkv.shape[1] ** 2
+    step = unit * max(fast.CACHE // (numbers * qkv.element_size()), 1)
+    return [slice(start, start + step) for start in range(0, len(qkv), step)]
 
 
 def attend(qkv: Tensor, mask: Tensor | None, scale: float) -> Tensor:
