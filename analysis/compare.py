@@ -1,7 +1,8 @@
 """Backbones side by side: ours, hybrids, timm's, torchvision's, your own, at any sizes.
 
 Parameters, MACs and activations are counted; published accuracies carry their source.  Column
-names are those of timm's result files, so that the table joins with them.
+names are those of timm's result files, so that the table joins with them.  --measure adds what a
+clock says.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from analysis import published
+from analysis import latency, published
 from attention import table, terminal
 from attention.options import SpecError, nearest
 from backbones import variants
@@ -24,6 +25,7 @@ EPILOG = """examples:
   python -m analysis.compare --backbone swin_t cswin_t pale_t "swin_t/3=pale"
   python -m analysis.compare --backbone swin_t timm:swinv2_tiny_window8_256 --img-size 224 256
   python -m analysis.compare --backbone swin_t swin_s swin_b --sort -top1 --format html --out t.html
+  python -m analysis.compare --backbone swin_t cswin_t timm:resnet50 --measure --sort latency_ms
 
 exit code: 0 every row was counted and agrees, 1 a row failed or differs, 2 a bad request"""
 
@@ -34,10 +36,11 @@ COLUMNS = {
     "attention_%": "share of the MACs in the mixers", "padding_%": "share of the MACs on pads",
     "top1": "published ImageNet-1K top-1 at this size", "miou": "published ADE20K, UPerNet",
     "box_ap": "published COCO, Mask R-CNN", "mask_ap": "published COCO, Mask R-CNN",
-    "source": "of the published figures", "agree": "the counts agree",
+    "source": "of the published figures", **latency.COLUMNS, "agree": "the counts agree",
     "note": "why a row failed, or what is missing", "params": "exact", "macs": "exact",
 }  # fmt: skip
 EXACT = ("params", "macs")  # in csv and JSON, or asked for
+MEASURED = tuple(latency.COLUMNS)  # with --measure
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,6 +61,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--trace", action="store_true",
         help="count ours with fvcore too (a real forward each), not by formula and torch alone",
     )  # fmt: skip
+    add = parser.add_argument_group("measuring").add_argument
+    add(
+        "--measure", action="store_true",
+        help="add latency, throughput and peak memory: float32, eager, in processes of their own; "
+        "benchmarks.speed says whether a difference is one",
+    )  # fmt: skip
+    count = terminal.count_from_one
+    add("--batch", type=count, default=1, help="images that are timed together (default 1)")
+    add("--processes", type=count, default=3, help="that time everything (default 3)")
+    add("--samples", type=count, default=5, help="in each process (default 5)")
     terminal.add_output(parser, table.REPORT_FORMATS)
     return parser
 
@@ -67,6 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     terminal.load_plugins(args.plugin)
     columns = _columns(args.columns)
     sort = _sort(args.sort)
+    asked = [*(columns or ()), (args.sort or "").removeprefix("-")]
+    if wanting := [name for name in asked if name in MEASURED and not args.measure]:
+        raise SpecError(f"column {wanting[0]!r} is measured: add --measure")
     from analysis import peers
 
     subjects = [peers.find(name) for name in args.backbone]
@@ -76,17 +92,34 @@ def main(argv: list[str] | None = None) -> int:
     progress = tqdm(jobs, disable=None, leave=False, unit="row")
     rows = [row_of(subject, size, trace=args.trace) for subject, size in progress]
     failed = not all(row["agree"] for row in rows)
+    if args.measure:
+        failed |= not _measure(rows, [(s.name, size) for s, size in jobs], args)
     if sort:
         rows = sort(rows)
     style = terminal.chosen_format(args)
     if columns is None:
-        columns = [c for c in COLUMNS if style in ("csv", "json") or c not in EXACT]
+        hidden = (*(() if style in ("csv", "json") else EXACT), *(() if args.measure else MEASURED))
+        columns = [c for c in COLUMNS if c not in hidden]
     chosen = [{c: row.get(c) for c in columns} for row in rows]
     from analysis.counting import CONVENTION
 
     title = "Backbones compared: " + " ".join(args.backbone)
     terminal.emit(table.render(chosen, style, title=title, note=CONVENTION), args.out)
     return terminal.DIFFER if failed else terminal.AGREED
+
+
+def _measure(
+    rows: list[table.Row], jobs: list[tuple[str, tuple[int, int]]], args: argparse.Namespace
+) -> bool:
+    """Adds the measured columns; True where every row could be measured."""
+    measured = latency.columns(
+        jobs, batch=args.batch, processes=args.processes, samples=args.samples,
+        plugins=args.plugin,
+    )  # fmt: skip
+    for row, found in zip(rows, measured, strict=True):
+        row |= {name: found[name] for name in MEASURED}
+        row["note"] = "; ".join(filter(None, [row["note"], found["measured_note"]]))
+    return all(found["measured"] for found in measured)
 
 
 def _keep_minus(argv: list[str] | None) -> list[str]:
@@ -138,7 +171,7 @@ def row_of(subject: Subject, img_size: tuple[int, int], *, trace: bool = False) 
 
     h, w = img_size
     library, _, bare = subject.name.rpartition(":") if subject.foreign else ("transom", "", "")
-    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row: dict[str, Any] = dict.fromkeys(name for name in COLUMNS if name not in MEASURED)
     row |= {
         "model": bare or subject.name, "library": library,
         "infer_img_size": h if h == w else f"{h}x{w}",

@@ -28,11 +28,12 @@ def timm_table(tensor: Tensor, old: Size, new: Size) -> Tensor:
     return resize_rel_pos_bias_table(tensor, new, shape, old)
 
 
-def original(source: str, spec: BackboneSpec, state: Mapping[str, Tensor]) -> nn.Module:
+def original(source: str, spec: BackboneSpec, state: Mapping[str, Tensor] | None) -> nn.Module:
     """The source's own model with its own weights, in eval mode.
 
-    spec: as it was before `resolve`, with nominal windows.  Raises WeightsError for a library
-    that is not installed and for what it cannot build or load.
+    spec: as it was before `resolve`, with nominal windows.  state: None for a model as it was
+    initialised.  Raises WeightsError for a library that is not installed and for what it cannot
+    build or load.
     """
     build = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}.get(source)
     if build is None:
@@ -42,7 +43,7 @@ def original(source: str, spec: BackboneSpec, state: Mapping[str, Tensor]) -> nn
             "of the source model, --check IO.safetensors"
         )
     try:
-        return build(spec, dict(state)).eval()
+        return build(spec, None if state is None else dict(state)).eval()
     except ImportError as error:
         raise WeightsError(f"--check: {source} is not installed ({error}); install it") from None
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
@@ -69,7 +70,7 @@ def _body(spec: BackboneSpec) -> tuple[int, list[int], list[int], float]:
     )  # fmt: skip
 
 
-def _timm(spec: BackboneSpec, state: dict[str, Any]) -> nn.Module:
+def _timm(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
     from timm.models.swin_transformer import SwinTransformer
     from timm.models.swin_transformer_v2 import SwinTransformerV2
 
@@ -85,11 +86,12 @@ def _timm(spec: BackboneSpec, state: dict[str, Any]) -> nn.Module:
         if v2
         else SwinTransformer(**fields)
     )
-    model.load_state_dict(state)
+    if state is not None:
+        model.load_state_dict(state)
     return model
 
 
-def _torchvision(spec: BackboneSpec, state: dict[str, Any]) -> nn.Module:
+def _torchvision(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
     from torchvision.models import swin_transformer as vision
 
     dim, depths, heads, ratio = _body(spec)
@@ -100,7 +102,8 @@ def _torchvision(spec: BackboneSpec, state: dict[str, Any]) -> nn.Module:
         patch_size=[spec.patch_size] * 2, embed_dim=dim, depths=depths, num_heads=heads,
         window_size=list(_nominal(spec)), mlp_ratio=ratio, num_classes=spec.num_classes, **v2,
     )  # fmt: skip
-    model.load_state_dict(state)
+    if state is not None:
+        model.load_state_dict(state)
     return model
 
 
@@ -113,7 +116,7 @@ class _Logits(nn.Module):
         return self.model(x).logits
 
 
-def _transformers(spec: BackboneSpec, state: dict[str, Any]) -> nn.Module:
+def _transformers(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
     # optional, and so not known to a type checker that runs without it
     transformers = importlib.import_module("transformers")
     dim, depths, heads, ratio = _body(spec)
@@ -127,9 +130,10 @@ def _transformers(spec: BackboneSpec, state: dict[str, Any]) -> nn.Module:
     if spec.norm == "res_post":
         cls, config = transformers.Swinv2ForImageClassification, transformers.Swinv2Config
         fields["pretrained_window_sizes"] = _pretrained(spec)
+    if state is None:
+        return _Logits(cls(config(**fields)))
     # not load_state_dict: only this renames the keys of files that 4.x wrote
-    model = cls.from_pretrained(None, config=config(**fields), state_dict=state)
-    return _Logits(model)
+    return _Logits(cls.from_pretrained(None, config=config(**fields), state_dict=state))
 
 
 def difference(ours: nn.Module, theirs: nn.Module, image: Tensor) -> tuple[float, float]:

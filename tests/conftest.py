@@ -19,3 +19,18 @@ settings.load_profile("transom")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Workers that run here, without a process each: importing torch is most of a small one."""
+    from analysis import campaign, measure
+
+    def work(job):
+        said = []
+        measure.Job(job, said.append).run()
+        return *campaign.answers(job, said), ""
+
+    monkeypatch.setattr(campaign, "work", work)
+    monkeypatch.setattr("analysis.timing.PATIENCE", 0.0)
+    monkeypatch.setattr("benchmarks.options.SIDES", {"cpu": (32, 64)})

@@ -1,0 +1,95 @@
+"""What is measured: one entry per thing timed, as plain data that a worker process is sent.
+
+Plain Python; nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from attention.options import SpecError, nearest
+
+KINDS = ("backbone", "peer", "named", "mixer", "matmul")
+MODES = ("infer", "train")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+LAYOUTS = ("contiguous", "channels_last")
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One thing that is timed.
+
+    kind: backbone (ours, from `what` in our notation), peer (`library` has the counterpart of the
+    backbone `what`, on its weights), named (`what` as analysis.peers finds it), mixer (`what`
+    alone, with dim, heads and index) or matmul (`what` = "MxKxN").
+    size: (h, w) of the image in pixels, of the map in tokens for a mixer.
+    name: what a table calls it.  compile: torch.compile.  plain: ours without its fast path.
+    threads: 0 for torch's own choice.
+    """
+
+    kind: str
+    what: str
+    library: str = ""
+    name: str = ""
+    mode: str = "infer"
+    dtype: str = "float32"
+    compile: bool = False
+    plain: bool = False
+    layout: str = "contiguous"
+    device: str = "cpu"
+    threads: int = 0
+    batch: int = 1
+    size: tuple[int, int] = (224, 224)
+    dim: int = 0
+    heads: int = 0
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", (int(self.size[0]), int(self.size[1])))
+        for name, allowed in _ALLOWED.items():
+            if getattr(self, name) not in allowed:
+                value = getattr(self, name)
+                raise SpecError(f"{name}={value!r}: not known{nearest(str(value), allowed)}")
+        if self.batch < 1:
+            raise SpecError(f"batch={self.batch}: expected a whole number from 1")
+
+    @property
+    def label(self) -> str:
+        """The short name of a table's row: who made it."""
+        if self.name or self.kind == "peer":
+            return self.name or self.library
+        own = "transom" if self.kind == "backbone" else self.what
+        return f"{own} plain" if self.plain else own
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "size": list(self.size)}
+
+
+_ALLOWED = {
+    "kind": KINDS, "mode": MODES, "dtype": DTYPES, "layout": LAYOUTS, "device": DEVICES,
+}  # fmt: skip
+
+
+def from_dict(config: Mapping[str, Any]) -> Entry:
+    """The entry of a row's config.  Raises SpecError for a field that is not known."""
+    names = [field.name for field in dataclasses.fields(Entry)]
+    for key in config:
+        if key not in names:
+            raise SpecError(f"an entry has no field {key!r}{nearest(key, names)}")
+    return Entry(**dict(config))
+
+
+def canonical(content: Any) -> str:
+    """The one JSON text of a value: keys sorted, no spaces, ASCII."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def key_of(content: Any) -> str:
+    """A digest that equal content shares, whatever the order of its keys, in any process."""
+    return hashlib.sha256(canonical(content).encode()).hexdigest()[:32]

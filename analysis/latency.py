@@ -1,0 +1,66 @@
+"""Latency, throughput and peak memory as columns of a comparison, by analysis.campaign."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from analysis import campaign, environment, results
+from analysis.entries import Entry, canonical
+from analysis.results import Line
+
+COLUMNS = {
+    "latency_ms": "measured: of a batch, median of the processes' medians",
+    "latency_iqr": "measured: middle half of all samples, ms",
+    "latency_ci": "measured: interval of the median, ms, with its level",
+    "latency_n": "measured: processes x samples",
+    "images_per_s": "measured: throughput", "peak_mib": "measured: parameters and a step, MiB",
+}  # fmt: skip
+
+
+def columns(
+    jobs: Sequence[tuple[str, tuple[int, int]]], *, batch: int, processes: int, samples: int,
+    plugins: Sequence[str] = (),
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The measured columns of (name, size) rows, in float32 and eager, in their order.
+
+    All rows of one size run interleaved.  A row that fails has a note.  Raises SpecError.
+    """
+    from tqdm import tqdm
+
+    by_size: defaultdict[tuple[int, int], dict[str, Entry]] = defaultdict(dict)
+    for name, size in jobs:
+        entry = Entry(kind="named", what=name, size=size, batch=batch)
+        by_size[size].setdefault(name, entry)
+    plan = campaign.Plan(
+        groups=[list(own.values()) for own in by_size.values()], processes=processes,
+        samples=samples, warm_seconds=5.0, plugins=plugins,
+    )  # fmt: skip
+    rows = campaign.run(
+        plan, environment.header(),
+        progress=lambda tasks: tqdm(tasks, disable=None, leave=False, unit="process"),
+    )  # fmt: skip
+    found = {canonical(line.entry.to_dict()): line for line in results.lines(rows)}
+    return [_columns(found[canonical(by_size[size][name].to_dict())]) for name, size in jobs]
+
+
+def _columns(line: Line) -> dict[str, Any]:
+    made: dict[str, Any] = dict.fromkeys(COLUMNS)
+    s = line.summary
+    if line.usable and s is not None:
+        made |= {
+            "latency_ms": 1e3 * s.median, "latency_iqr": 1e3 * s.iqr,
+            "latency_ci": f"{1e3 * s.low:.4g} - {1e3 * s.high:.4g} ({100 * s.level:.3g}%)",
+            "latency_n": f"{s.processes} x {s.n // s.processes}",
+            "images_per_s": line.batch / s.median,
+        }  # fmt: skip
+    if line.peak_bytes is not None:
+        made["peak_mib"] = line.peak_bytes / 2**20
+    notes = [] if line.usable else [f"{line.status}: {line.reason}"]
+    if line.batch != line.entry.batch:
+        notes.append(f"batch {line.entry.batch} -> {line.batch}")
+    if line.unstable:
+        notes.append(f"unstable in {line.unstable} of {len(line.times)}")
+    return {**made, "measured_note": "; ".join(filter(None, [*notes, line.note])),
+            "measured": line.usable}  # fmt: skip

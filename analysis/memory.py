@@ -1,0 +1,82 @@
+"""The most memory that a step holds, in a process of its own.
+
+CPU: growth of the resident set, read as VmHWM after its mark is set back (Linux); elsewhere
+ru_maxrss, whose mark cannot be.  CUDA: what torch's allocator held at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from analysis import building
+from analysis.entries import Entry
+
+
+def peak(entry: Entry) -> dict[str, Any]:
+    """Bytes: weight_bytes of parameters and buffers, growth_bytes of the largest moment of one
+    step over the idle model (input, activations, gradients, workspaces), peak_bytes of both."""
+    attempt = _on_cuda if entry.device == "cuda" else _on_cpu
+    found, batch = building.fitting(entry, attempt)
+    return {**found, "batch_used": batch}
+
+
+def _on_cpu(entry: Entry) -> dict[str, Any]:
+    # the first step makes what libraries keep: with a batch of 1, little else is hidden by it
+    built = building.build(entry, check=False, first=None if entry.compile else 1)
+    built.model.zero_grad(set_to_none=True)
+    growth, by = grown(lambda: built.runner.call(built.runner.fresh(1)))
+    return _row(built, growth, built.weight_bytes + growth, by)
+
+
+def _on_cuda(entry: Entry) -> dict[str, Any]:
+    built = building.build(entry, check=False)
+    built.model.zero_grad(set_to_none=True)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    idle = torch.cuda.memory_allocated()
+    built.runner.call(built.runner.fresh(1))
+    torch.cuda.synchronize()
+    most = torch.cuda.max_memory_allocated()
+    return _row(built, most - idle, most, "torch.cuda.max_memory_allocated")
+
+
+def _row(built: building.Built, growth: int, most: int, by: str) -> dict[str, Any]:
+    return {
+        "weight_bytes": built.weight_bytes, "growth_bytes": growth, "peak_bytes": most, "by": by,
+        "compiled": built.compiled,
+    }  # fmt: skip
+
+
+def grown(step: Callable[[], Any]) -> tuple[int, str]:
+    """(bytes, how they were read): the largest growth of the resident set during a step."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        step()
+        return max(0, _status("VmHWM") - before), "VmHWM"
+    except (OSError, KeyError):
+        before = _most()
+        step()
+        return max(0, _most() - before), "ru_maxrss"
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)[field].split()[0]) * 1024
+
+
+def _most() -> int:
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -1,0 +1,191 @@
+"""Tables and figures of measured lines: never a median without its spread and count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis import figures, results
+from analysis.results import Line
+from analysis.verdict import Summary
+from attention.options import write
+
+Row = dict[str, Any]
+SHORT = ("px", "mode", "dtype", "compile", "batch", "ms", "ci", "level", "n", "processes", "% peak")
+NOTE = (
+    "ms: median of the processes' medians; iqr: middle half of all samples; ci: interval of the "
+    "median at the level beside it; % peak: 2 x MACs / time over the machine's own best matrix "
+    "product in the same processes (training counts 3 forwards); MiB: parameters and the most "
+    "that a step holds over the idle model, in a process of its own; speedup: how many times as "
+    "fast ours is as the other; memory: ours over the other's; faster or slower is said at "
+    "p < 0.002 (Mann-Whitney on 10 processes a side or more) and 3% only"
+)
+
+
+def base(line: Line) -> Row:
+    """What every table of times says of a line, by its entry."""
+    entry = line.entry
+    used = f"{entry.batch} -> {line.batch}" if line.batch != entry.batch else entry.batch
+    row: Row = {
+        "px": write(entry.size), "mode": entry.mode, "dtype": entry.dtype,
+        "compile": line.compiled if line.usable else "on" if entry.compile else "off",
+        "batch": used,
+    }  # fmt: skip
+    return row | numbers(line)
+
+
+def numbers(line: Line) -> Row:
+    """A line's times in milliseconds, with their spread; throughput in images per second."""
+    notes = [line.note] if line.note else []
+    s = line.summary
+    if not line.usable:
+        notes.insert(0, f"{line.status}: {line.reason}")
+    row: Row = {"ms": None, "iqr": None, "ci": None, "level": None, "p95": None, "img/s": None}
+    if s is not None:
+        row = {
+            "ms": 1e3 * s.median, "iqr": 1e3 * s.iqr, "ci": _ci(s),
+            "level": f"{100 * s.level:.3g}%", "p95": 1e3 * s.p95, "img/s": line.batch / s.median,
+        }  # fmt: skip
+    if line.unstable:
+        notes.append(f"unstable in {line.unstable} of {len(line.times)}")
+    mib = line.peak_bytes
+    return row | {
+        "% peak": None if line.share is None else 100 * line.share,
+        "MiB": None if mib is None else mib / 2**20,
+        "n": s.n if s else 0, "processes": s.processes if s else 0,
+        "note": "; ".join(notes) or None,
+    }  # fmt: skip
+
+
+def _ci(s: Summary) -> str:
+    return f"{1e3 * s.low:.4g} - {1e3 * s.high:.4g}"
+
+
+def family(line: Line) -> tuple[Any, ...]:
+    """What lines share that stand beside each other in a table."""
+    e = line.entry
+    return (line.group, e.what, e.size, e.mode, e.dtype, e.batch, e.device, e.threads)
+
+
+def full(lines: Sequence[Line], *, force: bool = False) -> list[Row]:
+    """A row per line, with its ratio to ours in the same compile state."""
+    rows = []
+    for line in lines:
+        mates = [x for x in lines if family(x) == family(line)]
+        row: Row = {"model": line.entry.what, "by": line.entry.label} | base(line)
+        note = row.pop("note")
+        row |= {"speedup": None, "verdict": None, "logits": _logits(line), "note": note}
+        ours = _ours(mates, line.entry.compile)
+        if ours is not None and line is not ours:
+            found = results.compare(ours, line, force=force)
+            row |= {"speedup": found.ratio, "verdict": found.text}
+        rows.append(row)
+    return rows
+
+
+def _is_ours(line: Line) -> bool:
+    return line.entry.kind == "backbone" and not line.entry.plain
+
+
+def _ours(mates: Sequence[Line], compiled: bool) -> Line | None:
+    return next((x for x in mates if _is_ours(x) and x.entry.compile == compiled), None)
+
+
+def _logits(line: Line) -> str | None:
+    """Whether a peer computes the same from the same weights."""
+    if line.logits_error is None:
+        return None
+    same = line.logits_error <= results.SAME
+    return "equal" if same else f"differ by {line.logits_error:.2g}"
+
+
+def short(lines: Sequence[Line], *, force: bool = False) -> list[Row]:
+    """A row per line of ours: against the best peer of its compile state, and the memory of it.
+
+    force: also against the best of the other state, which is marked.  What failed is never best.
+    """
+    rows = []
+    for ours in filter(_is_ours, lines):
+        mates = [x for x in lines if family(x) == family(ours) and x.entry.kind == "peer"]
+        own = base(ours)
+        for state in (False, True):
+            peers = [x for x in mates if x.entry.compile == state]
+            same = state == ours.entry.compile
+            if not same and not (peers and force):
+                continue
+            row: Row = {"model": ours.entry.what, **{name: own[name] for name in SHORT}}
+            row |= {"best peer": None, "its ms": None, "its ci": None, "speedup": None}
+            row |= {"verdict": None, "memory": None, "note": own["note"]}
+            allowed = [x for x in peers if force or (x.logits_error or 0.0) <= results.SAME]
+            peer = results.best(allowed)
+            if peer is not None and peer.summary is not None:
+                found = results.compare(ours, peer, force=force)
+                row |= {
+                    "best peer": peer.entry.label + (" compiled" if state else ""),
+                    "its ms": 1e3 * peer.summary.median, "its ci": _ci(peer.summary),
+                    "speedup": found.ratio, "verdict": found.text,
+                    "memory": _ratio(ours.peak_bytes, peer.peak_bytes),
+                }  # fmt: skip
+            elif peers:
+                row["verdict"] = "no peer could be compared"
+            rows.append(row)
+    return rows
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a is not None and b else None
+
+
+def splits(lines: Sequence[Line], by: str) -> list[Row]:
+    """The cost of each line by stage or by kind of operator."""
+    return [
+        {"model": line.entry.what, "by": line.entry.label, "mode": line.entry.mode,
+         "batch": line.batch, **{k: v for k, v in part.items() if k != "of"}}
+        for line in lines for part in line.split if part["of"] == by
+    ]  # fmt: skip
+
+
+def places(lines: Sequence[Line]) -> str:
+    """The machines and versions of the lines, one a line; more than one is worth a look."""
+    said = []
+    for line in lines:
+        e = line.environment
+        if not e:
+            continue
+        parts = [
+            e.get("gpu") or e["processor"], f"{e['threads']} threads of {e['cores']} cores",
+            f"torch {e['torch']}", *(f"{n} {e[n]}" for n in ("timm", "torchvision", "transformers")
+                                     if e.get(n)),
+            f"Python {e['python']}",
+            f"commit {e['commit']}{' and changes' if e.get('commit_dirty') else ''}",
+        ]  # fmt: skip
+        said.append(", ".join(map(str, parts)))
+    return "\n".join(dict.fromkeys(said))
+
+
+def bars(lines: Sequence[Line], out: Path) -> None:
+    """Images per second of every line; whiskers are the interval of the median."""
+    drawn = [line for line in lines if line.usable and line.summary is not None]
+    picture = figures.figure(7.5, 0.8 + 0.28 * max(1, len(drawn)))
+    axes = picture.subplots()
+    labels = list(dict.fromkeys(line.entry.label for line in drawn))
+    for y, line in enumerate(drawn):
+        s, e = line.summary, line.entry
+        assert s is not None
+        rate, low, high = (line.batch / t for t in (s.median, s.high, s.low))
+        color = figures.COLORS[labels.index(e.label) % len(figures.COLORS)]
+        axes.barh(
+            y, rate, color=color, xerr=[[rate - low], [high - rate]],
+            error_kw={"ecolor": figures.INK, "capsize": 2, "elinewidth": 0.8},
+        )  # fmt: skip
+    names = [
+        f"{x.entry.label}  {x.entry.what[:28]}, {write(x.entry.size)}, {x.entry.mode}, "
+        f"{x.entry.dtype}, batch {x.batch}{', compiled' if x.entry.compile else ''}"
+        for x in drawn
+    ]  # fmt: skip
+    axes.set_yticks(range(len(drawn)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("images per second; whiskers: interval of the median")
+    axes.spines[["top", "right"]].set_visible(False)
+    figures.save(picture, out)

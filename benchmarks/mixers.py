@@ -1,0 +1,151 @@
+"""Every mixer alone, over grids: time, memory, MACs a second, and how time grows with the tokens.
+
+Beside the exponent of the time stands the one that the MACs predict on the same grids.  All
+mixers of one grid run interleaved, in fresh processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from analysis.entries import MODES, Entry
+from attention import registry, table, terminal
+from attention.options import SpecError, write
+from benchmarks import options
+
+GRIDS = [(side, side) for side in (56, 112, 168, 224)]
+EPILOG = """examples:
+  python -m benchmarks.mixers --quick --grid 28 56
+  python -m benchmarks.mixers --mixer window cross pale --mode train --store mixers.jsonl --resume
+
+exit code: 0 all were measured, 1 one failed or is invalid, 2 a bad request"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = terminal.parser("benchmarks.mixers", __doc__, EPILOG)
+    add = parser.add_argument
+    add("--mixer", nargs="+", metavar="MIXER", help="such as pale:size=7 (default: all built in)")
+    add(
+        "--grid", nargs="+", type=terminal.image_size, default=GRIDS, metavar="SIZE",
+        help="tokens, 56 or 56x112 (default 56 112 168 224: images of 224 to 896 pixels)",
+    )  # fmt: skip
+    add("--dim", type=terminal.count_from_one, default=96, help="channels (default 96)")
+    add("--heads", type=terminal.count_from_one, default=4, help="heads (default 4)")
+    add("--index", type=int, choices=(0, 1), default=1, help="1: shifted, shuffled (default)")
+    add("--mode", choices=MODES, default="infer", help="default: infer")
+    add("--dtype", type=options.dtypes, default=["float32"], help="default: float32")
+    add("--compile", action="store_true", help="torch.compile of each mixer")
+    add("--batch", type=terminal.count_from_one, default=1, help="maps in a batch (default 1)")
+    add(
+        "--max-macs", type=float, default=50.0, metavar="G",
+        help="leave out what takes more MACs than this, in billions, and say so (default 50)",
+    )  # fmt: skip
+    options.add_measuring(parser)
+    terminal.add_output(parser)
+    return parser
+
+
+def groups_of(args: argparse.Namespace) -> tuple[list[list[Entry]], list[str]]:
+    """(what is measured, a line for all that is left out).  Raises SpecError."""
+    import attention
+
+    plain = ("window", "cosine", "shuffle", "cross", "pale", "axial", "token_mlp", "full")
+    names = args.mixer or [name for name in plain if name in registry.names()]
+    models = {name: attention.create(name, dim=args.dim, heads=args.heads) for name in names}
+    groups, left_out = [], []
+    for dtype in args.dtype:
+        for grid in args.grid:
+            own = []
+            for name, model in models.items():
+                try:
+                    giga = model.cost(*grid).total * args.batch / 1e9
+                except NotImplementedError:
+                    raise SpecError(f"{name} states no cost; its growth cannot be judged") from None
+                if giga > args.max_macs:
+                    what = f"{name} on {write(grid)}: {giga:,.0f} G"
+                    left_out.append(f"left out, over --max-macs: {what}")
+                    continue
+                own.append(Entry(
+                    kind="mixer", what=name, mode=args.mode, dtype=dtype, compile=args.compile,
+                    device=args.device, threads=args.threads, batch=args.batch, size=grid,
+                    dim=args.dim, heads=args.heads, index=args.index,
+                ))  # fmt: skip
+            rows = min(args.batch * grid[0] * grid[1], 2**15)
+            shape = f"{rows}x{args.dim}x{3 * args.dim}"
+            if own:
+                peak = options.share_of_peak(args.device, dtype, args.threads, [shape])
+                groups.append([*own, *peak])
+    return groups, left_out
+
+
+def grown(lines: Sequence[Any]) -> list[dict[str, Any]]:
+    """The exponents of one row per mixer and dtype: of the time by the processes' fits, and of
+    the MACs on the same grids."""
+    from analysis.scaling import exponent
+
+    found = []
+    for key in dict.fromkeys((x.entry.what, x.entry.dtype) for x in lines):
+        own = [
+            x for x in lines
+            if (x.entry.what, x.entry.dtype) == key and x.usable and x.macs is not None
+        ]  # fmt: skip
+        tokens = [x.entry.size[0] * x.entry.size[1] for x in own]
+        shared = set.intersection(*(set(x.times) for x in own)) if own else set()
+        fits = sorted(
+            fit for p in shared
+            if (fit := exponent(tokens, [median(x.times[p]) for x in own])) is not None
+        )  # fmt: skip
+        predicted = exponent(tokens, [x.macs for x in own]) if own else None
+        row: dict[str, Any] = {"mixer": key[0], "dtype": key[1], "grids": len(own)}
+        if fits and predicted is not None:
+            middle = median(fits)
+            row |= {
+                "time ~ tokens^": middle, "from": fits[0], "to": fits[-1],
+                "processes": len(fits), "MACs ~ tokens^": predicted,
+                "difference": middle - predicted,
+            }  # fmt: skip
+        found.append(row)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    terminal.load_plugins(args.plugin)
+    groups, left_out = groups_of(args)
+    if not groups:
+        raise SpecError("; ".join(left_out))
+    plan = options.plan_of(args, groups, plugins=args.plugin)
+    rows = options.execute(args, plan)
+
+    from analysis import reporting, results
+
+    lines = results.lines(rows)
+    shown = []
+    for line in lines:
+        entry = line.entry
+        row: dict[str, Any] = {"mixer": entry.what, "grid": write(entry.size), "mode": entry.mode}
+        row |= {"dtype": entry.dtype, "compile": line.compiled, "batch": line.batch}
+        numbers = reporting.numbers(line)
+        del numbers["img/s"]
+        s, note = line.summary, numbers.pop("note")
+        rate = line.macs * line.batch / s.median / 1e9 if s and line.macs else None
+        shown.append(row | {"MMACs": line.macs and line.macs / 1e6} | numbers
+                     | {"GMAC/s": rate, "note": note})  # fmt: skip
+    fits = grown(lines)
+    note = "\n".join([*left_out, reporting.NOTE, reporting.places(lines)])
+    style = terminal.chosen_format(args)
+    if style == "json":
+        text = table.as_json({"convention": note, "rows": shown, "exponents": fits})
+    elif style == "csv":
+        text = table.csv(shown)
+    else:
+        text = table.render(shown, style) + "\n\n" + table.render(fits, style, note=note)
+    terminal.emit(text, args.out)
+    return terminal.AGREED if all(line.well for line in lines) else terminal.DIFFER
+
+
+if __name__ == "__main__":
+    terminal.run(main)

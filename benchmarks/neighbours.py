@@ -1,0 +1,157 @@
+"""Other ways to give windows a connection, as mixers beside `window` (Swin, section 4.3, Table 5).
+
+    padded    shifted windows without a cyclic shift: pads complete the windows at the edges, and
+              are masked; more windows, each like the others
+    sliding   every query has a neighbourhood of its own, as in earlier local attention; way=unfold
+              gathers the keys of every query, way=flex is FlexAttention with a mask by blocks
+
+Both need no more than `--plugin benchmarks.neighbours` on any command.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention import Cost, MixerConfig, SpecError, TokenMixer, register
+from attention.attend import PadFirst
+from attention.configs import SIZE, WindowConfig
+from attention.groups import Axis, Groups, axis
+from attention.mixer import map_size
+from attention.options import choice, option, read_flag, read_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedConfig(WindowConfig):
+    mask_padding: bool = option(True, read_flag, "hide pad tokens; without it windows differ")
+
+
+def _shifted(length: int, extent: int, shift: int) -> Axis:
+    """Pads before the first token instead of a roll; none where one window covers the axis."""
+    if not shift or length <= extent:
+        return axis(length, extent)
+    before = extent - shift
+    return Axis(length, extent, before, -(-(before + length) // extent) * extent, 0, False)
+
+
+@register("padded", config=PaddedConfig)
+class PaddedMixer(PadFirst):
+    """Equals `window` on the same parameters, wherever windows divide the map."""
+
+    config: PaddedConfig
+
+    def cut(self, h: int, w: int) -> Groups:
+        gh, gw = self.config.size
+        odd = self.config.shift and self.index % 2
+        return Groups(
+            _shifted(h, gh, gh // 2 if odd else 0), _shifted(w, gw, gw // 2 if odd else 0)
+        )
+
+
+# -- sliding windows -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidingConfig(MixerConfig):
+    size: tuple[int, int] = option((7, 7), read_size, SIZE)
+    way: str = option("unfold", choice("unfold", "flex"), "how keys are found: gathered, or masked")
+
+
+@register("sliding", config=SlidingConfig)
+class SlidingMixer(TokenMixer):
+    """Query (i, j) sees the tokens from (i - gh // 2, j - gw // 2) on, gh x gw of them, that are
+    on the map, with a learned bias per step and head."""
+
+    config: SlidingConfig
+
+    def __init__(self, config: SlidingConfig, *, dim: int, heads: int, index: int = 0) -> None:
+        super().__init__(config, dim=dim, heads=heads, index=index)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.table = nn.Parameter(torch.empty(config.size[0] * config.size[1], heads))
+        nn.init.trunc_normal_(self.table, std=0.02)
+        self._masks: dict[Any, Any] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = map_size(x)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # b h w m d
+        if q.dtype == torch.float16:  # whose products overflow
+            q, k, v = q.float(), k.float(), v.float()
+        q = q * q.shape[-1] ** -0.5
+        attend = self._flex if self.config.way == "flex" else self._unfold
+        return self.proj(attend(q, k, v, h, w).reshape(x.shape).to(x.dtype))
+
+    def _unfold(self, q: Tensor, k: Tensor, v: Tensor, h: int, w: int) -> Tensor:
+        k, v = (self._windows(t.flatten(-2)).unflatten(-2, (self.heads, -1)) for t in (k, v))
+        inside = self._windows(torch.ones(1, h, w, 1, device=q.device))[..., 0, :] > 0  # 1 h w l
+        bias = self.table.T.to(q.dtype)[None, None, None]
+        scores = torch.einsum("bhwmd,bhwmdl->bhwml", q, k) + bias
+        weights = scores.masked_fill(~inside[..., None, :], -torch.inf).softmax(-1)
+        return torch.einsum("bhwml,bhwmdl->bhwmd", weights, v)
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """(b, h, w, c) -> (b, h, w, c, gh * gw): the neighbourhood of every token, zeros off it."""
+        gh, gw = self.config.size
+        top, left = gh // 2, gw // 2
+        x = F.pad(x, (0, 0, left, gw - 1 - left, top, gh - 1 - top))
+        return x.unfold(1, gh, 1).unfold(2, gw, 1).flatten(-2)
+
+    def _flex(self, q: Tensor, k: Tensor, v: Tensor, h: int, w: int) -> Tensor:
+        if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
+            raise SpecError(f"{self.config}: FlexAttention has no backward pass on a CPU")
+        gh, gw = self.config.size
+        table, top, left = self.table, gh // 2, gw // 2
+
+        def place(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+            return key // w - query // w + top, key % w - query % w + left
+
+        def near(b: Tensor, m: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            row, col = place(query, key)
+            return (row >= 0) & (row < gh) & (col >= 0) & (col < gw)
+
+        def biased(score: Tensor, b: Tensor, m: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            row, col = place(query, key)
+            return score + table[row.clamp(0, gh - 1) * gw + col.clamp(0, gw - 1), m]
+
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        at = (h, w, q.device)
+        if at not in self._masks:
+            size = h * w
+            self._masks[at] = create_block_mask(near, None, None, size, size, device=str(q.device))
+        q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # b m (hw) d
+        out = _compiled()(q, k, v, score_mod=biased, block_mask=self._masks[at], scale=1.0)
+        return out.transpose(1, 2)
+
+    def cost(self, h: int, w: int) -> Cost:
+        """By the definition: gh * gw keys of every query; those off the map are the padding."""
+        (gh, gw), square = self.config.size, self.dim * self.dim
+        pairs, real = h * w * gh * gw, _near(h, gh) * _near(w, gw)
+        return Cost(4 * h * w * square, 2 * pairs * self.dim, 0, 2 * (pairs - real) * self.dim)
+
+    def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
+        rows, cols = (
+            torch.tensor([0 <= key - q + extent // 2 < extent for key in range(length)])
+            for q, extent, length in zip(query, self.config.size, (h, w), strict=True)
+        )
+        return rows[:, None] & cols
+
+
+def _near(length: int, extent: int) -> int:
+    """Pairs (query, key) of an axis that are near and on it."""
+    return sum(
+        0 <= key - query + extent // 2 < extent
+        for query in range(length) for key in range(max(0, query - extent), length)
+        if key <= query + extent
+    )  # fmt: skip
+
+
+def _compiled() -> Any:
+    """Without torch.compile FlexAttention holds all scores, which it is there to avoid."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)

@@ -1,0 +1,112 @@
+"""What the commands that measure share: how much, where to, and the bar that says how long."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.campaign import Plan, Task
+from analysis.entries import DEVICES, DTYPES, Entry
+from analysis.store import Store
+from attention import terminal
+from attention.options import SpecError, nearest
+
+QUICK = (3, 5)
+SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}  # of square products
+HONEST = "only medians of 10 processes or more can show a difference; fewer are inconclusive"
+
+
+def add_measuring(to: argparse.ArgumentParser) -> None:
+    group = to.add_argument_group("measuring")
+    add, count = group.add_argument, terminal.count_from_one
+    add("--processes", type=count, metavar="N", help=f"fresh processes (default 10): {HONEST}")
+    add("--samples", type=count, metavar="N", help="timed calls in each process (default 10)")
+    add(
+        "--quick", action="store_true",
+        help="3 processes of 5 samples: a first look, which can only be inconclusive",
+    )  # fmt: skip
+    add("--no-memory", action="store_true", help="leave out the processes that measure memory")
+    add(
+        "--warm-seconds", type=_seconds, default=10.0, metavar="S",
+        help="a warm-up that has not settled by then is called unstable (default 10)",
+    )  # fmt: skip
+    add("--device", choices=DEVICES, default="cpu", help="default: cpu")
+    add("--threads", type=count, default=0, metavar="N", help="default: as torch chooses")
+    add("--store", type=Path, metavar="FILE.jsonl", help="add every row to this file as it comes")
+    add("--resume", action="store_true", help="measure only what --store does not have")
+    add("--force", action="store_true", help="compare what differs in more, marked as mixed")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e4:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, such as 10")
+    return value
+
+
+def listed(what: str, allowed: Sequence[str]) -> Callable[[str], list[str]]:
+    """Reads ``a,b``, each one of the allowed."""
+
+    def read(text: str) -> list[str]:
+        words = list(dict.fromkeys(text.split(",")))
+        for word in words:
+            if word not in allowed:
+                raise argparse.ArgumentTypeError(f"no {what} {word!r}{nearest(word, allowed)}")
+        return words
+
+    return read
+
+
+def counts(text: str) -> list[int]:
+    """Reads ``1,8``."""
+    return list(dict.fromkeys(terminal.count_from_one(word) for word in text.split(",")))
+
+
+dtypes = listed("dtype", DTYPES)
+
+
+def plan_of(args: argparse.Namespace, groups: Sequence[Sequence[Entry]], **more: Any) -> Plan:
+    """How much is measured.  Raises SpecError for options that deny each other."""
+    if args.resume and args.store is None:
+        raise SpecError("--resume: needs the --store that has the rows")
+    if args.quick and (args.processes or args.samples):
+        raise SpecError("--quick: chooses --processes and --samples itself")
+    processes, samples = QUICK if args.quick else (args.processes or 10, args.samples or 10)
+    return Plan(
+        groups=groups, processes=processes, samples=samples, memory=0 if args.no_memory else 1,
+        warm_seconds=args.warm_seconds, **more,
+    )  # fmt: skip
+
+
+def execute(args: argparse.Namespace, plan: Plan) -> list[dict[str, Any]]:
+    """The rows of a plan, with a bar on a terminal.  Raises SpecError."""
+    from analysis import campaign, environment
+
+    found = environment.header(args.device, args.threads)
+    into = Store(args.store) if args.store else None
+    return campaign.run(plan, found, into=into, resume=args.resume, progress=_bar)
+
+
+def _bar(tasks: Sequence[Task]) -> Iterable[Task]:
+    """Processes done, and the time left."""
+    from tqdm import tqdm
+
+    shown = tqdm(tasks, disable=None, leave=False, unit="process")
+    for task in shown:
+        first = task.entries[0]
+        shown.set_postfix_str(f"{task.task} {first.what[:30]} {first.mode} batch {first.batch}")
+        yield task
+
+
+def share_of_peak(device: str, dtype: str, threads: int, shapes: Iterable[str]) -> list[Entry]:
+    """Products of matrices to measure a share against: squares, and those of the model."""
+    every = dict.fromkeys([*(f"{s}x{s}x{s}" for s in SIDES[device]), *shapes])
+    return [
+        Entry(kind="matmul", what=what, device=device, dtype=dtype, threads=threads)
+        for what in every
+    ]  # fmt: skip

@@ -1,0 +1,150 @@
+"""The Swin paper's Table 5 on this machine: what does it cost to connect windows?
+
+    window             no connection: what the others are measured against in the paper
+    cyclic shift       roll, mask, roll back (Swin, section 3.2)
+    padding            the windows at the edges are filled with masked pads: more windows
+    sliding, unfold    a neighbourhood of its own for every query, whose keys are gathered
+    sliding, flex      the same by FlexAttention, where it runs
+
+Stages are single attention layers at the paper's sizes (window 7, 224 pixels); below them whole
+backbones.  Everything of one column runs interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from analysis.entries import MODES, Entry
+from attention import table, terminal
+from attention.options import SpecError, write
+from backbones.notation import parse
+from benchmarks import options
+
+PLUGIN = "benchmarks.neighbours"
+METHODS = {
+    "window": "window:size={size},shift=false", "cyclic shift": "window:size={size}",
+    "padding": "padded:size={size}", "sliding, unfold": "sliding:size={size}",
+    "sliding, flex": "sliding:size={size},way=flex",
+}  # fmt: skip
+BASE = "cyclic shift"
+WORDS = ("window", "cyclic", "padding", "unfold", "flex")
+EPILOG = """examples:
+  python -m benchmarks.shift --quick --no-whole
+  python -m benchmarks.shift --backbone swin_t swin_s swin_b --batch 8 --store shift.jsonl --resume
+
+exit code: 0 all were measured, 1 one failed or is invalid, 2 a bad request"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = terminal.parser("benchmarks.shift", __doc__, EPILOG)
+    add = parser.add_argument
+    add(
+        "--backbone", nargs="+", default=["swin_t"], metavar="NAME",
+        help="backbones of windows only (the paper: swin_t swin_s swin_b; default swin_t)",
+    )  # fmt: skip
+    add("--img-size", type=terminal.image_size, metavar="SIZE", help="default: the backbone's own")
+    add(
+        "--method", type=options.listed("method", WORDS), default=list(WORDS), metavar="A,B",
+        help=f"of {', '.join(WORDS)} (default: all)",
+    )  # fmt: skip
+    add("--mode", choices=MODES, default="infer", help="default: infer")
+    add("--dtype", type=options.dtypes, default=["float32"], help="default: float32")
+    add("--batch", type=terminal.count_from_one, default=1, help="default: 1 (the paper: 64)")
+    add("--no-stages", action="store_true", help="leave out the single layers")
+    add("--no-whole", action="store_true", help="leave out the whole backbones")
+    options.add_measuring(parser)
+    terminal.add_output(parser)
+    return parser
+
+
+def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
+    """A group per stage and per backbone.  Raises SpecError."""
+    words = {"cyclic": BASE, "unfold": "sliding, unfold", "flex": "sliding, flex"}
+    methods = [words.get(word, word) for word in args.method]
+    found: list[list[Entry]] = []
+    for name in args.backbone:
+        spec = parse(name)
+        sizes = [getattr(mixer, "size", None) for s in spec.stages for mixer in s.mixers]
+        if None in sizes:
+            raise SpecError(f"{name}: every mixer must have windows, such as swin_t's")
+        size = args.img_size or spec.img_size
+        for dtype in args.dtype:
+            shared: dict[str, Any] = {
+                "mode": args.mode, "dtype": dtype, "device": args.device,
+                "threads": args.threads, "batch": args.batch,
+            }  # fmt: skip
+            windows = [getattr(stage.mixers[0], "size", (7, 7)) for stage in spec.stages]
+            for stage, window, grid in zip(spec.stages, windows, spec.grids(size), strict=True):
+                if not args.no_stages:
+                    found.append([
+                        Entry(
+                            kind="mixer", name=method, size=grid, dim=stage.dim, index=1,
+                            heads=stage.heads, what=METHODS[method].format(size=write(window)),
+                            **shared,
+                        )
+                        for method in methods
+                    ])  # fmt: skip
+            if not args.no_whole:
+                found.append([
+                    Entry(
+                        kind="backbone", name=method, size=size, **shared,
+                        what="/".join([name, *(
+                            f"{i}={METHODS[method].format(size=write(window))}"
+                            for i, window in enumerate(windows, start=1)
+                        )]),
+                    )
+                    for method in methods
+                ])  # fmt: skip
+    return list({str(group): group for group in found}.values())  # stages that backbones share
+
+
+def place(entry: Entry) -> str:
+    """The column of an entry: a stage by its map, or a backbone."""
+    if entry.kind == "mixer":
+        return f"{write(entry.size)} tokens, dim {entry.dim}"
+    return entry.what.partition("/")[0]
+
+
+def rows_of(lines: Sequence[Any], *, force: bool) -> list[dict[str, Any]]:
+    """A row per method and place, against the cyclic shift."""
+    from analysis import reporting, results
+
+    rows = []
+    for line in lines:
+        base = next((x for x in lines if x.group == line.group and x.entry.name == BASE), None)
+        row: dict[str, Any] = {
+            "place": place(line.entry), "method": line.entry.name, "mode": line.entry.mode,
+            "dtype": line.entry.dtype, "batch": line.batch,
+        }  # fmt: skip
+        numbers = reporting.numbers(line)
+        note = numbers.pop("note")
+        row |= numbers | {"times as fast as cyclic": None, "verdict": None}
+        if base is not None and line is not base:
+            found = results.compare(line, base, force=force)
+            row |= {"times as fast as cyclic": found.ratio, "verdict": found.text}
+        rows.append(row | {"note": note})
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    terminal.load_plugins([*args.plugin, PLUGIN])
+    groups = groups_of(args)
+    if not groups:
+        raise SpecError("--no-stages and --no-whole leave nothing to measure")
+    plan = options.plan_of(args, groups, plugins=[*args.plugin, PLUGIN])
+    rows = options.execute(args, plan)
+
+    from analysis import reporting, results
+
+    lines = results.lines(rows)
+    shown = rows_of(lines, force=args.force)
+    note = f"{reporting.NOTE}\n{reporting.places(lines)}"
+    terminal.emit(table.render(shown, terminal.chosen_format(args), note=note), args.out)
+    return terminal.AGREED if all(line.well for line in lines) else terminal.DIFFER
+
+
+if __name__ == "__main__":
+    terminal.run(main)

@@ -1,0 +1,197 @@
+"""How fast is a backbone, beside its counterparts elsewhere on the very same weights?
+
+Throughput, latency and its spread, peak memory, and the share of what the machine's own matrix
+product reaches in the same run.  Every group - one backbone, size, mode, dtype and batch - runs
+interleaved in fresh processes; a difference is called one only where a test says so.
+
+  infer   eval(), no gradients          train   forward, cross-entropy, backward; no optimiser
+          half dtypes: weights are cast         half dtypes: autocast over float32 weights
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.entries import LAYOUTS, MODES, Entry
+from analysis.store import Store, to_csv
+from attention import table, terminal
+from attention.options import SpecError
+from backbones.notation import parse
+from backbones.spec import BackboneSpec
+from benchmarks import options
+
+PEERS = ("timm", "timm-fused", "torchvision", "transformers")
+SHOW = ("full", "short", "raw")
+EPILOG = """examples:
+  python -m benchmarks.speed --backbone swin_t --peers timm,torchvision --quick
+  python -m benchmarks.speed --backbone swin_t swinv2_t_w8 --peers timm,torchvision,transformers \\
+      --mode infer,train --batch 1,8 --compile off,on --store speed.jsonl --resume
+  python -m benchmarks.speed --backbone swin_t --by operator --quick
+  python -m benchmarks.speed --table benchmarks/results/*.jsonl --show short --format md
+
+exit code: 0 everything was measured, 1 an entry failed, is invalid or has other logits, or a
+stored line cannot be read, 2 a bad request"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = terminal.parser("benchmarks.speed", __doc__, EPILOG)
+    add = parser.add_argument
+    add("--backbone", nargs="+", action="extend", default=[], metavar="NAME", help="our notation")
+    add(
+        "--peers", type=options.listed("library", (*PEERS, "none")), default=[], metavar="A,B",
+        help=f"of {', '.join(PEERS)}; timm-fused has its fused attention switched on",
+    )  # fmt: skip
+    add("--mode", type=options.listed("mode", MODES), default=["infer"], help="infer,train")
+    add("--dtype", type=options.dtypes, default=["float32"], help="float32,bfloat16,float16")
+    add(
+        "--compile", type=options.listed("state", ("off", "on")), default=["off"], metavar="off,on",
+        help="torch.compile of whole models, ours and theirs",
+    )  # fmt: skip
+    add("--batch", type=options.counts, default=[1], metavar="1,8", help="images in a batch")
+    add(
+        "--img-size", nargs="+", type=terminal.image_size, metavar="SIZE",
+        help="pixels, 224 or 512x1024 (default: each backbone's own)",
+    )  # fmt: skip
+    add("--plain", action="store_true", help="also ours without its fast path, eager")
+    add("--layout", choices=LAYOUTS, default="contiguous", help="of images and weights")
+    add("--no-peak", action="store_true", help="do not measure the machine's matrix product")
+    options.add_measuring(parser)
+    add = parser.add_argument_group("showing").add_argument
+    add("--by", choices=("stage", "operator"), help="also split the time of eager models")
+    add(
+        "--table", nargs="+", type=Path, metavar="FILE",
+        help="measure nothing: the table of rows that --store wrote",
+    )  # fmt: skip
+    add(
+        "--show", choices=SHOW, default="full",
+        help="full: a row per entry; short: ours against the best peer; raw: what is stored",
+    )  # fmt: skip
+    add("--figure", type=Path, metavar="FILE", help="also draw it: .svg, .png or .pdf")
+    terminal.add_output(parser)
+    return parser
+
+
+# -- the request -----------------------------------------------------------------------------
+
+
+def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
+    """What is compared with each other: ours first.  Raises SpecError."""
+    libraries = [name for name in args.peers if name != "none"]
+    found = []
+    for name in args.backbone:
+        spec = parse(name)
+        if libraries:
+            from analysis import counterparts
+
+            for library in libraries:
+                counterparts.require(library, name)
+        for size in args.img_size or [spec.img_size]:
+            for mode, dtype, batch in itertools.product(args.mode, args.dtype, args.batch):
+                shared: dict[str, Any] = {
+                    "what": name, "size": size, "mode": mode, "dtype": dtype, "batch": batch,
+                    "layout": args.layout, "device": args.device, "threads": args.threads,
+                }  # fmt: skip
+                group = _models(args, shared, libraries)
+                found.append(group if args.no_peak else [*group, *_products(spec, group[0])])
+    return found
+
+
+def _models(
+    args: argparse.Namespace, shared: dict[str, Any], libraries: Sequence[str]
+) -> list[Entry]:  # fmt: skip
+    found = []
+    for compiled in (state == "on" for state in args.compile):
+        found.append(Entry(kind="backbone", compile=compiled, **shared))
+        if args.plain and not compiled:
+            found.append(Entry(kind="backbone", plain=True, **shared))
+        found += [Entry(kind="peer", library=x, compile=compiled, **shared) for x in libraries]
+    return found
+
+
+def _products(spec: BackboneSpec, entry: Entry) -> list[Entry]:
+    """Matrix products to take a share of, some of them this backbone's own."""
+    shapes = []
+    for stage, (h, w) in list(zip(spec.stages, spec.grids(entry.size), strict=True))[:3:2]:
+        shapes.append(f"{min(entry.batch * h * w, 2**15)}x{stage.dim}x{4 * stage.dim}")
+    return options.share_of_peak(entry.device, entry.dtype, entry.threads, shapes)
+
+
+# -- the answer ------------------------------------------------------------------------------
+
+
+def stored(files: Sequence[Path]) -> tuple[list[dict[str, Any]], int]:
+    """(rows of files, how many lines are none); what is wrong with a line goes to stderr."""
+    rows, bad = [], 0
+    for path in files:
+        if not path.is_file():
+            raise SpecError(f"--table {path}: no such file")
+        good, problems = Store(path).read()
+        rows += good
+        bad += len(problems)
+        for line, reason in problems:
+            print(f"{path}: line {line} {reason}", file=sys.stderr)
+    return rows, bad
+
+
+def answer(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[str, bool]:
+    """(text, whether everything was measured and agrees)."""
+    from analysis import reporting, results
+
+    lines = results.lines(rows)
+    style = terminal.chosen_format(args)
+    well = all(line.well for line in lines)
+    if args.figure:
+        reporting.bars(lines, args.figure)
+    if args.show == "raw":
+        return (to_csv(rows) if style == "csv" else table.as_json({"rows": rows})), well
+    make = reporting.short if args.show == "short" else reporting.full
+    shown = make(lines, force=args.force)
+    note = f"{reporting.NOTE}\n{reporting.places(lines)}"
+    if style == "json":
+        found = {"convention": note, "rows": shown}
+        return table.as_json(found | _split_of(args, lines)), well
+    text = table.render(shown, style, note=note)
+    for name, parts in _split_of(args, lines).items():
+        text += f"\n\nby {name}; watching_%: how much slower a watched call is\n\n"
+        text += table.render(parts, style)
+    return text, well
+
+
+def _split_of(args: argparse.Namespace, lines: Sequence[Any]) -> dict[str, Any]:
+    from analysis import reporting
+
+    return {args.by: reporting.splits(lines, args.by)} if args.by else {}
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    terminal.load_plugins(args.plugin)
+    if args.figure:
+        from analysis import figures
+
+        figures.require()
+        if args.figure.suffix not in figures.ENDINGS:
+            raise SpecError(f"--figure {args.figure}: expected {', '.join(figures.ENDINGS)}")
+    if args.table:
+        if args.backbone:
+            raise SpecError("--table: shows what is stored; --backbone measures")
+        rows, bad = stored(args.table)
+    else:
+        if not args.backbone:
+            raise SpecError("nothing to measure: give a --backbone, or a --table")
+        if args.by and "on" in args.compile:
+            raise SpecError("--by: a compiled model has no parts of its own; use --compile off")
+        plan = options.plan_of(args, groups_of(args), split=bool(args.by), plugins=args.plugin)
+        rows, bad = options.execute(args, plan), 0
+    text, well = answer(args, rows)
+    terminal.emit(text, args.out)
+    return terminal.AGREED if well and not bad else terminal.DIFFER
+
+
+if __name__ == "__main__":
+    terminal.run(main)

@@ -1,0 +1,482 @@
+"""Timing that survives doubt, on devices and clocks made for it: no test here depends on how fast
+this machine is."""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import json
+import os
+import platform
+import random
+import threading
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+
+import attention
+import backbones
+from analysis import (
+    building,
+    calling,
+    campaign,
+    counterparts,
+    environment,
+    memory,
+    results,
+    verdict,
+)
+from analysis.entries import Entry
+from analysis.influence import randomise
+from analysis.results import lines
+from analysis.timing import Clock, Runner, measure
+from attention import fast
+from attention.options import SpecError
+from backbones.originals import difference
+
+WINDOW = "/".join(f"{i}=window:size=4" for i in (1, 2, 3, 4))
+V2 = "/".join(f"{i}=cosine:size=4,mask_value=-100" for i in (1, 2, 3, 4))
+BODY = "1.dim=16/2.dim=32/3.dim=64/4.dim=128/1.heads=1/2.heads=2/3.heads=4/4.heads=8/3.depth=2"
+SMALL = f"swin_t/{BODY}/{WINDOW}/img_size=128/num_classes=10"
+SMALL_V2 = f"swinv2_t_w8/{BODY}/{V2}/img_size=128/num_classes=10"
+
+
+class Device:
+    """A device that takes its time after the call has returned; the clock is its own."""
+
+    def __init__(self, waits: bool = True) -> None:
+        self.now, self.busy, self.calls, self.waits = 0.0, 0.0, 0, waits
+
+    def clock(self) -> Clock:
+        return Clock(lambda: self.now, self.sync, lambda seconds: None)
+
+    def sync(self) -> None:
+        if self.waits:
+            self.now = max(self.now, self.busy)
+
+    def run(self, seconds: float) -> None:
+        self.now += 1e-5  # to tell the device
+        self.busy = max(self.now, self.busy) + seconds
+        self.calls += 1
+
+
+def runner(device: Device, seconds=lambda call: 0.05, name: str = "one") -> Runner:
+    def call(x):
+        device.run(seconds(device.calls))
+        return x
+
+    return Runner(name, lambda seed: seed, call, lambda answer: repr(answer).encode())
+
+
+# -- the device is waited for ----------------------------------------------------------------
+
+
+def test_waits_for_the_device():
+    device = Device()
+    (own,) = measure([runner(device)], samples=10, clock=device.clock())
+    assert all(abs(s - 0.05) < 0.05 * 0.05 for s in own.samples) and not own.wrong
+
+
+def test_without_waiting_it_would_be_seen():
+    """Negative control: a clock that does not wait sees the call alone."""
+    device = Device(waits=False)
+    (own,) = measure([runner(device)], samples=10, clock=device.clock())
+    assert median(own.samples) < 0.001
+
+
+# -- warm-up ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [8.0, 2.7])
+@pytest.mark.parametrize("usual", [0.0001, 0.002])
+def test_twenty_slow_calls_move_the_median_by_less_than_one_percent(times, usual):
+    device = Device()
+    slow = runner(device, lambda call: usual * (times if call < 20 else 1.0))
+    (own,) = measure([slow], samples=10, clock=device.clock())
+    assert abs(median(own.samples) / (usual + 1e-5) - 1) < 0.01 and not own.unstable
+
+
+def test_long_calls_that_settle_slowly():
+    """Each of them is a median of its own; 5 must agree."""
+    device = Device()
+    slow = runner(device, lambda call: 0.2 * (1 + 7 * 0.5**call))
+    (own,) = measure([slow], samples=10, clock=device.clock())
+    assert abs(median(own.samples) / 0.2 - 1) < 0.05 and own.warm >= 5
+
+
+def test_what_does_not_settle_is_called_unstable():
+    chance, device = random.Random(0), Device()
+    (own,) = measure(
+        [runner(device, lambda call: 0.001 * (1 + chance.random()))], samples=10,
+        clock=device.clock(),
+    )  # fmt: skip
+    assert own.unstable and own.warm >= 100
+
+
+def test_a_machine_that_slows_down_is_called_unstable():
+    device = Device()
+    drifting = runner(device, lambda call: 0.1 * (1 if call < 12 else 1.2))
+    (own,) = measure([drifting], samples=10, clock=device.clock())
+    assert own.unstable
+    (steady,) = measure([runner(Device(), lambda call: 0.1)], samples=10, clock=Device().clock())
+    assert not steady.unstable
+
+
+# -- order -----------------------------------------------------------------------------------
+
+
+def orders(seed: int) -> list[tuple[int, ...]]:
+    device, told = Device(), list[int]()
+    some = [runner(device, name=str(i)) for i in range(4)]
+    measure(some, samples=10, clock=device.clock(), seed=seed, said=told.append)
+    assert told[:4] == [0, 1, 2, 3]  # the warm-up
+    return [tuple(told[i : i + 4]) for i in range(4, len(told), 4)]
+
+
+def test_entries_take_turns_in_a_new_order_every_round():
+    found = orders(0)
+    assert len(found) == 10 and all(sorted(turn) == [0, 1, 2, 3] for turn in found)
+    assert len(set(found)) > 5 and found == orders(0) != orders(1)
+
+
+def test_what_fails_is_kept_as_failed_and_stops_nobody():
+    device = Device()
+
+    def late(x):
+        device.run(0.05)
+        if device.calls > 30:
+            raise RuntimeError("late")
+        return x
+
+    def never(x):
+        raise ValueError("never")
+
+    some = [Runner("n", lambda seed: seed, never, bytes), runner(device),
+            Runner("l", lambda seed: seed, late, lambda a: b"")]  # fmt: skip
+    first, good, last = measure(some, samples=10, clock=device.clock())
+    assert isinstance(first, ValueError) and isinstance(last, RuntimeError)
+    assert len(good.samples) == 10
+
+
+# -- answers ---------------------------------------------------------------------------------
+
+
+def honest(device: Device, x: torch.Tensor) -> torch.Tensor:
+    device.run(0.05)
+    return x * 2
+
+
+class ByContent:
+    def __init__(self) -> None:
+        self.kept: dict[bytes, torch.Tensor] = {}
+
+    def __call__(self, device: Device, x: torch.Tensor) -> torch.Tensor:
+        key = x.numpy().tobytes()
+        if key not in self.kept:
+            self.kept[key] = honest(device, x)
+        return self.kept[key]
+
+
+class ByPlace:
+    """Takes new content at an old address for what it has seen."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, torch.Tensor] = {}
+
+    def __call__(self, device: Device, x: torch.Tensor) -> torch.Tensor:
+        place = x.storage_offset() + int(x.shape[0])  # all of one shape: as if at one address
+        if place not in self.kept or device.calls < 2:
+            self.kept[place] = honest(device, x)
+        return self.kept[place]
+
+
+class Early:
+    """Returns at once what a thread fills in later."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+        self.pending: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __call__(self, device: Device, x: torch.Tensor) -> torch.Tensor:
+        for out, known in self.pending[-50:-2]:
+            out.copy_(known * 2)  # what was asked for some calls ago is done by now
+        out = torch.zeros_like(x)
+        self.pending.append((out, x))
+        device.run(0.0)
+        return out
+
+
+def judged(backend) -> tuple[str, float]:
+    """(why the answers are wrong, how much slower new inputs are)."""
+    device = Device()
+
+    def fresh(seed: int) -> torch.Tensor:
+        return torch.randn(4, generator=torch.Generator().manual_seed(seed))
+
+    one = Runner("x", fresh, lambda x: backend(device, x), calling.read)
+    (own,) = measure([one], samples=10, clock=device.clock())
+    return own.wrong, verdict.cached(own.firsts, own.repeats)
+
+
+def test_an_honest_backend_is_believed():
+    assert judged(honest) == ("", 0.0)
+
+
+def test_a_cache_by_content_is_exposed():
+    assert judged(ByContent())[1] > 100
+
+
+def test_a_cache_by_address_is_exposed():
+    assert "not the answer without a clock" in judged(ByPlace())[0]
+
+
+def test_a_backend_that_returns_early_is_exposed():
+    assert "not the answer without a clock" in judged(Early())[0]
+
+
+def test_a_lazy_answer_is_computed_inside_the_clock():
+    """`touch` makes it; negative control: without, its time is missed."""
+    for touch, expected in ((lambda answer: answer(), 0.05), (lambda answer: None, 0.0)):
+        device = Device()
+        lazy = functools.partial(functools.partial, device.run, 0.05)
+        one = Runner("lazy", lambda seed: seed, lambda x, f=lazy: f(), lambda a: b"", touch)
+        (own,) = measure([one], samples=5, clock=device.clock())
+        assert median(own.samples) == pytest.approx(expected, abs=1e-3)
+
+
+# -- memory ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), torch.OutOfMemoryError("no"), RuntimeError("DefaultCPUAllocator: can't allocate "
+    "memory: you tried"),
+])  # fmt: skip
+def test_the_batch_is_halved_where_memory_ends(error):
+    tried = []
+
+    def attempt(entry: Entry) -> str:
+        tried.append(entry.batch)
+        if entry.batch > 3:
+            raise error
+        return "fits"
+
+    entry = Entry(kind="backbone", what="swin_t", batch=24)
+    assert building.fitting(entry, attempt) == ("fits", 3) and tried == [24, 12, 6, 3]
+    with pytest.raises(type(error)):
+        building.fitting(Entry(kind="backbone", what="swin_t", batch=2),
+                         lambda e: (_ for _ in ()).throw(error))  # fmt: skip
+
+
+def test_other_errors_do_not_change_the_batch():
+    def attempt(entry: Entry) -> None:
+        assert entry.batch == 24
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        building.fitting(Entry(kind="backbone", what="swin_t", batch=24), attempt)
+
+
+def test_peak_memory_is_what_was_held_together():
+    """Two blocks one after the other count once, together twice, nothing nothing."""
+    side = 64 * 2**20
+
+    def block() -> torch.Tensor:
+        return torch.zeros(side // 4) + 1
+
+    def one_by_one() -> None:
+        block()
+        block()
+
+    def together() -> None:
+        kept = [torch.ones(side // 4) for _ in range(3)]
+        assert len(kept) == 3
+
+    once, _ = memory.grown(lambda: torch.ones(side // 4))
+    assert once == pytest.approx(side, rel=0.1)
+    assert memory.grown(together)[0] == pytest.approx(3 * side, rel=0.1)
+    assert memory.grown(one_by_one)[0] < 2.2 * side
+    assert memory.grown(lambda: None)[0] < side / 20
+
+
+# -- where it was measured ---------------------------------------------------------------------
+
+
+def test_the_environment_says_enough_and_names_nobody(monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "do-not-store-me")
+    found = environment.header(threads=1)
+    wanted = "processor cores threads mhz_now governor torch timm python torchvision transformers "
+    wanted = set((wanted + "tf32 commit commit_dirty device").split())
+    assert wanted <= set(found) and found["torch"] == torch.__version__.split("+")[0]
+    text = json.dumps(found)
+    told = [platform.node(), str(Path.home()), os.getcwd(), "do-not-store-me"]
+    if len(getpass.getuser()) > 4:
+        told.append(getpass.getuser())
+    assert not [word for word in told if len(word) > 3 and word in text]
+    assert not set(environment.PASSING) & set(environment.lasting(found))
+
+
+# -- the same weights --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", counterparts.LIBRARIES)
+@pytest.mark.parametrize("what", [SMALL, SMALL_V2], ids=["swin", "swinv2"])
+def test_a_peer_has_our_weights(library, what):
+    """Equal logits; negative control: with one tensor changed they are not."""
+    pytest.importorskip(library.partition("-")[0])
+    spec = backbones.parse(what)
+    ours = randomise(backbones.create(spec))
+    theirs = counterparts.make(library, spec, ours)
+    image = torch.randn(2, 3, 128, 128)
+    worst, largest = difference(ours, theirs, image)
+    assert worst <= results.SAME * max(1.0, largest)
+    with torch.no_grad():
+        next(p for n, p in ours.named_parameters() if "stages.2" in n and "fc1" in n).mul_(1.01)
+    assert difference(ours, theirs, image)[0] > results.SAME * max(1.0, largest)
+
+
+def test_a_peer_drops_nothing_in_training():
+    """Stochastic depth would be less work at random."""
+    spec = backbones.parse(SMALL)
+    ours = randomise(backbones.create(spec))
+    for library in ("timm", "torchvision"):
+        theirs = counterparts.make(library, spec, ours).train()
+        x = torch.randn(1, 3, 128, 128)
+        assert torch.equal(theirs(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ("library", "what", "words"),
+    [
+        ("timm", "cswin_t", ["timm has no counterpart of cswin_t", "swin_t", "swinv2_t_w8"]),
+        ("torchvision", "swin_t/3=pale", ["no counterpart", "swin_t"]),
+        ("transformers", "swin_t/1=window:shift=false", ["no counterpart"]),
+        ("tim", "swin_t", ["'tim'", "did you mean 'timm'"]),
+    ],
+)
+def test_a_peer_that_does_not_exist_is_one_line(library, what, words):
+    with pytest.raises(SpecError) as caught:
+        counterparts.require(library, what)
+    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+# -- the worker ------------------------------------------------------------------------------
+
+BACKENDS = """
+import os, threading, time, torch
+from torch import nn
+
+class Good(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :1000].cumsum(1)
+
+class Raises(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("not today\\nnor tomorrow")
+
+class Dies(nn.Module):
+    def forward(self, x):
+        if x.device.type != "meta":
+            os._exit(3)
+        return x
+
+class Small(nn.Module):
+    def forward(self, x):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return x.flatten(1)[:, :10].clone()
+
+class Caches(nn.Module):
+    kept = {}
+    def forward(self, x):
+        if x.device.type == "meta":
+            return x
+        key = float(x.double().sum())
+        if key not in self.kept:
+            time.sleep(0.02)
+            self.kept[key] = x.flatten(1)[:, :10].clone()
+        return self.kept[key]
+
+class Early(nn.Module):
+    def forward(self, x):
+        out = torch.zeros(len(x), 10)
+        def later():
+            time.sleep(0.05)
+            out.copy_(x.flatten(1)[:, :10])
+        threading.Thread(target=later).start()
+        return out
+"""
+
+
+def plan(names, **more) -> campaign.Plan:
+    group = [Entry(kind="named", what=f"odd_backends:{n}", size=(32, 32), batch=4) for n in names]
+    return campaign.Plan(
+        groups=[group], processes=1, samples=6, warm_seconds=0.1, **{"memory": 0, **more}
+    )
+
+
+def test_odd_backends_in_a_process_of_their_own(tmp_path, monkeypatch):
+    """Each is exposed or kept as failed, and the good one is measured: in one job."""
+    (tmp_path / "odd_backends.py").write_text(BACKENDS)
+    monkeypatch.chdir(tmp_path)
+    names = ["Good", "Raises", "Dies", "Small", "Caches", "Early"]
+    rows = campaign.run(plan(names), environment.header())
+    found = {line.entry.what.partition(":")[2]: line for line in lines(rows)}
+    assert list(found) == names
+    assert found["Good"].usable and len(found["Good"].times[0]) == 6
+    assert found["Raises"].status == "failed" and "not today nor" in found["Raises"].reason
+    assert found["Dies"].status == "failed" and "code 3" in found["Dies"].reason
+    assert found["Small"].usable and (found["Small"].batch, found["Small"].entry.batch) == (2, 4)
+    assert found["Caches"].status == "invalid" and "new input" in found["Caches"].reason
+    assert found["Early"].status == "invalid" and "without a clock" in found["Early"].reason
+    assert found["Raises"].summary is found["Dies"].summary is None
+    assert {row["process"] for row in rows} == {0} and len({row["key"] for row in rows}) == 6
+
+
+def test_a_row_says_what_it_is_of(inline):
+    """The config, what was used, and the environment, in every row of a worker."""
+    group = [Entry(kind="mixer", what="window", dim=8, heads=2, size=(8, 8), index=1),
+             Entry(kind="matmul", what="16x16x16")]  # fmt: skip
+    rows = campaign.run(
+        campaign.Plan(groups=[group], processes=1, samples=2, warm_seconds=0.1),
+        environment.header(),
+    )
+    kinds = [(row["kind"], row["config"]["kind"]) for row in rows]
+    assert kinds == [("time", "mixer"), ("time", "matmul"), ("memory", "mixer")]
+    for row in rows:
+        assert row["status"] == "ok" and row["environment"]["torch"] and row["at"] and row["took"]
+    window = attention.create("window", dim=8, heads=2, index=1)
+    assert (rows[0]["macs"], rows[1]["macs"]) == (window.cost(8, 8).total, 16**3)
+    assert rows[2]["peak_bytes"] == rows[2]["weight_bytes"] + rows[2]["growth_bytes"]
+    assert len(rows[0]["samples"]) == len(rows[1]["samples"]) == 2
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_plain_path_is_taken_where_it_is_asked_for(plain):
+    seen = []
+
+    class Looks(torch.nn.Module):
+        def forward(self, x):
+            seen.append(fast._plain.get())
+            return x
+
+    entry = Entry(kind="backbone", what="swin_t", plain=plain)
+    calling.Step(entry, Looks(), (1, 3, 4, 4)).call(torch.zeros(1, 3, 4, 4))
+    assert seen == [plain] and entry.label == ("transom plain" if plain else "transom")
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_a_fast_path_that_is_wrong_is_exposed(inline, monkeypatch, mode):
+    """Its answers agree with each other, but not with the plain ones, which are right."""
+    group = [
+        Entry(kind="mixer", what="window", dim=8, heads=2, size=(8, 8), mode=mode, plain=plain)
+        for plain in (False, True)
+    ]
+    one = campaign.Plan(groups=[group], processes=1, samples=2, warm_seconds=0.1, memory=0)
+    assert all(line.usable for line in lines(campaign.run(one, environment.header())))
+    real = fast.linear
+    monkeypatch.setattr(fast, "linear", lambda *a, **k: 1.01 * real(*a, **k))
+    quick, right = lines(campaign.run(one, environment.header()))
+    assert quick.status == "invalid" and "from the eager float32 one" in quick.reason
+    assert right.usable
