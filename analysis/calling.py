@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from analysis.entries import Entry
 from attention import fast
+from backbones.model import HierarchicalBackbone
 
 
 class Step:
@@ -22,7 +23,7 @@ class Step:
     """
 
     def __init__(self, entry: Entry, model: nn.Module, shape: tuple[int, ...]) -> None:
-        self.device, self.shape, self.plain = torch.device(entry.device), shape, entry.plain
+        self.device, self.shape, self.path = torch.device(entry.device), shape, entry.path
         self.dtype = getattr(torch, entry.dtype)
         self.trains = entry.mode == "train"
         self.mixed = self.trains and entry.dtype in ("float16", "bfloat16")
@@ -34,6 +35,9 @@ class Step:
         self.model = model.to(self.device, self.inner).train(self.trains)
         if self.last:
             model.to(memory_format=torch.channels_last)
+        if self.path == "folded":
+            assert isinstance(model, HierarchicalBackbone)
+            model.fold(entry.size)
         self.net: Any = model
         if entry.compile:
             with contextlib.suppress(AttributeError):  # older: as many as it takes by default
@@ -47,7 +51,7 @@ class Step:
         return x.requires_grad_(self.gradient)
 
     def call(self, x: Tensor) -> Any:
-        with fast.plain() if self.plain else contextlib.nullcontext():
+        with fast.plain() if self.path == "plain" else contextlib.nullcontext():
             return self._train(x) if self.trains else self._infer(x)
 
     def _infer(self, x: Tensor) -> Any:

@@ -17,6 +17,7 @@ from attention.options import SpecError, nearest
 KINDS = ("backbone", "peer", "named", "mixer", "matmul")
 MODES = ("infer", "train")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+PATHS = ("fast", "plain", "folded")
 LAYOUTS = ("contiguous", "channels_last")
 DEVICES = ("cpu", "cuda")
 
@@ -29,8 +30,8 @@ class Entry:
     backbone `what`, on its weights), named (`what` as analysis.peers finds it), mixer (`what`
     alone, with dim, heads and index) or matmul (`what` = "MxKxN").
     size: (h, w) of the image in pixels, of the map in tokens for a mixer.
-    name: what a table calls it.  compile: torch.compile.  plain: ours without its fast path.
-    threads: 0 for torch's own choice.
+    name: what a table calls it.  compile: torch.compile.  threads: 0 for torch's own choice.
+    path: fast; plain: ours without its fast path; folded: a backbone of ours after `fold`.
     """
 
     kind: str
@@ -40,7 +41,7 @@ class Entry:
     mode: str = "infer"
     dtype: str = "float32"
     compile: bool = False
-    plain: bool = False
+    path: str = "fast"
     layout: str = "contiguous"
     device: str = "cpu"
     threads: int = 0
@@ -65,14 +66,15 @@ class Entry:
         if self.name or self.kind == "peer":
             return self.name or self.library
         own = "transom" if self.kind == "backbone" else self.what
-        return f"{own} plain" if self.plain else own
+        return own if self.path == "fast" else f"{own} {self.path}"
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "size": list(self.size)}
 
 
 _ALLOWED = {
-    "kind": KINDS, "mode": MODES, "dtype": DTYPES, "layout": LAYOUTS, "device": DEVICES,
+    "kind": KINDS, "path": PATHS, "mode": MODES, "dtype": DTYPES, "layout": LAYOUTS,
+    "device": DEVICES,
 }  # fmt: skip
 
 

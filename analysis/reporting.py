@@ -85,7 +85,7 @@ def full(lines: Sequence[Line], *, force: bool = False) -> list[Row]:
 
 
 def _is_ours(line: Line) -> bool:
-    return line.entry.kind == "backbone" and not line.entry.plain
+    return line.entry.kind == "backbone" and line.entry.path != "plain"
 
 
 def _ours(mates: Sequence[Line], compiled: bool) -> Line | None:
@@ -114,7 +114,8 @@ def short(lines: Sequence[Line], *, force: bool = False) -> list[Row]:
             same = state == ours.entry.compile
             if not same and not (peers and force):
                 continue
-            row: Row = {"model": ours.entry.what, **{name: own[name] for name in SHORT}}
+            name = ours.entry.what + (" folded" if ours.entry.path == "folded" else "")
+            row: Row = {"model": name, **{name: own[name] for name in SHORT}}
             row |= {"best peer": None, "its ms": None, "its ci": None, "speedup": None}
             row |= {"verdict": None, "memory": None, "note": own["note"]}
             allowed = [x for x in peers if force or (x.logits_error or 0.0) <= results.SAME]

@@ -174,7 +174,8 @@ class Branch(Keeper):
         """(n, m, l, l) to add to the scores of these groups, with 1 for n and m where all share
         it; None for nothing.  The positions' bias, -inf where two tokens may not meet.  A query
         always sees itself, so no row is empty."""
-        parted = groups.parted(like.device)
+        device = like.device
+        parted = fast.remember(("parted", groups, device), lambda: groups.parted(device))
         pads = groups.pads(like.device) if hidden else None
         if self.bias is None and parted is None and pads is None:
             return None

@@ -70,7 +70,7 @@ def forward() -> Iterator[None]:
 
 def remember(key: Hashable, make: Callable[[], Made]) -> Made:
     """`make()`; in a `forward`, its first answer for this key."""
-    made = _made.get()
+    made = None if torch.compiler.is_compiling() else _made.get()
     if made is None:
         return make()
     if key not in made:

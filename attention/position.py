@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from attention import fast
 from attention.groups import Groups
 
 CPB_WIDTH = 512
@@ -23,6 +24,12 @@ def relative_index(gh: int, gw: int, device: torch.device) -> Tensor:
     return row * (2 * gw - 1) + col
 
 
+def _index(groups: Groups, device: torch.device) -> Tensor:
+    """`relative_index` of a group, made once in a forward of the fast path."""
+    key = "relative", groups.extent, device
+    return fast.remember(key, lambda: relative_index(*groups.extent, device))
+
+
 class RelativeBias(nn.Module):
     """A learned number per head and relative step (Swin, eq. 4).  groups -> (heads, l, l)."""
 
@@ -33,8 +40,7 @@ class RelativeBias(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, groups: Groups) -> Tensor:
-        index = relative_index(*groups.extent, self.table.device)
-        return rearrange(self.table[index], "q k m -> m q k")
+        return rearrange(self.table[_index(groups, self.table.device)], "q k m -> m q k")
 
     def cost(self, groups: Groups) -> int:
         return 0
@@ -67,8 +73,7 @@ class LogCPB(nn.Module):
         coords = 8 * torch.stack(torch.meshgrid(*steps, indexing="ij"), dim=-1).flatten(0, 1)
         coords = coords.sign() * torch.log2(coords.abs() + 1) / math.log2(8)
         table = 16 * torch.sigmoid(self.mlp(coords.to(weight.dtype)))
-        index = relative_index(*groups.extent, weight.device)
-        return rearrange(table[index], "q k m -> m q k")
+        return rearrange(table[_index(groups, weight.device)], "q k m -> m q k")
 
     def cost(self, groups: Groups) -> int:
         gh, gw = groups.extent

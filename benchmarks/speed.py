@@ -57,7 +57,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--img-size", nargs="+", type=terminal.image_size, metavar="SIZE",
         help="pixels, 224 or 512x1024 (default: each backbone's own)",
     )  # fmt: skip
-    add("--plain", action="store_true", help="also ours without its fast path, eager")
+    add(
+        "--also", type=options.listed("path", ("plain", "folded")), default=[], metavar="PATH",
+        help="ours in eager once more: plain, without its fast path; folded, for this image size",
+    )  # fmt: skip
     add("--layout", choices=LAYOUTS, default="contiguous", help="of images and weights")
     add("--no-peak", action="store_true", help="do not measure the machine's matrix product")
     options.add_measuring(parser)
@@ -107,8 +110,9 @@ def _models(
     found = []
     for compiled in (state == "on" for state in args.compile):
         found.append(Entry(kind="backbone", compile=compiled, **shared))
-        if args.plain and not compiled:
-            found.append(Entry(kind="backbone", plain=True, **shared))
+        if not compiled:
+            also = [path for path in args.also if path == "plain" or shared["mode"] == "infer"]
+            found += [Entry(kind="backbone", path=path, **shared) for path in also]
         found += [Entry(kind="peer", library=x, compile=compiled, **shared) for x in libraries]
     return found
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+import tiny
 import torch
 
 import attention
@@ -452,26 +453,23 @@ def test_a_row_says_what_it_is_of(inline):
     assert len(rows[0]["samples"]) == len(rows[1]["samples"]) == 2
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_the_plain_path_is_taken_where_it_is_asked_for(plain):
-    seen = []
-
-    class Looks(torch.nn.Module):
-        def forward(self, x):
-            seen.append(fast._plain.get())
-            return x
-
-    entry = Entry(kind="backbone", what="swin_t", plain=plain)
-    calling.Step(entry, Looks(), (1, 3, 4, 4)).call(torch.zeros(1, 3, 4, 4))
-    assert seen == [plain] and entry.label == ("transom plain" if plain else "transom")
+@pytest.mark.parametrize("path", ["fast", "plain", "folded"])
+def test_the_path_is_taken_that_is_asked_for(path):
+    seen, model = [], tiny.create("swin")
+    entry = Entry(kind="backbone", what="swin_t", path=path, size=(64, 64))
+    step = calling.Step(entry, model, (1, 3, 64, 64))
+    model.stem.register_forward_pre_hook(lambda *_: seen.append(fast.path_is("plain")))
+    step.call(step.fresh(0))
+    assert seen == [path == "plain"] and model.folded == (path == "folded")
+    assert entry.label == ("transom" if path == "fast" else f"transom {path}")
 
 
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_a_fast_path_that_is_wrong_is_exposed(inline, monkeypatch, mode):
     """Its answers agree with each other, but not with the plain ones, which are right."""
     group = [
-        Entry(kind="mixer", what="window", dim=8, heads=2, size=(8, 8), mode=mode, plain=plain)
-        for plain in (False, True)
+        Entry(kind="mixer", what="window", dim=8, heads=2, size=(8, 8), mode=mode, path=path)
+        for path in ("fast", "plain")
     ]
     one = campaign.Plan(groups=[group], processes=1, samples=2, warm_seconds=0.1, memory=0)
     assert all(line.usable for line in lines(campaign.run(one, environment.header())))

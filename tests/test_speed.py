@@ -64,7 +64,7 @@ def store(tmp_path) -> Path:
 @pytest.fixture
 def argv(tmp_path) -> list:
     pytest.importorskip("timm")
-    return ["--backbone", TINY, "--peers", "timm", "--batch", "2", "--plain", "--store",
+    return ["--backbone", TINY, "--peers", "timm", "--batch", "2", "--also", "plain", "--store",
             tmp_path / "own.jsonl", *LITTLE]  # fmt: skip
 
 
