@@ -132,7 +132,7 @@ def test_failures_stay_and_never_win():
 
 def test_the_plain_path_is_beside_ours_and_never_ours():
     """Plain first and slower: peers are still judged against the fast path."""
-    found = lines(rows_of(ours(plain=True), median=3.0) + rows_of(ours()) + rows_of(peer()))
+    found = lines(rows_of(ours(path="plain"), median=3.0) + rows_of(ours()) + rows_of(peer()))
     assert [row["verdict"] for row in reporting.full(found)][:2] == ["faster", None]
     (short,) = reporting.short(found)
     assert short["ms"] == pytest.approx(1e3, rel=0.02) and short["best peer"] == "timm"
