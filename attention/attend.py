@@ -87,9 +87,7 @@ class Branch(Keeper):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> Tensor:
         """q, k, v and the result: the padded and rolled map (b, hp, wp, dim)."""
-        if not any(axis.shift for axis in groups) and fused.chosen(
-            q, groups, self, heads=self.heads
-        ):
+        if not groups.shifted and fused.chosen(q, groups, self, heads=self.heads):
             return self.by_kernel(q, k, v, groups)
         hidden = self.hides(groups)
         if hidden and self.lepe is not None:
@@ -150,7 +148,7 @@ class Branch(Keeper):
         """`mask` for some of the groups: sliced from one, or where that would outgrow the
         tokens, made as it is asked for."""
         hidden = self.hides(groups)
-        several = hidden or any(axis.shift for axis in groups)
+        several = hidden or groups.shifted
         pairs = groups.pairs * groups.rows.extent * groups.cols.extent // groups.tokens
         if several and pairs * self.heads * like.element_size() > fast.MASKS:
             return lambda part: self.mask(groups, like, hidden=hidden, part=part)

@@ -12,16 +12,60 @@ a contiguous group takes neighbouring rows, an interlaced one takes every nh-th 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-CONTIGUOUS = "b (nh gh) (nw gw) (m d)"
-INTERLACED = "b (gh nh) (gw nw) (m d)"
-GROUPED = "b (nh nw m) (gh gw) d"
+CONTIGUOUS = "b nh gh nw gw m d"
+INTERLACED = "b gh nh gw nw m d"
+GROUPED = "b nh nw m gh gw d"
+
+
+def known(fact: bool) -> bool:
+    """Whether a comparison of sizes holds: in eager simply itself.  In a graph whose sizes are
+    free, False where it depends on them, so that one graph pads, shifts and masks for all."""
+    if not torch.compiler.is_compiling():
+        return fact
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(fact)
+
+
+def copied(x: Tensor) -> Tensor:
+    """In the order of its axes, always anew: whether a view would do depends on the sizes, and
+    each answer would be another graph."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def whole(length: int, extent: int) -> int:
+    """`length` rounded up to a multiple; of positive numbers only, which ONNX too divides so."""
+    return (length + extent - 1) // extent * extent
+
+
+def smaller(a: int, b: int) -> int:
+    """min, which a graph whose sizes are free keeps open."""
+    return cast(int, torch.sym_min(a, b))
+
+
+def rolled(x: Tensor, *shifts: int) -> Tensor:
+    """(b, h, w, c) rolled back along h and w.  ONNX rolls by constants only, so a shift that
+    depends on a free size is an index."""
+    if all(isinstance(shift, int) for shift in shifts):
+        return torch.roll(x, [-shift for shift in shifts], (1, 2))
+    for dim, shift in enumerate(shifts, start=1):
+        length = x.shape[dim]
+        x = x.index_select(dim, around(torch.arange(length, device=x.device), shift, length))
+    return x
+
+
+def around(p: Tensor, shift: int, length: int) -> Tensor:
+    """(p + shift) % length of positions below it: ONNX has remainders by constants only."""
+    p = p + shift
+    return torch.where(p < length, p, p - length)
 
 
 class Axis(NamedTuple):
@@ -40,6 +84,11 @@ class Axis(NamedTuple):
         """Groups along this axis."""
         return self.padded // self.extent
 
+    def split(self, x: Tensor) -> Tensor:
+        """(padded,) -> (n, extent)."""
+        pattern = "(g n) -> n g" if self.interlaced else "(n g) -> n g"
+        return rearrange(x, pattern, n=self.n, g=self.extent)
+
     def regions(self) -> list[int]:
         """For each real token, a number that two tokens share iff this axis lets them meet."""
         positions = range(self.before, self.before + self.length)
@@ -57,17 +106,19 @@ class Axis(NamedTuple):
 
 
 def axis(
-    length: int, extent: int, *, padded: int = 0, even: bool = False, shift: int = 0,
+    length: int, extent: int, *, padded: int | None = None, even: bool = False, shift: int = 0,
     interlaced: bool = False,
 ) -> Axis:  # fmt: skip
     """Cuts `length` tokens into groups of `extent`.
 
     Pads after the last token, or evenly with the smaller part first, up to whole groups (or to
-    `padded`).  One group that covers the axis needs no shift.
+    `padded`).  One group that covers the axis needs no shift, more leave room for any.
     """
-    padded = padded or -(-length // extent) * extent
+    if padded is None:
+        padded = length if known(length == extent) else whole(length, extent)
     before = (padded - length) // 2 if even else 0
-    return Axis(length, extent, before, padded, shift if padded > extent else 0, interlaced)
+    shift = smaller(shift, padded - extent) if shift else 0
+    return Axis(length, extent, before, padded, shift, interlaced)
 
 
 class Groups(NamedTuple):
@@ -107,7 +158,13 @@ class Groups(NamedTuple):
 
     @property
     def padded(self) -> bool:
-        return self.tokens != self.real_tokens
+        """False if there is certainly no pad."""
+        return not known(self.tokens == self.real_tokens)
+
+    @property
+    def shifted(self) -> bool:
+        """False if certainly nothing is rolled."""
+        return not known(self.rows.shift + self.cols.shift == 0)
 
     # -- the map -------------------------------------------------------------------------
 
@@ -124,25 +181,25 @@ class Groups(NamedTuple):
         if not self.padded:
             return x
         r, c = self.rows, self.cols
-        return x[:, r.before : r.before + r.length, c.before : c.before + c.length]
+        return copied(x[:, r.before : r.before + r.length, c.before : c.before + c.length])
 
     def roll(self, x: Tensor) -> Tensor:
-        shift = self.rows.shift, self.cols.shift
-        return torch.roll(x, (-shift[0], -shift[1]), (1, 2)) if any(shift) else x
+        return rolled(x, self.rows.shift, self.cols.shift) if self.shifted else x
 
     def unroll(self, x: Tensor) -> Tensor:
-        shift = self.rows.shift, self.cols.shift
-        return torch.roll(x, shift, (1, 2)) if any(shift) else x
+        back = (axis.padded - axis.shift for axis in self)
+        return rolled(x, *back) if self.shifted else x
 
     def split(self, x: Tensor, heads: int = 1) -> Tensor:
         """The padded map -> (b, groups * heads, tokens of a group, channels of a head)."""
-        (gh, gw), (nh, nw) = self.extent, (self.rows.n, self.cols.n)
-        return rearrange(x, f"{self._pattern} -> {GROUPED}", nh=nh, nw=nw, gh=gh, gw=gw, m=heads)
+        x = x.unflatten(3, (heads, -1)).unflatten(2, self._sizes[1]).unflatten(1, self._sizes[0])
+        return copied(rearrange(x, f"{self._pattern} -> {GROUPED}")).flatten(4, 5).flatten(1, 3)
 
     def merge(self, x: Tensor, heads: int = 1) -> Tensor:
         """The inverse of `split`."""
-        (gh, gw), (nh, nw) = self.extent, (self.rows.n, self.cols.n)
-        return rearrange(x, f"{GROUPED} -> {self._pattern}", nh=nh, nw=nw, gh=gh, gw=gw, m=heads)
+        x = x.unflatten(2, self.extent).unflatten(1, (self.rows.n, self.cols.n, heads))
+        x = copied(rearrange(x, f"{GROUPED} -> {self._pattern}"))
+        return x.flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
     def order(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Two permutations instead of pad, roll, split and merge, unroll, crop: for each token
@@ -156,11 +213,17 @@ class Groups(NamedTuple):
         return inward, outward
 
     @property
+    def _interlaced(self) -> bool:
+        assert self.rows.interlaced == self.cols.interlaced or any(known(a.n == 1) for a in self)
+        return self.rows.interlaced or self.cols.interlaced
+
+    @property
     def _pattern(self) -> str:
-        assert self.rows.interlaced == self.cols.interlaced or 1 in (
-            self.rows.n, self.cols.n,
-        )  # fmt: skip
-        return INTERLACED if self.rows.interlaced or self.cols.interlaced else CONTIGUOUS
+        return INTERLACED if self._interlaced else CONTIGUOUS
+
+    @property
+    def _sizes(self) -> list[tuple[int, int]]:
+        return [(a.extent, a.n) if self._interlaced else (a.n, a.extent) for a in self]
 
     # -- who may meet --------------------------------------------------------------------
 
@@ -171,9 +234,9 @@ class Groups(NamedTuple):
         Rolled back by s, the first s tokens of an axis stand last in its last group; they meet
         each other there, and nobody else.
         """
-        if not (self.rows.shift or self.cols.shift):
+        if not self.shifted:
             return None
-        side = self._along("shift", device, lambda p, a: p >= a.padded - a.shift)
+        side = self._along(device, lambda p, a: p >= a.padded - a.shift)
         return side[:, :, None] != side[:, None, :]
 
     def pads(self, device: torch.device) -> Tensor | None:
@@ -183,19 +246,18 @@ class Groups(NamedTuple):
             return None
 
         def is_pad(p: Tensor, a: Axis) -> Tensor:
-            origin = (p + a.shift) % a.padded
+            origin = around(p, a.shift, a.padded)
             return (origin < a.before) | (origin >= a.before + a.length)
 
-        pad = self._along("pad", device, is_pad) > 0
+        pad = self._along(device, is_pad) > 0
         self_pair = torch.eye(pad.shape[1], dtype=torch.bool, device=device)
         return pad[:, None, :] & ~self_pair
 
-    def _along(self, what: str, device: torch.device, test) -> Tensor:
+    def _along(self, device: torch.device, test: Callable[[Tensor, Axis], Tensor]) -> Tensor:
         """(groups, l): a number per token that tells its answers on the two axes apart."""
-        rows = test(torch.arange(self.rows.padded, device=device), self.rows)
-        cols = test(torch.arange(self.cols.padded, device=device), self.cols)
-        both = 2 * rows[:, None].int() + cols.int()
-        return self.split(both[None, :, :, None])[0, :, :, 0]
+        rows, cols = (a.split(test(torch.arange(a.padded, device=device), a).int()) for a in self)
+        both = 2 * rows[:, None, :, None] + cols[:, None, :]  # nh nw gh gw
+        return both.flatten(2).flatten(0, 1)
 
     # -- the receptive field -------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from attention import fast
 from attention.attend import Branch, add_costs, projection
 from attention.configs import PaleConfig
 from attention.folding import Keeper
-from attention.groups import Groups, axis
+from attention.groups import Groups, axis, whole
 from attention.mixer import TokenMixer, map_size
 from attention.registry import Cost, register
 
@@ -79,7 +79,7 @@ class PaleMixer(TokenMixer):
     def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
         """Both branches cut the map that is padded to whole pales."""
         sh, sw = self.config.size
-        hp, wp = -(-h // sh) * sh, -(-w // sw) * sw
+        hp, wp = whole(h, sh), whole(w, sw)
         rows = Groups(axis(h, sh, interlaced=True), axis(w, wp, padded=wp))
         cols = Groups(axis(h, hp, padded=hp), axis(w, sw, interlaced=True))
         return rows, cols
@@ -138,7 +138,7 @@ class PaleMixer(TokenMixer):
         Pads are kept until the crop: one of them may stand next to a real token.
         """
         sh, sw = self.config.size
-        hp, wp = -(-h // sh) * sh, -(-w // sw) * sw
+        hp, wp = whole(h, sh), whole(w, sw)
         rows, cols = self.cuts(hp, wp)
         met = rows.region(query) | cols.region(query)
         if self.config.mask_padding:

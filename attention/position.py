@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention import fast
-from attention.groups import Groups
+from attention.groups import Groups, copied
 
 CPB_WIDTH = 512
 
@@ -90,11 +90,11 @@ class LePE(nn.Module):
 
     def forward(self, v: Tensor, groups: Groups, heads: int) -> Tensor:
         """v as `Groups.split` gives it, and so is the result."""
-        (gh, gw), n = groups.extent, groups.n
-        image = rearrange(v, "b (n m) (gh gw) d -> (b n) (m d) gh gw", n=n, m=heads, gh=gh, gw=gw)
-        return rearrange(
-            self.conv(image), "(b n) (m d) gh gw -> b (n m) (gh gw) d", n=n, m=heads, gh=gh, gw=gw
-        )
+        n = groups.n
+        image = v.unflatten(2, groups.extent).unflatten(1, (n, heads)).movedim(-1, -3)
+        image = copied(image).flatten(2, 3).flatten(0, 1)  # (b n) (m d) gh gw
+        image = self.conv(image).unflatten(1, (heads, -1)).unflatten(0, (-1, n)).movedim(-3, -1)
+        return copied(image).flatten(3, 4).flatten(1, 2)
 
     def inside(self, v: Tensor, groups: Groups) -> Tensor:
         """v: (rows, heads, l, d), of any strides -> (rows, l, dim), channels last."""

@@ -6,17 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from attention.configs import TokenMLPConfig
-from attention.groups import Axis, Groups, axis
+from attention.groups import Axis, Groups, axis, copied, smaller, whole
 from attention.mixer import TokenMixer, map_size
 from attention.registry import Cost, register
 
 
 def _axis(length: int, extent: int, shift: int) -> Axis:
     """Instead of a cyclic shift, extent - shift zeros come first: one more window, no mask."""
-    if not shift or length <= extent:
+    if not shift:
         return axis(length, extent)
-    before = extent - shift
-    return Axis(length, extent, before, -(-(before + length) // extent) * extent, 0, False)
+    before = smaller(extent - shift, whole(length, extent) - extent)  # 0 in one window
+    return Axis(length, extent, before, whole(before + length, extent), 0, False)
 
 
 @register("token_mlp", config=TokenMLPConfig)
@@ -46,8 +46,9 @@ class TokenMLPMixer(TokenMixer):
         b, _, length, d = tokens.shape
         n = groups.n
         tokens = tokens.unflatten(1, (n, self.heads)).permute(2, 3, 0, 1, 4)  # m l b n d
-        mixed = torch.bmm(self.weight, tokens.reshape(self.heads, length, b * n * d))
-        mixed = (mixed + self.bias[..., None]).unflatten(2, (b, n, d)).permute(2, 3, 0, 1, 4)
+        tokens = copied(tokens).view(self.heads, length, b * n * d)
+        mixed = torch.bmm(self.weight, tokens) + self.bias[..., None]
+        mixed = copied(mixed.unflatten(2, (b, n, d)).permute(2, 3, 0, 1, 4))
         return groups.crop(groups.merge(mixed.flatten(1, 2), self.heads))
 
     def cost(self, h: int, w: int) -> Cost:

@@ -1,16 +1,17 @@
 """A backbone as a file that runs without this code: ONNX, or torch.export's .pt2.
 
-Weights are those of --weights, or as initialised.  Dynamic sizes come in steps that every
-window of the spec divides, so that one graph holds for all: padding would be another graph.
+Weights are those of --weights, or as initialised.  With --dynamic batch,size one graph holds for
+every batch and every height and width of which the last stage still makes two rows and columns.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,43 +34,37 @@ exit code: 0 written (with --check: and equal to eager), 1 --check found more th
 
 TOLERANCE = {"onnx": 1e-4, "pt2": 1e-5}
 DYNAMIC = ("batch", "size")
-MAX_BATCH, MAX_STEPS = 1024, 64
+MAX_BATCH, MAX_SIZE = 1024, 8192
+TRACED = (3, 1000, 1300)  # of a dynamic graph: no padding, shift or group of it is trivial
 
 
 class Request(NamedTuple):
-    """What a graph holds for: any batch, and any size in steps of `step` pixels from `least`
-    steps on (None: the one size of the spec)."""
+    """What a graph holds for: one image or any batch, the size of the spec or any."""
 
     batch: bool
-    step: tuple[int, int] | None
-    least: int = 2
+    size: bool
 
-    def shapes(self, size: tuple[int, int], batches: Sequence[int]) -> list[tuple[int, ...]]:
+    def shapes(self, spec: BackboneSpec, batches: Sequence[int]) -> list[tuple[int, ...]]:
         """(b, h, w) of several inputs the graph must take."""
-        sizes = [size]
-        if self.step is not None:
-            (y, x), k = self.step, self.least
-            sizes = [(k * y, k * x), (k * y, (k + 1) * x), ((k + 1) * y, k * x)]
-        taken = [b for b in batches if b >= self.first] if self.batch else [1]
-        return [(b, *s) for s in sizes for b in taken]
-
-    @property
-    def first(self) -> int:
-        """The smallest batch: with dynamic sizes torch.export guards against a single image."""
-        return 1 if self.step is None else 2
+        sizes, least = [spec.img_size], least_size(spec)
+        if self.size:
+            sizes += [(least, least + 7), (3 * least + 1, 2 * least)]
+        return [(b, *s) for s in sizes for b in (batches if self.batch else [1])]
 
 
-def size_step(spec: BackboneSpec) -> tuple[int, int]:
-    """The pixels per axis by which a size may grow without a window or a stride that pads."""
-    steps = []
-    for axis in (0, 1):
-        step = spec.patch_size * 2 ** (len(spec.stages) - 1)
-        for i, stage in enumerate(spec.stages):
-            for mixer in stage.mixers:
-                extent = getattr(mixer, "size", (1, 1))[axis]
-                step = math.lcm(step, spec.patch_size * 2**i * extent)
-        steps.append(step)
-    return steps[0], steps[1]
+def least_size(spec: BackboneSpec) -> int:
+    """The smallest height and width of a dynamic graph: two rows and columns in every stage."""
+    return spec.patch_size * 2 ** (len(spec.stages) - 1) + 1
+
+
+@contextlib.contextmanager
+def one_graph() -> Iterator[None]:
+    """Inside, torch.export and torch.compile take a size of 1 for any other: one graph for all
+    batches, and for maps of one group."""
+    from torch.fx.experimental import _config as config
+
+    with config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        yield
 
 
 def require(format: str) -> None:
@@ -88,21 +83,25 @@ def program(model: nn.Module, spec: BackboneSpec, request: Request) -> Any:
     """The exported graph.  Raises SpecError when a mixer's arithmetic does not allow a request."""
     import torch
 
-    b, h, w = request.shapes(spec.img_size, (1, 3))[-1]
+    least = least_size(spec)
+    b = TRACED[0] if request.batch else 1
+    h, w = TRACED[1:] if request.size else spec.img_size
     dims: dict[int, Any] = {}
     if request.batch:
-        dims[0] = torch.export.Dim("batch", min=request.first, max=MAX_BATCH)
-    if request.step is not None:
-        for axis, name in ((0, "height"), (1, "width")):
-            steps = torch.export.Dim(f"{name}_steps", min=request.least, max=MAX_STEPS)
-            dims[axis + 2] = request.step[axis] * steps
+        dims[0] = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    if request.size:
+        dims[2] = torch.export.Dim("height", min=least, max=MAX_SIZE)
+        dims[3] = torch.export.Dim("width", min=least, max=MAX_SIZE)
     images = torch.zeros(b, spec.in_channels, h, w)
     try:
-        with torch.no_grad():
-            return torch.export.export(model, (images,), dynamic_shapes=(dims,) if dims else None)
+        with torch.no_grad(), one_graph():
+            return torch.export.export(
+                model, (images,), dynamic_shapes=(dims,) if dims else None,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )  # fmt: skip
     except Exception as error:  # torch.export raises what the mixer's arithmetic raised
         mixers = sorted({name_of(type(mixer)) for stage in spec.stages for mixer in stage.mixers})
-        what = "a dynamic size" if request.step else "a dynamic batch" if dims else "a fixed shape"
+        what = "a dynamic size" if request.size else "a dynamic batch" if dims else "a fixed shape"
         raise SpecError(f"{spec.name}: {', '.join(mixers)}: {what}: {reason(error)}") from error
 
 
@@ -122,15 +121,23 @@ def write(graph: Any, format: str, out: Path) -> None:
             with temporary.open("wb") as stream:
                 torch.export.save(graph, stream)
         else:
-            with torch.no_grad():
-                made = torch.onnx.export(graph, dynamo=True, verbose=False, optimize=True)
-            assert made is not None
-            made.save(str(temporary), external_data=False)
+            onnx_program(graph).save(str(temporary), external_data=False)
         temporary.replace(out)
     except OSError as error:
         raise SpecError(f"--out {out}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def onnx_program(graph: Any) -> Any:
+    """Raises SpecError when ONNX has no operator for what the graph does."""
+    import torch
+
+    try:
+        with torch.no_grad(), one_graph():
+            return torch.onnx.export(graph, dynamo=True, verbose=False, optimize=True)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise SpecError(f"--format onnx: {reason(error)}") from error
 
 
 def runner(format: str, file: Path) -> Any:
@@ -198,17 +205,16 @@ def main(argv: list[str] | None = None) -> int:
 
     model = create(spec, weights=args.weights).eval()
     spec = model.spec
-    request = Request("batch" in args.dynamic, size_step(spec) if "size" in args.dynamic else None)
+    request = Request("batch" in args.dynamic, "size" in args.dynamic)
     out = args.out or Path(f"model.{format}")
     write(program(model, spec, request), format, out)
     size = "x".join(map(str, spec.img_size))
-    if request.step:
-        step = "x".join(map(str, request.step))
-        size = f"{request.least} to {MAX_STEPS} steps of {step} pixels"
-    print(f"{out}: {spec.name}, batch {f'from {request.first}' if request.batch else 1}, {size}")
+    if request.size:
+        size = f"height and width from {least_size(spec)} to {MAX_SIZE}"
+    print(f"{out}: {spec.name}, batch {'any' if request.batch else 1}, {size}")
     if not args.check:
         return terminal.AGREED
-    inputs = draw(request.shapes(spec.img_size, (1, 2, 3)), spec.in_channels)
+    inputs = draw(request.shapes(spec, (1, 2, 3)), spec.in_channels)
     error = largest_difference(runner(format, out), model, inputs)
     print(f"largest difference to eager over {len(inputs)} inputs: {error:.3g} "
           f"(tolerance {TOLERANCE[format]:g})")  # fmt: skip

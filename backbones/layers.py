@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import attention
 from attention import fast, learning
 from attention.folding import Keeper
+from attention.groups import known, whole
 from attention.mixer import TokenMixer
 from backbones.spec import BackboneSpec, StageSpec
 
@@ -54,7 +55,8 @@ def nchw(x: Tensor) -> Tensor:
 def pad_to(x: Tensor, multiple: int) -> Tensor:
     """NCHW, zeros at the bottom and right up to whole multiples."""
     h, w = x.shape[2:]
-    return F.pad(x, (0, -w % multiple, 0, -h % multiple)) if h % multiple or w % multiple else x
+    after_h, after_w = whole(h, multiple) - h, whole(w, multiple) - w
+    return x if known(after_h + after_w == 0) else F.pad(x, (0, after_w, 0, after_h))
 
 
 class Resample(nn.Module):
@@ -121,7 +123,8 @@ class Stem(Resample):
         if self.position is None:
             return x
         position: Tensor = self.position
-        if position.shape[2:] != x.shape[2:]:
+        h, w = x.shape[2:]
+        if not (known(position.shape[2] == h) and known(position.shape[3] == w)):
             position = F.interpolate(position, x.shape[2:], mode="bicubic", align_corners=False)
         return x + position.to(x.dtype)
 

@@ -12,6 +12,7 @@ from torch import nn
 import attention
 import backbones
 from attention import fast
+from backbones import export
 
 MIXERS = [pytest.param(name, index, id=f"{name}-{index}")
           for name in attention.names() for index in (0, 1)]  # fmt: skip
@@ -168,6 +169,108 @@ def test_mixers_export(name, index):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_backbones_export(family):
     check_export(short(family), (3, 40, 56))
+
+
+MAPS = [(2, 2), (7, 14), (2, 9), (20, 3), (16, 30)]
+QUICK_EXPORT = ("window-1", "full-0")
+
+
+@torch.no_grad()
+def check_any_size(model: nn.Module, channels, sizes, least: int, axes: tuple[int, int]) -> None:
+    """One graph for every batch, height and width, bit-equal to eager."""
+    def shape(b, h, w):
+        return (b, h, w, channels) if axes == (1, 2) else (b, channels, h, w)
+
+    dims = {0: torch.export.Dim("b", min=1, max=64)}
+    for axis, name in zip(axes, "hw", strict=True):
+        dims[axis] = torch.export.Dim(name, min=least, max=1024)
+    x = images(*shape(3, *((10, 15) if least == 2 else (200, 300))))
+    with export.one_graph():
+        run = torch.export.export(
+            model, (x,), dynamic_shapes=(dims,), prefer_deferred_runtime_asserts_over_guards=True
+        ).module()
+    for i, size in enumerate(sizes):
+        for b in (BATCHES[i % 5], BATCHES[(i + 2) % 5]):
+            x = images(*shape(b, *size), seed=b)
+            assert torch.equal(run(x), model(x)), (b, size)
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        pytest.param(*p.values, id=p.id, marks=() if p.id in QUICK_EXPORT else pytest.mark.slow)
+        for p in MIXERS
+    ],
+)
+def test_mixers_export_any_size(name, index):
+    check_any_size(mixer(name, index), 8, MAPS, 2, (1, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", OPTIONS)
+def test_options_export_any_size(text):
+    check_any_size(mixer(text, 1), 8, MAPS, 2, (1, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_backbones_export_any_size(family):
+    model = create(family, "2.depth=1", "3.depth=1", "4.depth=1")
+    sizes = [(33, 33), (64, 64), (224, 40), (100, 260), (225, 97)]
+    check_any_size(model, 3, sizes, 33, (2, 3))
+
+
+@torch.no_grad()
+def test_absolute_positions_export_any_size():
+    """Interpolated in the graph where the size is free; at their own size that changes nothing."""
+    spec = backbones.parse(notation("full", "2.depth=1", "1.depth=1", "position=absolute"))
+    model = randomise(backbones.create(spec, stages=spec.stages[:2])).eval()
+    check_any_size(model, 3, [(64, 64), (33, 40)], 9, (2, 3))
+
+
+def check_compiles(model: nn.Module, shapes: list[tuple[int, ...]]) -> int:
+    """How many graphs all these inputs take, each answering as eager does."""
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    limits = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+    with torch.no_grad(), export.one_graph(), limits:
+        run = torch.compile(model, backend=backend, dynamic=True, fullgraph=True)
+        for shape in shapes:
+            x = images(*shape)
+            assert torch.equal(run(x), model(x)), shape
+    return len(graphs)
+
+
+@pytest.mark.parametrize("name", [
+    "full", *(pytest.param(n, marks=pytest.mark.slow) for n in attention.names() if n != "full"),
+])  # fmt: skip
+def test_few_compiles_of_a_mixer(name):
+    """At most 3 for batches 1 to 8 at three sizes."""
+    shapes = [(b, *size, 8) for size in ((9, 17), (14, 14), (20, 5)) for b in range(1, 9)]
+    assert check_compiles(mixer(name, 1), shapes) <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_few_compiles_of_a_backbone(family):
+    model = create(family, "2.depth=1", "3.depth=1", "4.depth=1")
+    sizes = (72, 104), (224, 224), (264, 296)
+    assert check_compiles(model, [(b, 3, *s) for s in sizes for b in range(1, 9)]) <= 3
+
+
+class Branching(nn.Module):
+    """Negative control: a question about the size is a graph for each of its answers."""
+
+    def forward(self, x):
+        return next(x * k for k in range(2, 99) if x.shape[1] < 5 * k)
+
+
+def test_many_compiles_are_seen():
+    assert check_compiles(Branching(), [(2, h, 5, 8) for h in (9, 14, 19, 24)]) == 4
 
 
 @torch.no_grad()
