@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from attention import table, terminal
-from backbones import reading, storage, weights
-from backbones.detect import source_of
+from backbones import hub, reading, storage, weights
+from backbones.detect import source_of, under
 from backbones.inference import SMALL_MAPS
 from backbones.model import HierarchicalBackbone
 from backbones.notation import parse
 from backbones.originals import LIBRARIES, difference, original
+from backbones.planning import row
 from backbones.resize import Adapt, extent_of, retarget
 from backbones.spec import BackboneSpec
 from backbones.storage import WeightsError
@@ -69,9 +70,12 @@ def convert(args: argparse.Namespace) -> tuple[int, str]:
         raise WeightsError(f"--num-classes {args.num_classes}: expected 0 or more")
     if args.check is True and args.source is not None and args.source not in LIBRARIES:
         original(args.source, parse("swin_t"), {})  # says so before anything is read
-    path = reading.fetch(args.file) if args.file.startswith("hf:") else Path(args.file)
+    path = hub.fetch(args.file) if args.file.startswith("hf:") else Path(args.file)
     state = reading.read(path, args.entry)
+    others: dict[str, Any] = {}
     with storage.about(path):
+        if args.prefix:
+            state, others = under(state, args.prefix)
         source = args.source or source_of(state)
         spec = source_spec(args, state, path, source)
     rule = SMALL_MAPS.get(source, "shrink_both")
@@ -99,15 +103,23 @@ def convert(args: argparse.Namespace) -> tuple[int, str]:
     with storage.about(path):
         loaded = weights.load(new, state, source, how=how)
     assert isinstance(loaded.model, HierarchicalBackbone)
-    target = weights.save(loaded.model, args.to)
+    target = _write(loaded.model, args.to, args.target)
+    report = loaded.report + [row("dropped", None, key, tensor) for key, tensor in others.items()]
     note = f"{args.file} (names of {source}) -> {target}: {to_notation(loaded.model.spec)}"
     counts = dict.fromkeys(("loaded", "resized", "dropped", "missing"), 0)
-    for row in loaded.report:
-        counts[row["status"]] += 1
+    for line in report:
+        counts[line["status"]] += 1
     note += "\n" + ", ".join(f"{number} {status}" for status, number in counts.items())
     note += f"\n{verdict}" if verdict else ""
-    text = table.render(loaded.report, terminal.chosen_format(args), note=note)
+    text = table.render(report, terminal.chosen_format(args), note=note)
     return code, text
+
+
+def _write(model: HierarchicalBackbone, to: Path, target: str | None) -> Path:
+    if target is None:
+        return weights.save(model, to)
+    state = weights.export(model, target)
+    return storage.write(state, to, {"format": "pt"})
 
 
 def _old_windows(spec: BackboneSpec) -> list[tuple[int, int]] | None:

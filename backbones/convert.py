@@ -11,12 +11,14 @@ from pathlib import Path
 
 from attention import terminal
 from attention.options import read_size
-from backbones.rules import SOURCES, WAYS
+from backbones.rules import SOURCES, TARGETS, WAYS
 
 EPILOG = """examples:
   python -m backbones.convert swin_tiny_patch4_window7_224.pth --to swin_t.safetensors
   python -m backbones.convert timm.safetensors --source-img-size 224 --check --to ours.safetensors
   python -m backbones.convert swin.pth --img-size 384 --window 12 --num-classes 10 --to new.safetensors
+  python -m backbones.convert mask_rcnn.pth --prefix backbone. --source-img-size 224 --to b.safetensors
+  python -m backbones.convert ours.safetensors --as torchvision --to theirs.safetensors
   python -m backbones.convert hf:timm/swin_tiny_patch4_window7_224.ms_in1k --spec swin_t --to s.safetensors
 
 --check compares before anything is resized: the source's library and ours on one input, or ours
@@ -48,6 +50,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--spec", help="the backbone of the weights; default: from their shapes")
     parser.add_argument("--source", choices=tuple(SOURCES), help="default: from the keys")
     parser.add_argument("--entry", help="which state dict of a .pth file that holds several")
+    parser.add_argument("--prefix", default="", help="where a detector has the backbone: backbone.")
+    parser.add_argument("--as", dest="target", choices=TARGETS,
+                        help="write the names and layout of this library instead of ours")
     told = parser.add_argument_group("what the shapes do not tell (one value, or one a stage)")
     told.add_argument("--source-window", type=_sizes, metavar="SIZES", help="8 or 1,2,7,7")
     told.add_argument("--pretrained-window", type=_windows_or_none, metavar="SIZES",

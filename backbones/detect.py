@@ -1,16 +1,26 @@
-"""Whose weights these are, read from their keys; and their pieces put as the rules expect."""
+"""Whose weights these are, read from their keys; and their pieces put as the rules expect, and
+back."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attention.options import one_line
-from backbones.rules import HF_PART, SOURCES
+from attention.options import nearest, one_line
+from backbones.rules import SOURCES
 from backbones.storage import WeightsError
+
+HF_PREFIX = re.compile(r"^swin(v2)?\.")
+HF_PART = re.compile(
+    r"(encoder\.layers\.\d+\.blocks\.\d+\.attention\.)(?:self\.)?"
+    r"(query|key|value|[qkv]_proj)\.(weight|bias)"
+)
+HF_WHOLE = re.compile(r"(encoder\..+\.attention\.)qkv\.(weight|bias|q_bias|v_bias)")
+INNER = re.compile(r"(.*\.)(?:patch_embed\.proj|stage1_conv_embed\.0|stem\.conv)\.weight")
 
 
 def source_of(state: Mapping[str, Any]) -> str:
@@ -37,7 +47,24 @@ def source_of(state: Mapping[str, Any]) -> str:
         return "timm"
     first = ", ".join(one_line(key) for key in sorted(keys)[:3]) or "none"
     known = ", ".join(SOURCES)
-    raise WeightsError(f"keys of no known source (the first: {first}); give --source, of: {known}")
+    inner = [match[1] for key in sorted(keys) if (match := INNER.fullmatch(key))]
+    hint = f" (or --prefix {one_line(inner[0])}, which a backbone stands under)" if inner else ""
+    raise WeightsError(
+        f"keys of no known source (the first: {first}); give --source, of: {known}{hint}"
+    )
+
+
+def under(state: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what stands under a prefix such as ``backbone.``, without it; everything else).
+
+    Raises WeightsError if nothing does.
+    """
+    kept = {key: value for key, value in state.items() if str(key).startswith(prefix)}
+    if not kept:
+        starts = sorted({one_line(str(key).split(".")[0]) + "." for key in state})[:20]
+        raise WeightsError(f"no key begins with {one_line(prefix)!r}{nearest(prefix, starts)}")
+    others = {key: value for key, value in state.items() if key not in kept}
+    return {key.removeprefix(prefix): value for key, value in kept.items()}, others
 
 
 def prepare(state: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -51,7 +78,42 @@ def prepare(state: Mapping[str, Any], source: str) -> dict[str, Any]:
         out = {key.removeprefix("module."): tensor for key, tensor in out.items()}
     if source == "torchvision" and any(key.endswith("logit_scale") for key in out):
         out = _split(out)
-    return _join(out) if source == "transformers" else out
+    if source == "transformers":
+        out = _join({re.sub(HF_PREFIX, "", key, count=1): tensor for key, tensor in out.items()})
+    return out
+
+
+def restore(state: Mapping[str, Tensor], target: str) -> dict[str, Tensor]:
+    """The inverse of `prepare`: the pieces as the target's own files have them."""
+    if target == "torchvision":
+        return _with_key_bias(state)
+    return _apart(state) if target == "transformers" else dict(state)
+
+
+def _with_key_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    out = dict(state)
+    for key in [key for key in state if key.endswith("attn.q_bias")]:
+        stem = key.removesuffix("q_bias")
+        q, v = out.pop(key), out.pop(stem + "v_bias")
+        out[stem + "qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+    return out
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    v2 = any(key.endswith("logit_scale") for key in state)
+    out: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        start = "" if key.startswith("classifier.") else "swinv2." if v2 else "swin."
+        if match := HF_WHOLE.fullmatch(key):
+            stem, kind = f"{start}{match[1]}self.", match[2]
+            if kind in ("q_bias", "v_bias"):
+                out[stem + {"q": "query.bias", "v": "value.bias"}[kind[0]]] = tensor
+            else:
+                for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                    out[f"{stem}{part}.{kind}"] = piece
+        else:
+            out[start + key] = tensor
+    return out
 
 
 def _split(state: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +138,7 @@ def _join(state: dict[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, tensor in state.items():
         if match := HF_PART.fullmatch(key):
-            groups.setdefault((match[1], match[5]), {})[match[4][0]] = (key, tensor)
+            groups.setdefault((match[1], match[3]), {})[match[2][0]] = (key, tensor)
         else:
             out[key] = tensor
     for (stem, kind), parts in groups.items():

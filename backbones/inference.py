@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from attention.configs import TokenMLPConfig, WindowConfig
 from attention.options import SpecError
+from attention.registry import MixerConfig
 from backbones.detect import prepare
 from backbones.resize import Size, square
-from backbones.rules import SOURCES
-from backbones.spec import MOST_STAGES, BackboneSpec, from_dict
+from backbones.rules import find
+from backbones.spec import MOST_STAGES, BackboneSpec, fields_of, from_dict
 from backbones.storage import WeightsError
 
 SMALL_MAPS = {"timm": "shrink_axis", "torchvision": "pad"}  # all others: the authors' rule
@@ -36,11 +39,9 @@ def infer(
     named: dict[str, Tensor] = {}
     theirs: dict[str, Tensor] = {}  # what we compute ourselves: index tables, masks
     for key, tensor in prepare(state, source).items():
-        for rule in SOURCES[source]:
-            if (match := rule.pattern.fullmatch(key)) and isinstance(tensor, Tensor):
-                name = rule.name(match)
-                (theirs if name is None else named)[key if name is None else name] = tensor
-                break
+        if (row := find(source, key)) and isinstance(tensor, Tensor):
+            name = row[1]
+            (theirs if name is None else named)[key if name is None else name] = tensor
     stages: dict[int, int] = {}
     for name in named:
         if match := re.match(r"stages\.(\d{1,4})\.blocks\.(\d{1,4})\.", name):
@@ -76,10 +77,10 @@ def infer(
         "final_norm": "norm.weight" in named, "out_norms": "out_norms.0.weight" in named,
         "small_maps": SMALL_MAPS.get(source, "shrink_both"),
     }  # fmt: skip
+    if fields["out_norms"]:  # dense backbones pad, and lack the rule for a covered map
+        fields["small_maps"] = "pad"
     if source == "cswin":
         fields |= {"stem": "overlap", "downsample": "conv_norm"}
-        if fields["out_norms"]:  # the dense backbone lacks the rule for a covered map
-            fields["small_maps"] = "pad"
     elif v2:
         fields |= {"norm": "res_post", "downsample": "merge_post"}
     fields["img_size"] = img_size or facts.img_size(fields["patch_size"])
@@ -87,6 +88,43 @@ def infer(
         return from_dict(fields)
     except SpecError as error:
         raise WeightsError(str(error)) from None
+
+
+def same_backbone(spec: BackboneSpec, state: Mapping[str, Any], source: str) -> None:
+    """Raises WeightsError unless `source` would run these weights, written for it, as `spec` does:
+    names may exist for what another library computes otherwise."""
+    sizes = [getattr(stage.mixers[0], "size", (1, 1)) for stage in spec.stages]
+    pretrained = [getattr(stage.mixers[0], "pretrained_window", None) for stage in spec.stages]
+    try:
+        theirs = infer(
+            # all but CSWin's code have one window, which their rule shrinks
+            state, source, window=sizes if source == "cswin" else [max(sizes)],
+            heads=[stage.heads for stage in spec.stages], pretrained_window=pretrained,
+            img_size=spec.img_size,
+        ).resolve()  # fmt: skip
+    except SpecError as error:
+        raise WeightsError(f"{source} cannot run it: {error}") from None
+    spec = spec.resolve()
+    for i, grid in enumerate(spec.grids(spec.img_size)):
+        for (ours, _), (read, _) in zip(
+            spec.stages[i].blocks(), theirs.stages[i].blocks(), strict=True
+        ):
+            if _still(ours, grid) != _still(read, grid):
+                raise WeightsError(f"stage {i + 1} is {ours}; {source} would run it as {read}")
+    free = {"name", "stages", "img_size", "drop_path"}
+    for field in sorted(set(fields_of(BackboneSpec)) - free):
+        own, other = getattr(spec, field), getattr(theirs, field)
+        if own != other:
+            raise WeightsError(f"{field} is {own}; {source} would run it as {other}")
+
+
+def _still(mixer: MixerConfig, grid: Size) -> MixerConfig:
+    """One that states that a window as large as its map does not shift."""
+    if isinstance(mixer, (WindowConfig, TokenMLPConfig)) and (
+        mixer.size[0] >= grid[0] and mixer.size[1] >= grid[1]
+    ):
+        return replace(mixer, shift=False)
+    return mixer
 
 
 def _shapes(named: Mapping[str, Tensor]) -> Callable[[str], tuple[int, ...]]:

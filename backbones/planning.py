@@ -14,7 +14,7 @@ from attention.table import Row
 from backbones import resize
 from backbones.detect import prepare
 from backbones.resize import Adapt
-from backbones.rules import SOURCES, Change
+from backbones.rules import SOURCES, Change, find
 from backbones.storage import WeightsError
 
 
@@ -42,21 +42,15 @@ def plan(
     wanted, found, wrong = model.state_dict(), dict[str, Tensor](), list[str]()
     rows: list[Row] = []
 
-    def note(status: str, name: str | None, key: str | None, shape: Any = None) -> None:
-        text = "x".join(map(str, shape)) if shape is not None else ""
-        rows.append({"status": status, "tensor": name, "from": key, "shape": text})
-
     fresh = {name for name in wanted if how.new_head and name.startswith("head.")}
     for key, tensor in prepare(state, source).items():
-        for rule in SOURCES[source]:
-            if match := rule.pattern.fullmatch(key):
-                break
-        else:
+        match = find(source, key)
+        if match is None:
             wrong.append(f"no rule for {one_line(key)}")
             continue
-        name = rule.name(match)
+        rule, name = match
         if name is None or (how.new_head and name.startswith("head.")):
-            note("dropped", None, key, getattr(tensor, "shape", None))
+            rows.append(row("dropped", None, key, tensor))
             continue
         if name not in wanted:
             wrong.append(f"{one_line(key)} would be {one_line(name)}, which the model has not")
@@ -66,17 +60,23 @@ def plan(
         found[name] = tensor
         try:
             found[name], status = _fit(tensor, rule.change, name, wanted[name], model, how)
-            note(status, name, key, found[name].shape)
+            rows.append(row(status, name, key, found[name]))
         except ValueError as error:
             wrong.append(f"{key} {error}")
     for name in wanted:
         if name in fresh:
-            note("missing", name, None, wanted[name].shape)
+            rows.append(row("missing", name, None, wanted[name]))
         elif name not in found:
             wrong.append(f"nothing for {name}")
     if wrong:
         raise WeightsError(f"{len(wrong)} tensors do not fit: " + "; ".join(wrong))
     return found, rows
+
+
+def row(status: str, name: str | None, key: str | None, tensor: Any) -> Row:
+    """What became of one tensor."""
+    text = "x".join(map(str, getattr(tensor, "shape", ())))
+    return {"status": status, "tensor": name, "from": key, "shape": text}
 
 
 def _fit(
@@ -91,7 +91,7 @@ def _fit(
     ours, status = tensor, "loaded"
     if change is not None:
         with contextlib.suppress(IndexError, RuntimeError):  # not the source's layout
-            ours = change(tensor, wanted.shape)
+            ours = change.read(tensor, wanted.shape)
     floats = wanted.is_floating_point()
     if ours.shape != wanted.shape and ours.is_floating_point() and ours.isfinite().all():
         changed = resize.adapt(ours, name, wanted, model, how)

@@ -1,17 +1,20 @@
 """Files of weights, read without running anything in them.
 
-A .safetensors file is preferred.  A .pth file is read by torch's restricted unpickler alone, and
-only in torch's zip format; there is no way around it.
+A .safetensors file is preferred.  A .pth file is read by torch's restricted unpickler alone, only
+in torch's zip format, and in a process of its own with limits; there is no way around it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import stat
+import sys
+import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,14 @@ import torch
 from torch import Tensor
 
 from attention.options import one_line
+from backbones import isolation
 from backbones.storage import WeightsError, shown, verify
 
 SAFE_TORCH = (2, 10)  # older ones have published holes in weights_only=True
 LONGEST_HEADER = 8 * 2**20  # bytes; a backbone's names take 0.2 MB
 MOST_ENTRIES = 65536
 WRAPPERS = ("model", "state_dict", "state_dict_ema", "model_ema")
+ZIP = b"PK\x03\x04"
 PICKLES = (".pth", ".pt", ".bin")
 NEXT = "fetch it again, or give a .safetensors file"
 
@@ -37,14 +42,15 @@ def read(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:
     """
     path = Path(path)
     regular(path)
-    verify(path)
-    if path.suffix == ".safetensors":
-        state = _safetensors(path)
-    elif path.suffix in PICKLES:
-        state = _pth(path, entry)
-    else:
-        known = ", ".join((".safetensors", *PICKLES))
-        raise WeightsError(f"{shown(path)}: not a file of weights by its ending (one of: {known})")
+    with _disk_errors(path):
+        verify(path)
+        if path.suffix == ".safetensors":
+            state = _safetensors(path)
+        elif path.suffix in PICKLES:
+            state = _pth(path, entry)
+        else:
+            known = f"(one of: {', '.join(('.safetensors', *PICKLES))})"
+            raise WeightsError(f"{shown(path)}: not a file of weights by its ending {known}")
     if not state:
         raise WeightsError(f"{shown(path)}: holds no tensors; {NEXT}")
     return state
@@ -56,7 +62,8 @@ def metadata(path: str | Path) -> dict[str, str]:
     regular(path)
     if path.suffix != ".safetensors":
         return {}
-    header = _header(path).get("__metadata__", {})
+    with _disk_errors(path):
+        header = _header(path).get("__metadata__", {})
     return header if isinstance(header, dict) else {}
 
 
@@ -71,6 +78,15 @@ def regular(path: Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise WeightsError(f"{shown(path)}: cannot be read: it is {kind}; give a file of weights")
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Not permitted, not readable, or no room for what is read from it."""
+    try:
+        yield
+    except OSError as error:
+        raise WeightsError(f"{shown(path)}: cannot be read: {error.strerror or error}") from None
 
 
 # -- the two formats ---------------------------------------------------------------------------
@@ -116,6 +132,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _pth(path: Path, entry: str | None) -> dict[str, Tensor]:
+    """By a child with limits, which writes what it read as safetensors."""
     numbers = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if numbers is None or (int(numbers[1]), int(numbers[2])) < SAFE_TORCH:
         needs = ".".join(map(str, SAFE_TORCH))
@@ -123,16 +140,59 @@ def _pth(path: Path, entry: str | None) -> dict[str, Tensor]:
             f"{shown(path)}: not opened: torch {torch.__version__} is older than {needs}, below "
             "which weights_only=True can be escaped; update torch or give a .safetensors file"
         )
+    if not isolation.supported():
+        raise WeightsError(
+            f"{shown(path)}: not opened: .pth files are read under limits of memory and time, "
+            "which this system does not set (Linux does); give a .safetensors file"
+        )
+    with path.open("rb") as file:
+        if file.read(len(ZIP)) != ZIP:
+            cause = "no file of torch.save in its zip format"
+            raise WeightsError(f"{shown(path)}: cannot be read: {cause}; save it as safetensors")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "read.safetensors"
+        told = [os.path.abspath(path), str(out), *([] if entry is None else [entry])]
+        try:
+            isolation.run("backbones.reading", told, path.stat().st_size)
+            return _safetensors(out)
+        except isolation.Stopped as error:
+            raise WeightsError(f"{shown(path)}: {shown(str(error))}") from None
+        except WeightsError as error:
+            cause = str(error).removeprefix(str(out) + ": ")
+            raise WeightsError(f"{shown(path)}: as read: {cause}") from None
+
+
+def _read_isolated(path: Path, out: Path, entry: str | None) -> None:
+    """The child's part.  Raises WeightsError without the path."""
+    from safetensors.torch import save_file
+
+    isolation.limit(path.stat().st_size)
     _check_zip(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # whatever their bytes make the reader raise, it is their fault
-        cause = one_line(" ".join(str(error).split()) or type(error).__name__)
-        raise WeightsError(f"{shown(path)}: refused by torch's safe reader: {cause}") from None
-    state = _unwrap(loaded, path, entry)
+        # what it is about, without torch's advice to read it unsafely
+        inner = error.__context__ or error
+        cause = one_line(" ".join(str(inner).split()).split(". ")[0] or type(inner).__name__)
+        raise WeightsError(f"refused by torch's safe reader: {cause}") from None
+    state = _unwrap(loaded, entry)
     for key, tensor in state.items():
-        _check_tensor(tensor, f"{shown(path)}: {one_line(str(key))}")
-    return state
+        _check_tensor(key, tensor)
+    try:
+        save_file({key: t.detach().clone().contiguous() for key, t in state.items()}, out)
+    except Exception as error:  # no room, or kinds of numbers that safetensors has not
+        cause = one_line(" ".join(str(error).split()) or type(error).__name__)
+        raise WeightsError(f"what it holds is too large or of unknown kinds: {cause}") from None
+
+
+def main(argv: list[str]) -> int:
+    """``python -m backbones.reading FILE OUT [ENTRY]``: for isolation.run alone."""
+    try:
+        _read_isolated(Path(argv[0]), Path(argv[1]), argv[2] if len(argv) > 2 else None)
+    except WeightsError as error:
+        print(shown(str(error)))
+        return isolation.REFUSED
+    return 0
 
 
 def _check_zip(path: Path) -> None:
@@ -142,33 +202,35 @@ def _check_zip(path: Path) -> None:
             entries = archive.infolist()
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
         cause = f"no file of torch.save in its zip format ({one_line(str(error))})"
-        raise WeightsError(f"{shown(path)}: cannot be read: {cause}; save it as safetensors"
-        ) from None  # fmt: skip
+        raise WeightsError(f"cannot be read: {cause}; save it as safetensors") from None
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     whole = sum(entry.file_size for entry in entries)
     if packed or whole > path.stat().st_size or len(entries) > MOST_ENTRIES:
         cause = f"its {len(entries)} entries are packed, or larger ({whole} bytes) than the file"
-        raise WeightsError(f"{shown(path)}: refused: {cause}; torch.save writes no such file")
+        raise WeightsError(f"refused: {cause}; torch.save writes no such file")
 
 
-def _unwrap(loaded: Any, path: Path, entry: str | None) -> dict[str, Tensor]:
+def _unwrap(loaded: Any, entry: str | None) -> dict[str, Tensor]:
     """The state dict itself, or the one under a name that training scripts use."""
     if not isinstance(loaded, Mapping):
         kind = type(loaded).__name__
-        raise WeightsError(f"{shown(path)}: holds a {kind}, not a table of tensors")
+        raise WeightsError(f"holds a {kind}, not a table of tensors")
     inner = [key for key in loaded if key in WRAPPERS and isinstance(loaded[key], Mapping)]
     if entry is not None:
         if not isinstance(loaded.get(entry), Mapping):
             known = ", ".join(inner) or "none"
-            raise WeightsError(f"{shown(path)}: no state dict called {entry!r} (it has: {known})")
+            raise WeightsError(f"no state dict called {entry!r} (it has: {known})")
         return dict(loaded[entry])
     if len(inner) > 1:
-        raise WeightsError(f"{shown(path)}: holds {', '.join(inner)}; say which one by --entry")
+        raise WeightsError(f"holds {', '.join(inner)}; say which one by --entry")
     return dict(loaded[inner[0]]) if inner else dict(loaded)
 
 
-def _check_tensor(tensor: Any, place: str) -> None:
+def _check_tensor(key: Any, tensor: Any) -> None:
     """A tensor whose numbers are all there: an expanded one of 2^40 takes no room in a file."""
+    place = one_line(str(key))
+    if not isinstance(key, str):
+        raise WeightsError(f"{place} is a {type(key).__name__}, not a name")
     if not isinstance(tensor, Tensor):
         raise WeightsError(f"{place} is a {type(tensor).__name__}, not a tensor")
     if tensor.layout != torch.strided or tensor.is_quantized:
@@ -176,29 +238,6 @@ def _check_tensor(tensor: Any, place: str) -> None:
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise WeightsError(f"{place} claims {tensor.numel()} numbers, more than are stored")
 
-# -- the hub -----------------------------------------------------------------------------------
 
-
-def fetch(name: str, file: str = "model.safetensors") -> Path:
-    """The local copy of a file of ``hf:owner/name`` or ``hf:owner/name@revision``.
-
-    huggingface_hub is imported here alone, and only safetensors are asked for.
-    """
-    match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
-    if match is None:
-        raise WeightsError(f"{one_line(name)!r}: a hub id is written hf:owner/name[@revision]")
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise WeightsError(
-            f"{name}: huggingface_hub is not installed; install it, or fetch {file} by hand and "
-            "give its path"
-        ) from None
-    try:
-        return Path(hf_hub_download(match[1], file, revision=match[2]))
-    except Exception as error:  # offline, refused, absent: each version has its own classes
-        cause = one_line(" ".join(str(error).split()) or type(error).__name__)
-        raise WeightsError(
-            f"{name}: {file} cannot be fetched ({type(error).__name__}: {cause}); offline, fetch "
-            "it by hand and give its path"
-        ) from None
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

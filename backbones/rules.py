@@ -1,203 +1,232 @@
-"""How other repositories name what we have: one table per source, first match wins.
+"""How other repositories name what we have: one table per source, read both ways.
 
-A row is (pattern of their key, our name or None to drop, how the tensor changes).  Their files
-also hold what we compute (index tables, masks): it is dropped by name, never by default.
+A row is (their key, our name or None for what we compute ourselves, how the tensor changes); the
+first that matches counts.  {i} and {j} are numbers, {2i+1} is one that is counted otherwise, {x}
+is a word and {rest} anything.  Their files also hold what we compute (index tables, masks): it is
+dropped by name, never by default, and is not written.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Size, Tensor
 
-# (their tensor, our shape) -> our tensor; raises IndexError or RuntimeError on another layout
 WAYS = ("bicubic", "timm")
-Change: TypeAlias = "Callable[[Tensor, Size], Tensor]"
 
 
-def rows_to_heads(tensor: Tensor, shape: Size) -> Tensor:
-    """Conv1d's (heads * l, l, 1) or (heads * l) -> (heads, l, l) or (heads, l)."""
+class Change(NamedTuple):
+    """read: (their tensor, our shape) -> ours; raises IndexError or RuntimeError on another
+    layout.  write: ours -> theirs."""
+
+    read: Callable[[Tensor, Size], Tensor]
+    write: Callable[[Tensor], Tensor]
+
+
+def _to_heads(tensor: Tensor, shape: Size) -> Tensor:
     tensor = tensor.unflatten(0, shape[:2])
     return tensor.squeeze(-1) if len(shape) == 3 else tensor
 
 
-def tokens_to_map(tensor: Tensor, shape: Size) -> Tensor:
-    """(1, tokens, c) -> (1, c, h, w)."""
-    return tensor.transpose(1, 2).unflatten(2, shape[2:])
+def _to_rows(tensor: Tensor) -> Tensor:
+    rows = tensor.flatten(0, 1)
+    return rows.unsqueeze(-1) if tensor.ndim == 3 else rows
+
+
+# Conv1d's (heads * l, l, 1) or (heads * l) <-> (heads, l, l) or (heads, l)
+ROWS = Change(_to_heads, _to_rows)
+# (1, tokens, c) <-> (1, c, h, w)
+TOKENS = Change(
+    lambda tensor, shape: tensor.transpose(1, 2).unflatten(2, shape[2:]),
+    lambda tensor: tensor.flatten(2).transpose(1, 2),
+)
+
+_FIELD = re.compile(r"\{(\d?)([ijk])([+-]\d)?\}|\{(x|rest)\}")
+_MEANS = {"x": r"(?P<x>\w+)", "rest": r"(?P<rest>.+)"}
+
+
+class Template:
+    """A name with fields, to take apart and to fill."""
+
+    def __init__(self, text: str) -> None:
+        self.text, pattern, at = text, "", 0
+        self.numbers: dict[str, tuple[int, int]] = {}  # by letter: factor and offset
+        for field in _FIELD.finditer(text):
+            pattern += re.escape(text[at : field.start()])
+            at = field.end()
+            if letter := field[2]:
+                self.numbers[letter] = int(field[1] or 1), int(field[3] or 0)
+                pattern += rf"(?P<{letter}>0|[1-9]\d{{0,3}})"
+            else:
+                pattern += _MEANS[field[4]]
+        self.pattern = re.compile(pattern + re.escape(text[at:]))
+
+    def values(self, name: str) -> dict[str, str | int] | None:
+        match = self.pattern.fullmatch(name)
+        if match is None:
+            return None
+        found: dict[str, str | int] = dict(match.groupdict())
+        for letter, (factor, offset) in self.numbers.items():
+            found[letter], rest = divmod(int(match[letter]) - offset, factor)
+            if rest or found[letter] < 0:  # type: ignore[operator]
+                return None
+        return found
+
+    def fill(self, values: dict[str, str | int]) -> str | None:
+        counted = {
+            letter: factor * int(values[letter]) + offset
+            for letter, (factor, offset) in self.numbers.items()
+        }
+        if any(number < 0 for number in counted.values()):
+            return None
+        given = {**values, **counted}
+        return _FIELD.sub(lambda field: str(given[field[2] or field[4]]), self.text)
 
 
 class Rule(NamedTuple):
-    pattern: re.Pattern[str]
-    target: str | Callable[[re.Match[str]], str] | None
-    change: Change | None = None
-
-    def name(self, match: re.Match[str]) -> str | None:
-        return self.target(match) if callable(self.target) else (
-            None if self.target is None else match.expand(self.target)
-        )  # fmt: skip
+    theirs: Template
+    ours: Template | None
+    change: Change | None
 
 
-def _rule(pattern: str, target, change: Change | None = None) -> Rule:
-    return Rule(re.compile(pattern), target, change)
+def find(source: str, key: str) -> tuple[Rule, str | None] | None:
+    """The rule for a key of theirs and our name for it, None for what is dropped."""
+    for rule in SOURCES[source]:
+        values = rule.theirs.values(key)
+        if values is not None:
+            name = None if rule.ours is None else rule.ours.fill(values)
+            if name is not None or rule.ours is None:
+                return rule, name
+    return None
 
 
-def _next_stage(rest: str) -> Callable[[re.Match[str]], str]:
-    """The authors merge at the end of a stage, we at the start of the next."""
-    return lambda match: f"stages.{int(match[1]) + 1}.{match.expand(rest)}"
+def find_back(target: str, name: str) -> tuple[Rule, str] | None:
+    """The rule for a name of ours, and theirs for it."""
+    for rule in SOURCES[target]:
+        values = None if rule.ours is None else rule.ours.values(name)
+        key = None if values is None else rule.theirs.fill(values)
+        if key is not None:
+            return rule, key
+    return None
 
 
-def _stage_before(rest: str) -> Callable[[re.Match[str]], str]:
-    """Names that count stages from 1."""
-    return lambda match: f"stages.{int(match[1]) - 1}.{match.expand(rest)}"
+def _rule(theirs: str, ours: str | None, change: Change | None = None) -> Rule:
+    return Rule(Template(theirs), None if ours is None else Template(ours), change)
 
 
-_BLOCK = r"layers\.(\d+)\.blocks\.(\d+)\."
-_OURS = r"stages.\1.blocks.\2."
+def _in_blocks(start: str, *rows: tuple[str, str | None]) -> list[Rule]:
+    """Rows of one block, after the start of their keys."""
+    blocks = "stages.{i}.blocks.{j}."
+    return [_rule(start + theirs, None if ours is None else blocks + ours) for theirs, ours in rows]
 
-_COMMON = [
-    _rule(r"patch_embed\.proj\.(\w+)", r"stem.conv.\1"),
-    _rule(r"patch_embed\.norm\.(\w+)", r"stem.norm.\1"),
-    _rule(r"absolute_pos_embed", "stem.position", tokens_to_map),
-    _rule(_BLOCK + r"(norm[12]\.\w+|mlp\.fc[12]\.\w+)", _OURS + r"\3"),
-    _rule(r"norm\.(\w+)", r"norm.\1"),
+
+_BLOCK = "layers.{i}.blocks.{j}."
+_STEM = [
+    _rule("patch_embed.proj.{x}", "stem.conv.{x}"),
+    _rule("patch_embed.norm.{x}", "stem.norm.{x}"),
 ]
-_ATTENTION = [
-    _rule(_BLOCK + r"attn\.(qkv\.\w+|proj\.\w+)", _OURS + r"mixer.\3"),
-    _rule(_BLOCK + r"attn\.relative_position_bias_table", _OURS + "mixer.branch.bias.table"),
-    _rule(_BLOCK + r"attn\.([qv]_bias)", _OURS + r"mixer.qkv.\3"),
-    _rule(_BLOCK + r"attn\.logit_scale", _OURS + "mixer.branch.logit_scale"),
-    _rule(_BLOCK + r"attn\.cpb_mlp\.(\d\.\w+)", _OURS + r"mixer.branch.bias.mlp.\3"),
-    _rule(_BLOCK + r"attn\.relative_(position_index|coords_table)", None),
-    _rule(_BLOCK + r"attn_mask", None),
+_MLP = [("norm{k}.{x}", "norm{k}.{x}"), ("mlp.fc{k}.{x}", "mlp.fc{k}.{x}")]
+_SCORES = [
+    ("attn.q_bias", "mixer.qkv.q_bias"),  # before qkv.{x}, which would take it on the way back
+    ("attn.v_bias", "mixer.qkv.v_bias"),
+    ("attn.qkv.{x}", "mixer.qkv.{x}"),
+    ("attn.proj.{x}", "mixer.proj.{x}"),
+    ("attn.relative_position_bias_table", "mixer.branch.bias.table"),
+    ("attn.logit_scale", "mixer.branch.logit_scale"),
+    ("attn.cpb_mlp.{k}.{x}", "mixer.branch.bias.mlp.{k}.{x}"),
+    ("attn.relative_position_index", None),
+    ("attn.relative_coords_table", None),
 ]
-_SPATIAL = [_rule(_BLOCK + r"spatial_mlp\.(\w+)", _OURS + r"mixer.\3", rows_to_heads)]
-_MERGE_AFTER = [_rule(r"layers\.(\d+)\.downsample\.(.+)", _next_stage(r"downsample.\2"))]
-_MERGE_BEFORE = [_rule(r"layers\.(\d+)\.downsample\.(.+)", r"stages.\1.downsample.\2")]
-_HEAD = [_rule(r"head\.(weight|bias)", r"head.\1")]
-_TIMM_HEAD = [_rule(r"head\.fc\.(\w+)", r"head.\1")]
-
-_CSWIN_BLOCK = r"stage(\d)\.(\d+)\."
+_ATTENTION = _in_blocks(_BLOCK, *_MLP, *_SCORES, ("attn_mask", None))
+_SPATIAL = [
+    *_in_blocks(_BLOCK, *_MLP, ("attn_mask", None)),
+    _rule(_BLOCK + "spatial_mlp.{x}", "stages.{i}.blocks.{j}.mixer.{x}", ROWS),
+]
+_HEAD = [_rule("norm.{x}", "norm.{x}"), _rule("head.{x}", "head.{x}")]
+_AUTHORS = [  # who merge at the end of a stage, where we do at the start of the next
+    *_STEM,
+    _rule("absolute_pos_embed", "stem.position", TOKENS),
+    _rule("layers.{i-1}.downsample.{rest}", "stages.{i}.downsample.{rest}"),
+    _rule("norm{k}.{x}", "out_norms.{k}.{x}"),  # of their dense backbones
+    *_HEAD,
+]
+_TIMM = [
+    *_STEM, *_ATTENTION, _rule("layers.{i}.downsample.{rest}", "stages.{i}.downsample.{rest}"),
+    _rule("norm.{x}", "norm.{x}"), _rule("head.fc.{x}", "head.{x}"),
+]  # fmt: skip
 _CSWIN = [
-    _rule(r"stage1_conv_embed\.0\.(\w+)", r"stem.conv.\1"),
-    _rule(r"stage1_conv_embed\.2\.(\w+)", r"stem.norm.\1"),
-    _rule(_CSWIN_BLOCK + r"(norm[12]\.\w+|mlp\.fc[12]\.\w+)", _stage_before(r"blocks.\2.\3")),
-    _rule(_CSWIN_BLOCK + r"(qkv\.\w+|proj\.\w+)", _stage_before(r"blocks.\2.mixer.\3")),
-    _rule(
-        _CSWIN_BLOCK + r"attns\.(\d)\.get_v\.(\w+)",
-        _stage_before(r"blocks.\2.mixer.branches.\3.lepe.conv.\4"),
+    _rule("stage1_conv_embed.0.{x}", "stem.conv.{x}"),
+    _rule("stage1_conv_embed.2.{x}", "stem.norm.{x}"),
+    *_in_blocks(
+        "stage{i+1}.{j}.",
+        *_MLP,
+        ("qkv.{x}", "mixer.qkv.{x}"),
+        ("proj.{x}", "mixer.proj.{x}"),
+        ("attns.{k}.get_v.{x}", "mixer.branches.{k}.lepe.conv.{x}"),
     ),
-    _rule(r"merge(\d)\.(conv|norm)\.(\w+)", r"stages.\1.downsample.\2.\3"),
-    _rule(r"norm([1-4])\.(\w+)", lambda match: f"out_norms.{int(match[1]) - 1}.{match[2]}"),
-    _rule(r"norm\.(\w+)", r"norm.\1"),
+    _rule("merge{i}.{rest}", "stages.{i}.downsample.{rest}"),
+    _rule("norm{k+1}.{x}", "out_norms.{k}.{x}"),
     *_HEAD,
 ]
-
-
-def _vision(rest: str, *, offset: int) -> Callable[[re.Match[str]], str]:
-    """torchvision's features: stem, stage 1, merge, stage 2, merge, ..."""
-    return lambda match: f"stages.{(int(match[1]) - offset) // 2}.{match.expand(rest)}"
-
-
-_VISION_BLOCK = r"features\.([1357])\.(\d+)\."
+# features: stem, stage 1, merge, stage 2, merge, ...
 _TORCHVISION = [
-    _rule(r"features\.0\.0\.(\w+)", r"stem.conv.\1"),
-    _rule(r"features\.0\.2\.(\w+)", r"stem.norm.\1"),
-    _rule(_VISION_BLOCK + r"(norm[12]\.\w+)", _vision(r"blocks.\2.\3", offset=1)),
-    _rule(_VISION_BLOCK + r"mlp\.0\.(\w+)", _vision(r"blocks.\2.mlp.fc1.\3", offset=1)),
-    _rule(_VISION_BLOCK + r"mlp\.3\.(\w+)", _vision(r"blocks.\2.mlp.fc2.\3", offset=1)),
-    _rule(
-        _VISION_BLOCK + r"attn\.(qkv\.\w+|proj\.\w+)", _vision(r"blocks.\2.mixer.\3", offset=1)
+    _rule("features.0.0.{x}", "stem.conv.{x}"),
+    _rule("features.0.2.{x}", "stem.norm.{x}"),
+    *_in_blocks(
+        "features.{2i+1}.{j}.",
+        ("norm{k}.{x}", "norm{k}.{x}"),
+        ("mlp.0.{x}", "mlp.fc1.{x}"),
+        ("mlp.3.{x}", "mlp.fc2.{x}"),
+        *_SCORES,
     ),
-    _rule(
-        _VISION_BLOCK + r"attn\.relative_position_bias_table",
-        _vision(r"blocks.\2.mixer.branch.bias.table", offset=1),
-    ),
-    _rule(
-        _VISION_BLOCK + r"attn\.logit_scale",
-        _vision(r"blocks.\2.mixer.branch.logit_scale", offset=1),
-    ),
-    _rule(
-        _VISION_BLOCK + r"attn\.cpb_mlp\.(\d\.\w+)",
-        _vision(r"blocks.\2.mixer.branch.bias.mlp.\3", offset=1),
-    ),
-    _rule(_VISION_BLOCK + r"attn\.relative_(position_index|coords_table)", None),
-    _rule(r"features\.([246])\.(\w+\.\w+)", _vision(r"downsample.\2", offset=0)),
-    _rule(r"norm\.(\w+)", r"norm.\1"),
+    _rule("features.{2i}.norm.{x}", "stages.{i}.downsample.norm.{x}"),
+    _rule("features.{2i}.reduction.{x}", "stages.{i}.downsample.reduction.{x}"),
     *_HEAD,
 ]
-
-# transformers names Swin's parts in two ways (files of 4.x and modules of 5.x); queries, keys and
-# values are joined before the rules are read, see weights.prepare
-_HF = r"(?:swin\.|swinv2\.)?"
-_HF_BLOCK = _HF + r"encoder\.layers\.(\d+)\.blocks\.(\d+)\."
-HF_PART = re.compile(
-    f"({_HF_BLOCK}attention\\.)(?:self\\.)?(query|key|value|[qkv]_proj)\\.(weight|bias)"
-)
+# transformers names Swin's parts in two ways: files (written by 4.x and 5.x alike) and, below
+# them, modules of 5.x.  Queries, keys and values are joined before, see detect.prepare.
 _TRANSFORMERS = [
-    _rule(_HF + r"embeddings\.patch_embeddings\.projection\.(\w+)", r"stem.conv.\1"),
-    _rule(_HF + r"embeddings\.norm\.(\w+)", r"stem.norm.\1"),
-    _rule(_HF + r"embeddings\.position_embeddings", "stem.position", tokens_to_map),
-    _rule(_HF + r"embeddings\.mask_token", None),
-    _rule(_HF_BLOCK + r"attention\.(qkv\.\w+)", _OURS + r"mixer.\3"),
-    _rule(_HF_BLOCK + r"attention\.(?:output\.dense|o_proj)\.(\w+)", _OURS + r"mixer.proj.\3"),
-    _rule(
-        _HF_BLOCK + r"attention\.(?:self|relative_position_bias)\.relative_position_bias_table",
-        _OURS + "mixer.branch.bias.table",
+    _rule("embeddings.patch_embeddings.projection.{x}", "stem.conv.{x}"),
+    _rule("embeddings.norm.{x}", "stem.norm.{x}"),
+    _rule("embeddings.position_embeddings", "stem.position", TOKENS),
+    _rule("embeddings.mask_token", None),
+    *_in_blocks(
+        "encoder.layers.{i}.blocks.{j}.",
+        ("attention.qkv.{x}", "mixer.qkv.{x}"),
+        ("attention.output.dense.{x}", "mixer.proj.{x}"),
+        ("attention.self.relative_position_bias_table", "mixer.branch.bias.table"),
+        ("attention.self.logit_scale", "mixer.branch.logit_scale"),
+        ("attention.self.continuous_position_bias_mlp.{k}.{x}", "mixer.branch.bias.mlp.{k}.{x}"),
+        ("layernorm_before.{x}", "norm1.{x}"),
+        ("layernorm_after.{x}", "norm2.{x}"),
+        ("intermediate.dense.{x}", "mlp.fc1.{x}"),
+        ("output.dense.{x}", "mlp.fc2.{x}"),
+        ("attention.o_proj.{x}", "mixer.proj.{x}"),
+        ("attention.relative_position_bias.relative_position_bias_table",
+         "mixer.branch.bias.table"),
+        ("mlp.fc{k}.{x}", "mlp.fc{k}.{x}"),
+        *[
+            (f"attention.{place}relative_{table}", None)
+            for place in ("", "self.", "relative_position_bias.")
+            for table in ("position_index", "coords_table")
+        ],
     ),
-    _rule(_HF_BLOCK + r"attention\.(?:\w+\.)?relative_(position_index|coords_table)", None),
-    _rule(_HF_BLOCK + r"attention\.self\.logit_scale", _OURS + "mixer.branch.logit_scale"),
-    _rule(
-        _HF_BLOCK + r"attention\.self\.continuous_position_bias_mlp\.(\d\.\w+)",
-        _OURS + r"mixer.branch.bias.mlp.\3",
-    ),
-    _rule(_HF_BLOCK + r"layernorm_before\.(\w+)", _OURS + r"norm1.\3"),
-    _rule(_HF_BLOCK + r"layernorm_after\.(\w+)", _OURS + r"norm2.\3"),
-    _rule(_HF_BLOCK + r"(?:intermediate\.dense|mlp\.fc1)\.(\w+)", _OURS + r"mlp.fc1.\3"),
-    _rule(_HF_BLOCK + r"(?:output\.dense|mlp\.fc2)\.(\w+)", _OURS + r"mlp.fc2.\3"),
-    _rule(_HF + r"encoder\.layers\.(\d+)\.downsample\.(.+)", _next_stage(r"downsample.\2")),
-    _rule(_HF + r"layernorm\.(\w+)", r"norm.\1"),
-    _rule(r"classifier\.(\w+)", r"head.\1"),
-]
+    _rule("encoder.layers.{i-1}.downsample.{rest}", "stages.{i}.downsample.{rest}"),
+    _rule("layernorm.{x}", "norm.{x}"),
+    _rule("classifier.{x}", "head.{x}"),
+]  # fmt: skip
 
 SOURCES: dict[str, list[Rule]] = {
-    "swin": [*_COMMON, *_ATTENTION, *_MERGE_AFTER, *_HEAD],
-    "swinv2": [*_COMMON, *_ATTENTION, *_MERGE_AFTER, *_HEAD],
-    "swinmlp": [*_COMMON, *_SPATIAL, *_MERGE_AFTER, *_HEAD],
+    "swin": [*_AUTHORS, *_ATTENTION],
+    "swinv2": [*_AUTHORS, *_ATTENTION],
+    "swinmlp": [*_AUTHORS, *_SPATIAL],
     "cswin": _CSWIN,
-    "timm": [*_COMMON, *_ATTENTION, *_MERGE_BEFORE, *_TIMM_HEAD],
+    "timm": _TIMM,
     "torchvision": _TORCHVISION,
     "transformers": _TRANSFORMERS,
-    "transom": [_rule(r"(.+)", r"\1")],
+    "transom": [_rule("{rest}", "{rest}")],
 }
-
-# The way back, our names to theirs; what they compute themselves is made by their own model.
-_OWN = r"stages\.(\d+)\.blocks\.(\d+)\."
-_THEIRS = r"layers.\1.blocks.\2."
-_BACK = [
-    _rule(r"stem\.conv\.(\w+)", r"patch_embed.proj.\1"),
-    _rule(r"stem\.norm\.(\w+)", r"patch_embed.norm.\1"),
-    _rule(_OWN + r"(norm[12]\.\w+|mlp\.fc[12]\.\w+)", _THEIRS + r"\3"),
-    _rule(_OWN + r"mixer\.(qkv\.(?:weight|bias)|proj\.\w+)", _THEIRS + r"attn.\3"),
-    _rule(_OWN + r"mixer\.qkv\.([qv]_bias)", _THEIRS + r"attn.\3"),
-    _rule(_OWN + r"mixer\.branch\.logit_scale", _THEIRS + r"attn.logit_scale"),
-    _rule(_OWN + r"mixer\.branch\.bias\.table", _THEIRS + "attn.relative_position_bias_table"),
-    _rule(_OWN + r"mixer\.branch\.bias\.mlp\.(\d\.\w+)", _THEIRS + r"attn.cpb_mlp.\3"),
-    _rule(r"norm\.(\w+)", r"norm.\1"),
-]
-_MERGED = r"stages\.(\d+)\.downsample\.(.+)"
-TARGETS: dict[str, list[Rule]] = {
-    "timm": [
-        *_BACK,
-        _rule(_MERGED, r"layers.\1.downsample.\2"),
-        _rule(r"head\.(\w+)", r"head.fc.\1"),
-    ],
-    "swin": [
-        *_BACK,
-        _rule(_MERGED, lambda match: f"layers.{int(match[1]) - 1}.downsample.{match[2]}"),
-        *_HEAD,
-    ],
-}
-TARGETS["swinv2"] = TARGETS["swin"]
+TARGETS = tuple(source for source in SOURCES if source != "transom")

@@ -10,6 +10,7 @@ import contextlib
 import glob
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -54,12 +55,9 @@ def manifest_of(path: Path) -> Path:
 def verify(path: Path) -> None:
     """Compares a file with its manifest, if one stands beside it (or beside a link's target)."""
     for manifest in {manifest_of(path), manifest_of(path.resolve())}:
-        try:
-            lines = manifest.read_text(encoding="ascii").splitlines()
-        except FileNotFoundError:
+        if not os.path.lexists(manifest):
             continue
-        except (OSError, ValueError) as error:
-            raise WeightsError(f"{shown(manifest)}: cannot be read: {error}") from None
+        lines = read_text(manifest).splitlines()
         known = {line.split()[0] for line in lines if line.strip()}
         if (found := digest(path)) not in known:
             raise WeightsError(
@@ -103,11 +101,25 @@ def write(state: Mapping[str, Tensor], path: str | Path, texts: Mapping[str, str
         _write_manifest(target, [new])
     except (OSError, SafetensorError) as error:
         cause = one_line(getattr(error, "strerror", None) or str(error))
-        raise WeightsError(f"{shown(path)}: cannot be written: {cause}") from None
+        _drop(temporary)  # so that what it took counts as free
+        free = _free(target.parent)
+        raise WeightsError(f"{shown(path)}: cannot be written: {cause}{free}") from None
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _drop(temporary)
     return target
+
+
+def _free(folder: Path) -> str:
+    """The room that is left, as the end of an error; nothing where it cannot be told."""
+    try:
+        return f" ({shutil.disk_usage(folder).free / 1e6:.1f} MB are free there)"
+    except OSError:
+        return ""
+
+
+def _drop(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _temporary(target: Path) -> Path:
@@ -154,10 +166,11 @@ def write_text(path: Path, text: str) -> None:
         _sync(temporary)
         temporary.replace(path)
     except OSError as error:
-        raise WeightsError(f"{shown(path)}: cannot be written: {error.strerror or error}") from None
+        _drop(temporary)
+        cause = f"{error.strerror or error}{_free(path.parent)}"
+        raise WeightsError(f"{shown(path)}: cannot be written: {cause}") from None
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _drop(temporary)
 
 
 def read_text(path: Path, longest: int = 2**20) -> str:

@@ -2,6 +2,7 @@
 
     timm.create_model("transom_pale_t", features_only=True)
     timm.create_model("transom", spec="swin_t/3=pale:size=7")
+    timm.create_model(register("my_hybrid", "swin_t/3=pale:size=7"))
 
 All names begin with `transom`, so that none replaces timm's.  Maps are NCHW.  There are no
 released weights: pretrained=True is refused by timm.
@@ -9,6 +10,7 @@ released weights: pretrained=True is refused by timm.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +25,7 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from attention.options import SpecError, read_size
+from attention.options import SpecError, one_line, read_size
 from backbones import variants
 from backbones.layers import Stage, Stem, linear, nchw, nhwc
 from backbones.model import HierarchicalBackbone
@@ -226,22 +228,49 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _entry(name: str) -> Callable[..., nn.Module]:
+def _entry(name: str, spec: str, source: str) -> Callable[..., nn.Module]:
     def make(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return _create(PREFIX + name, pretrained, spec=name, **kwargs)
+        return _create(PREFIX + name, pretrained, spec=spec, **kwargs)
 
     make.__name__ = make.__qualname__ = PREFIX + name
-    make.__doc__ = f"{name}: {variants.get(name).source}."
+    make.__doc__ = f"{name}: {source}."
     return make
+
+
+_named: dict[str, str] = {}  # what `register` was told
+
+
+def register(name: str, spec: str) -> str:
+    """Gives a backbone of the notation a timm name, ``transom_`` and `name`, which is returned.
+
+    For libraries that pass a name to timm and nothing else, such as transformers' TimmBackbone.
+    A second call with the same spec changes nothing.  Raises SpecError for a spec that cannot be
+    built, and for a name that is no lower-case word or is another backbone's.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
+        raise SpecError(f"{one_line(name)!r}: a name has lower-case letters, digits and _")
+    if name in variants.names() or _named.get(name, spec) != spec:
+        raise SpecError(f"{name}: {PREFIX}{name} is another backbone; take another name")
+    told = parse(spec)
+    if name not in _named:
+        _named[name] = spec
+        config = _cfg(told.img_size, told.patch_size) | {
+            "num_classes": told.num_classes, "input_size": (told.in_channels, *told.img_size),
+        }  # fmt: skip
+        default_cfgs.update(generate_default_cfgs({f"{PREFIX}{name}.untrained": config}))
+        register_model(_entry(name, spec, spec))
+    return PREFIX + name
 
 
 @register_model
 def transom(pretrained: bool = False, *, spec: str = "swin_t", **kwargs: Any) -> nn.Module:
     """Any backbone of the notation: create_model("transom", spec="swin_t/3=pale:size=7")."""
-    return _create("transom", pretrained, spec=spec, **kwargs)
+    told = parse(spec)  # timm would pass its default configuration's classes and channels
+    own = {"num_classes": told.num_classes, "in_chans": told.in_channels}
+    return _create("transom", pretrained, spec=spec, **own | kwargs)
 
 
 for _name in variants.names():
-    register_model(_entry(_name))
+    register_model(_entry(_name, _name, variants.get(_name).source))
 
-__all__ = ["PREFIX", "TimmBackbone", "default_cfgs", "timm", "transom"]
+__all__ = ["PREFIX", "TimmBackbone", "default_cfgs", "register", "timm", "transom"]

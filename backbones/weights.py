@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from attention.options import nearest, one_line
 from attention.table import Row
-from backbones import reading, storage
-from backbones.detect import source_of
-from backbones.inference import infer
+from backbones import hub, reading, storage
+from backbones.detect import restore, source_of, under
+from backbones.inference import infer, same_backbone
 from backbones.model import HierarchicalBackbone
 from backbones.notation import parse
-from backbones.planning import convert, plan
+from backbones.planning import convert, plan, row
 from backbones.reading import read
 from backbones.resize import Adapt
-from backbones.rules import TARGETS
+from backbones.rules import TARGETS, find_back
 from backbones.spec import BackboneSpec, from_dict
 from backbones.storage import WeightsError
 
@@ -54,6 +54,7 @@ def load(
     *,
     how: Adapt | None = None,
     entry: str | None = None,
+    prefix: str = "",
     **unknown: Any,
 ) -> Loaded:
     """Copies `weights` into the model, whole or not at all.
@@ -62,16 +63,20 @@ def load(
     weights: a state dict, a .safetensors or .pth file, or a hub id ``hf:owner/name``.
     source: whose names they have, a key of rules.SOURCES; by default read from the keys.
     how: windows, image sizes, classes and channels that may differ.  entry: as in `read`.
+    prefix: where in a detector's or segmenter's weights the backbone stands, ``backbone.``; what
+    is outside is dropped, and reported so.
     unknown: what the shapes cannot tell when model is None, as `detect.infer` takes it.
     Raises WeightsError, and SpecError for a model that cannot be built.
     """
     path: Path | None = None
     if isinstance(weights, (str, Path)):
-        path = reading.fetch(weights) if str(weights)[:3] == "hf:" else Path(weights)  # type: ignore[arg-type]
+        path = hub.fetch(weights) if str(weights)[:3] == "hf:" else Path(weights)  # type: ignore[arg-type]
         weights = read(path, entry)
-    state = weights
+    state, others = weights, dict[str, Any]()
     spec = None if model is None or isinstance(model, nn.Module) else parse(model)
     with storage.about(path):
+        if prefix:
+            state, others = under(state, prefix)
         source = source or source_of(state)
         if isinstance(model, nn.Module):
             found, rows = plan(model, state, source, how)
@@ -85,7 +90,7 @@ def load(
     with torch.no_grad():
         for name, tensor in found.items():
             own[name].copy_(tensor)
-    return Loaded(model, rows)
+    return Loaded(model, rows + [row("dropped", None, key, v) for key, v in others.items()])
 
 
 def spec_of(
@@ -155,18 +160,21 @@ def from_pretrained(folder: str | Path) -> HierarchicalBackbone:
 
 
 def export(model: HierarchicalBackbone, target: str) -> dict[str, Tensor]:
-    """The state dict of a backbone in the names of timm or of the authors.
+    """The state dict of a backbone in the names and layout of a source's own files.
 
-    Raises WeightsError for what has no name there.
+    target: a key of rules.TARGETS.  What their model computes itself (index tables, masks) is
+    left to it.  Raises WeightsError for what has no name there, or would be read as another
+    backbone.
     """
     if target not in TARGETS:
         raise WeightsError(f"no names of {target!r} to write{nearest(target, TARGETS)}")
     out: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        for rule in TARGETS[target]:
-            if match := rule.pattern.fullmatch(name):
-                out[str(rule.name(match))] = tensor
-                break
-        else:
+        match = find_back(target, name)
+        if match is None:
             raise WeightsError(f"{name}: {target} has nothing of the kind")
-    return out
+        rule, key = match
+        out[key] = tensor if rule.change is None else rule.change.write(tensor)
+    out = restore(out, target)
+    same_backbone(model.spec, out, target)
+    return {key: tensor.contiguous() for key, tensor in out.items()}

@@ -93,6 +93,14 @@ def write_all(folder: Path, marker: Path, good: Path) -> list[Path]:
 
     torch_zip(folder / "bomb.pth", b"\0" * 2**25, packed=True)
     torch.save({"w": torch.zeros(1).expand(2**40)}, folder / "expanded.pth")
+    torch_zip(folder / "hang.pth", endless())
+    torch_zip(folder / "memory.pth", b"\x80\x02c__builtin__\nbytearray\n\x8a\x06" +
+              (3 * 2**30).to_bytes(6, "little") + b"\x85R.")  # fmt: skip
+    million = torch.zeros(2**20)
+    torch.save({f"w{i}": million[:] for i in range(3000)}, folder / "views.pth")
+    with zipfile.ZipFile(folder / "entries.pth", "w") as archive:
+        for i in range(70_000):
+            archive.writestr(f"archive/{i}", b"")
     torch.save({"w": torch.eye(3).to_sparse()}, folder / "sparse.pth")
     torch.save([1, 2], folder / "list.pth")
     torch.save({"model": {"w": torch.zeros(1)}, "state_dict": {}}, folder / "two.pth")
@@ -127,12 +135,21 @@ def write_all(folder: Path, marker: Path, good: Path) -> list[Path]:
     os.mkfifo(folder / "fifo.pth")
     (folder / "dangling.safetensors").symlink_to(folder / "nowhere")
     (folder / "loop.safetensors").symlink_to(folder / "loop.safetensors")
+    for ending in ("safetensors", "pth"):  # regular by its mode, but no read of it succeeds
+        (folder / f"unreadable.{ending}").symlink_to("/proc/self/mem")
     whole = good.read_bytes()
     for part in range(12):
         length = len(whole) * part // 12
         (folder / f"cut_{part:02}.safetensors").write_bytes(whole[:length])
     names = os.listdir(folder)
     return sorted(folder / name for name in names)
+
+
+def endless() -> bytes:
+    """A pickle of 200 bytes, without a single call: a table whose key is a tuple of a tuple of
+    tuples, 40 deep and each twice, which takes 2^40 steps to hash."""
+    pairs = b"".join(b"q%ch%c\x86" % (i, i) for i in range(40))
+    return b"\x80\x02})" + pairs + b"K\x01s."
 
 
 def huge() -> dict:

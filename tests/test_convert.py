@@ -3,6 +3,7 @@ every parameter drawn anew, logits equal to the source's own model, mistakes cau
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 
@@ -12,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from test_golden import CASES, GOLDEN, spec_of
 from test_golden import read as read_golden
 from test_peers import distance, small_torchvision, theirs
-from tiny import images, state_hash
+from tiny import images, randomise, state_hash
 
 import backbones
-from backbones import convert, resize, weights
+from backbones import convert, resize, variants, weights
+from backbones.detect import source_of
 from backbones.resize import Adapt
 from backbones.storage import WeightsError
 
@@ -43,10 +45,11 @@ def swinv2_timm(**fields):
 
 def swin_hf(version: str = "Swin", **fields):
     transformers = pytest.importorskip("transformers", reason="pip install transformers")
-    config = getattr(transformers, f"{version}Config")(
-        image_size=128, window_size=4, embed_dim=DIM, depths=DEPTHS, num_heads=HEADS,
-        num_labels=10, layer_norm_eps=1e-5, **fields,
-    )  # fmt: skip
+    small = {
+        "image_size": 128, "window_size": 4, "embed_dim": DIM, "depths": DEPTHS,
+        "num_heads": HEADS, "num_labels": 10, "layer_norm_eps": 1e-5,
+    }  # fmt: skip
+    config = getattr(transformers, f"{version}Config")(**{**small, **fields})
     return getattr(transformers, f"{version}ForImageClassification")(config)
 
 
@@ -63,47 +66,92 @@ def run(capsys, *args) -> tuple[int, str]:
 
 
 V2_TOLD = ("--source-window", "4", "--pretrained-window", "0", "--source-img-size", "128")
-FULL_SIZE = {
-    "timm-swin_t": (lambda: timm.create_model("swin_tiny_patch4_window7_224"),
-                    ("--source-img-size", "224"), "swin_t"),
-    "torchvision-swin_t": (lambda: torchvision.models.swin_t(),
-                           ("--source-img-size", "224"), "swin_t"),
-    "torchvision-swin_v2_t": (lambda: torchvision.models.swin_v2_t(),
-                              ("--source-img-size", "256"), "swinv2_t_w8"),
-    "timm-swinv2_t_w8": (lambda: timm.create_model("swinv2_tiny_window8_256"),
-                         ("--source-img-size", "256", "--source-window", "8",
-                          "--pretrained-window", "0"), "swinv2_t_w8"),
+AT_384 = {"img_size": 384, "window_size": 12}
+FROM_12 = {"pretrained_window_sizes": (12, 12, 12, 6)}
+TIMM = {  # our name, theirs, and what makes it of another one
+    "swin_t": ("swin_tiny_patch4_window7_224", {}),
+    "swin_s": ("swin_small_patch4_window7_224", {}),
+    "swin_b": ("swin_base_patch4_window7_224", {}),
+    "swin_t_384": ("swin_tiny_patch4_window7_224", AT_384),
+    "swin_s_384": ("swin_small_patch4_window7_224", AT_384),
+    "swin_b_384": ("swin_base_patch4_window12_384", {}),
+    "swinv2_t_w8": ("swinv2_tiny_window8_256", {}),
+    "swinv2_s_w8": ("swinv2_small_window8_256", {}),
+    "swinv2_b_w8": ("swinv2_base_window8_256", {}),
+    "swinv2_t_w16": ("swinv2_tiny_window16_256", {}),
+    "swinv2_s_w16": ("swinv2_small_window16_256", {}),
+    "swinv2_b_w16": ("swinv2_base_window16_256", {}),
+    "swinv2_t_w12to16": ("swinv2_tiny_window16_256", FROM_12),
+    "swinv2_s_w12to16": ("swinv2_small_window16_256", FROM_12),
+    "swinv2_b_w12to16": ("swinv2_base_window12to16_192to256", {}),
+}
+TORCHVISION = {
+    "swin_t": "swin_t", "swin_s": "swin_s", "swin_b": "swin_b",
+    "swinv2_t_w8": "swin_v2_t", "swinv2_s_w8": "swin_v2_s", "swinv2_b_w8": "swin_v2_b",
 }  # fmt: skip
-TIMM_SLOW = {
-    "swin_small_patch4_window7_224": "swin_s", "swin_base_patch4_window7_224": "swin_b",
-    "swin_base_patch4_window12_384": "swin_b_384", "swinv2_small_window8_256": "swinv2_s_w8",
-    "swinv2_tiny_window16_256": "swinv2_t_w16", "swinv2_small_window16_256": "swinv2_s_w16",
-    "swinv2_base_window8_256": "swinv2_b_w8", "swinv2_base_window16_256": "swinv2_b_w16",
-    "swinv2_base_window12to16_192to256": "swinv2_b_w12to16",
-}  # fmt: skip
+HF_TINY = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24],
+           "num_labels": 1000}  # fmt: skip
+HF = {
+    "swin_t": ("Swin", {"image_size": 224, "window_size": 7}),
+    "swinv2_t_w8": ("Swinv2", {"image_size": 256, "window_size": 8}),
+}
+FULL = [(source, name) for source, names in (("timm", TIMM), ("torchvision", TORCHVISION),
+                                             ("transformers", HF)) for name in names]  # fmt: skip
+IN_SECONDS = {("timm", "swin_t"), ("torchvision", "swinv2_t_w8")}  # the others: narrower, below
 
 
-IN_MINUTES = ("timm-swinv2_t_w8", "torchvision-swin_t")  # ten seconds each; small ones below
+def full_size(source: str, name: str):
+    if source == "timm":
+        theirs_, fields = TIMM[name]
+        return timm.create_model(theirs_, **fields)
+    if source == "torchvision":
+        return getattr(torchvision.models, TORCHVISION[name])()
+    version, fields = HF[name]
+    return swin_hf(version, **fields, **HF_TINY)
 
 
-@pytest.mark.parametrize("case", [
-    pytest.param(case, marks=[pytest.mark.slow] * (case in IN_MINUTES)) for case in FULL_SIZE
+def told_of(source: str, name: str) -> tuple[str, ...]:
+    """What no shape in these files says."""
+    if "v2" not in name:
+        return "--source-img-size", "384" if "384" in name else "224"
+    old, _, new = name.split("_w")[1].rpartition("to")
+    window = () if source == "torchvision" else ("--source-window", new)
+    pretrained = "12,12,12,6" if old else "0"
+    return "--source-img-size", "256", "--pretrained-window", pretrained, *window
+
+
+def shape_of(spec):
+    """Its stages, but for shift, which nothing tells apart where one window is the map."""
+    mixers = [stage.mixers[0] for stage in spec.resolve().stages]
+    return [
+        (stage.dim, stage.depth, stage.heads, dataclasses.replace(mixer, shift=True))
+        for stage, mixer in zip(spec.stages, mixers, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("source", "name"), [
+    pytest.param(*case, marks=[] if case in IN_SECONDS else [pytest.mark.slow]) for case in FULL
 ])  # fmt: skip
-def test_full_size_parity(case, tmp_path, capsys):
-    """The file alone gives the variant's spec, but for what it is told; --check agrees, and the
-    written file's logits are the peer's."""
-    make, told, name = FULL_SIZE[case]
-    peer = make()
-    path = stored(peer, tmp_path, split="v2" in case and "torchvision" in case)
-    out = tmp_path / "ours.safetensors"
-    code, text = run(capsys, path, "--to", out, "--check", *told)
-    assert code == 0 and "check: equal" in text
+def test_full_size(source, name, tmp_path, capsys):
+    """The file alone gives the variant's stages, but for what it is told; --check agrees, the
+    written file's logits are the peer's, and written back in their names it is what it was."""
+    peer = full_size(source, name)
+    path = stored(peer, tmp_path, split="v2" in name and source == "torchvision")
+    if source == "transformers":  # whose files have other names than its modules
+        peer.save_pretrained(tmp_path)
+        path = tmp_path / "model.safetensors"
+    out, back = tmp_path / "ours.safetensors", tmp_path / "back.safetensors"
+    code, text = run(capsys, path, "--to", out, "--check", *told_of(source, name))
+    assert code == 0 and "check: equal" in text and f"names of {source}" in text
     ours = weights.load(None, out).model.eval()
-    wanted = backbones.parse(name).resolve()
-    assert [s.mixers[0].size for s in ours.spec.stages] == [s.mixers[0].size for s in wanted.stages]
+    if name in variants.names():
+        assert shape_of(ours.spec) == shape_of(backbones.parse(name))
     x = images(1, 3, *ours.spec.img_size, seed=3)
     with torch.no_grad():
-        assert distance(ours(x), peer(x)) <= 1
+        wanted = peer(x)
+        assert distance(ours(x), wanted if source != "transformers" else wanted.logits) <= 1
+    assert run(capsys, out, "--to", back, "--as", source)[0] == 0
+    assert_same_weights(load_file(back), load_file(path))
 
 
 @pytest.mark.parametrize(
@@ -121,25 +169,6 @@ def test_small_parity(make, told, tmp_path, capsys):
     told = (*told, "--pretrained-window", "0", "--source-img-size", "256")
     code, text = run(capsys, path, "--to", out, "--check", *told)
     assert code == 0 and "check: equal" in text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("peer_name", TIMM_SLOW)
-def test_full_list_parity(peer_name, tmp_path, capsys):
-    peer = timm.create_model(peer_name)
-    path = stored(peer, tmp_path)
-    name = TIMM_SLOW[peer_name]
-    code, text = run(capsys, path, "--to", tmp_path / "o.safetensors", "--spec", name, "--check")
-    assert code == 0 and "check: equal" in text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["swin_s", "swin_b", "swin_v2_s", "swin_v2_b"])
-def test_full_list_torchvision(name, tmp_path, capsys):
-    path = stored(getattr(torchvision.models, name)(), tmp_path, split="v2" in name)
-    size = "256" if "v2" in name else "224"
-    out = tmp_path / "o.safetensors"
-    assert run(capsys, path, "--to", out, "--source-img-size", size, "--check")[0] == 0
 
 
 @pytest.mark.parametrize("version", ["Swin", "Swinv2"])
@@ -192,21 +221,172 @@ def test_dense_cswin(tmp_path):
 # -- there and back ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [swin_timm, swinv2_timm])
-def test_round_trip_is_bit_equal(make, tmp_path):
-    """timm -> ours -> file -> ours -> timm."""
-    state = theirs(make())
-    told = {"window": [(4, 4)], "pretrained_window": [None], "img_size": (128, 128)}
+COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
+TOLD_SMALL = {"window": [(4, 4)], "pretrained_window": [None], "img_size": (128, 128)}
+ROUND_TRIPS = {
+    "timm swin": swin_timm,
+    "timm swinv2": swinv2_timm,
+    "torchvision swin": lambda: small_torchvision("swin", (128, 128), 4),
+    "torchvision swinv2": lambda: small_torchvision("swinv2", (128, 128), 4),
+    "transformers Swin": lambda: swin_hf("Swin"),
+    "transformers Swin positions": lambda: swin_hf("Swin", use_absolute_embeddings=True),
+    "transformers Swinv2": lambda: swin_hf("Swinv2"),
+}
+
+
+def assert_same_weights(back, state):
+    """Every weight of theirs, under their names, bit by bit; what they compute is theirs to do."""
+    wanted = {key: value for key, value in state.items() if not key.endswith(COMPUTED)}
+    assert back.keys() == wanted.keys()
+    assert all(back[key].dtype == wanted[key].dtype for key in wanted)
+    assert all(torch.equal(back[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("case", ROUND_TRIPS)
+def test_round_trip_of_libraries(case, tmp_path, capsys):
+    """Theirs -> ours -> file -> theirs, by the command, and their own model takes it."""
+    peer = ROUND_TRIPS[case]()
+    path, ours, back = (tmp_path / f"{name}.safetensors" for name in ("theirs", "ours", "back"))
+    target = case.split()[0]
+    theirs(peer, split=case == "torchvision swinv2")
+    if target == "transformers":  # whose files have other names than its modules
+        peer.save_pretrained(tmp_path)
+        path = tmp_path / "model.safetensors"
+    else:
+        save_file({k: v.clone() for k, v in peer.state_dict().items()}, path)
+    assert run(capsys, path, "--to", ours, *V2_TOLD)[0] == 0
+    assert run(capsys, ours, "--to", back, "--as", target)[0] == 0
+    assert_same_weights(load_file(back), load_file(path))
+    before = {k: v.clone() for k, v in peer.state_dict().items()}
+    for parameter in peer.parameters():
+        parameter.data.zero_()
+    if target == "transformers":
+        peer = type(peer).from_pretrained(None, config=peer.config, state_dict=load_file(back))
+    else:
+        missing, unexpected = peer.load_state_dict(load_file(back), strict=False)
+        assert not unexpected and all(key.endswith(COMPUTED) for key in missing)
+    assert all(torch.equal(before[key], value) for key, value in peer.state_dict().items())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_round_trip_of_authors(case):
+    """The authors' own state dicts: Swin, Swin V2, Swin-MLP, CSWin, and the dense CSWin."""
+    about, state, io = read_golden(case)
+    args = about["constructor"]
+    told = {"img_size": tuple(io["input"].shape[2:])}
+    if about["family"] == "cswin":
+        told |= {"window": [(s, s) for s in args["split_size"]], "heads": args["num_heads"]}
     ours = weights.load(None, state, **told).model
-    weights.save_pretrained(ours, tmp_path / "folder")
-    back = weights.export(weights.from_pretrained(tmp_path / "folder"), "timm")
-    assert back.keys() == state.keys()
-    assert all(torch.equal(back[key], state[key]) for key in state)
-    for target in ("swin", "swinv2"):
-        again = weights.export(ours, target)
-        assert state_hash(weights.load(ours, again, target).model) == state_hash(ours)
-    with pytest.raises(WeightsError, match="no names of 'tim'"):
-        weights.export(ours, "tim")
+    assert_same_weights(weights.export(ours, about["family"]), state)
+
+
+AUTHORS = {"swin_mlp": "swinmlp", "swinv2": "swinv2", "swin": "swin", "cswin": "cswin"}
+OF_AUTHORS = [
+    (name, next(AUTHORS[start] for start in AUTHORS if name.startswith(start)))
+    for name in variants.names()
+    if name.startswith(tuple(AUTHORS))
+]
+
+
+@pytest.mark.parametrize(("name", "source"), [
+    pytest.param(*case, marks=[] if case[0].endswith(("_t", "_t_w16")) else [pytest.mark.slow])
+    for case in OF_AUTHORS
+])  # fmt: skip
+def test_round_trip_of_variants(name, source):
+    """Ours -> the authors' names -> ours, of all their variants: the same bits."""
+    model = randomise(backbones.create(name))
+    before = state_hash(model)
+    there = weights.export(model, source)
+    assert source == source_of(there) or (source, source_of(there)) == ("swin", "swinv2")
+    again = weights.load(backbones.create(name), there, source).model
+    assert state_hash(again) == before
+
+
+def test_other_names_are_no_other_numbers():
+    """Between libraries: timm's weights written for each of the others come back the same."""
+    for make, family in ((swin_timm, "swin"), (swinv2_timm, "swinv2")):
+        ours = weights.load(None, theirs(make()), **TOLD_SMALL).model
+        for target in ("timm", family, "torchvision", "transformers"):
+            again = weights.export(ours, target)
+            assert source_of(again) == target
+            assert state_hash(weights.load(ours, again).model) == state_hash(ours)
+
+
+@pytest.mark.parametrize(
+    ("edit", "target", "asked"),
+    [
+        ("3=pale:size=4", "timm", "has nothing of the kind"),
+        ("3=full", "timm", "stage 3 is full; timm would run it as window:size=4"),
+        ("4=window:size=2", "timm", "stage 4 is window:size=2; timm would run it as window:size=4"),
+        ("2=window:size=2x4", "swin", "stage 2 is window:size=2x4; swin would"),
+        ("2=window:size=4,qk_scale=0.5", "swin", "stage 2 is .*qk_scale=0.5.*; swin would run"),
+        ("2=window:size=4+window:size=4,shift=false", "swin", "stage 2 is .*shift=false"),
+        ("norm=res_post", "swin", "norm is res_post"),
+        ("position=absolute", "timm", "stem.position"),
+        ("patch_size=4", "cswin", "cswin has nothing"),
+        ("patch_size=4", "tim", "no names of 'tim'"),
+    ],
+)
+def test_what_another_library_would_run_otherwise_is_refused(edit, target, asked):
+    """Their names may fit what their code computes in another way."""
+    model = weights.load(None, theirs(swin_timm()), **TOLD_SMALL).model
+    spec = backbones.spec.from_dict({**model.spec.to_dict(), "name": "small"})
+    field, _, value = edit.partition("=")
+    if field.isdecimal():
+        stages = list(spec.stages)
+        mixers = backbones.spec.read_pattern(value)
+        stages[int(field) - 1] = dataclasses.replace(stages[int(field) - 1], mixers=mixers)
+        spec = dataclasses.replace(spec, stages=tuple(stages))
+    else:
+        spec = backbones.spec.edit(spec, "small", **{field: value})
+    with pytest.raises(WeightsError, match=asked):
+        weights.export(backbones.HierarchicalBackbone(spec), target)
+
+
+# -- parts of detectors ------------------------------------------------------------------------
+
+
+def dense_swin():
+    """(a detector's state dict around the authors' dense Swin, the classifier's own)."""
+    plain = weights.export(weights.load(None, theirs(swin_timm()), **TOLD_SMALL).model, "swin")
+    body = {k: v for k, v in plain.items() if not k.startswith(("norm.", "head."))}
+    for i in range(4):
+        body[f"norm{i}.weight"], body[f"norm{i}.bias"] = images(2, DIM * 2**i, seed=i)
+    detector = {f"backbone.{key}": value.clone() for key, value in body.items()}
+    detector |= {"neck.fpn.weight": torch.ones(2), "roi_head.bbox_head.fc_cls.bias": torch.ones(3)}
+    return detector, plain
+
+
+def test_dense_swin_of_a_detector(tmp_path, capsys):
+    """mmdet's `backbone.` with the authors' norm0 to norm3: refused without --prefix, which the
+    error names; with it the heads are in the report, and the maps are the classifier's, normed."""
+    (detector, plain), image = dense_swin(), images(1, 3, 128, 128)
+    path, out = tmp_path / "detector.safetensors", tmp_path / "o.safetensors"
+    save_file(detector, path)
+    side = "64"  # whose last map is half a window: dense backbones pad it, classifiers shrink
+    with pytest.raises(WeightsError, match=r"--prefix backbone\."):
+        run(capsys, path, "--to", out, "--source-img-size", side)
+    with pytest.raises(WeightsError, match=r"did you mean 'backbone\.'"):
+        run(capsys, path, "--to", out, "--source-img-size", side, "--prefix", "backbon.")
+    code, text = run(capsys, path, "--to", out, "--source-img-size", side, "--prefix", "backbone.",
+                     "--format", "json")  # fmt: skip
+    dropped = {row["from"] for row in json.loads(text)["rows"] if row["status"] == "dropped"}
+    assert code == 0 and dropped == {"neck.fpn.weight", "roi_head.bbox_head.fc_cls.bias"}
+    dense = weights.load(None, out).model.eval()
+    assert dense.spec.out_norms and dense.spec.num_classes == 0 and not dense.spec.final_norm
+    classifier = weights.load(None, plain, img_size=tuple(image.shape[2:])).model.eval()
+    with torch.no_grad():
+        bare, maps = classifier.features(image), dense.features(image)
+    for i, (found, wanted) in enumerate(zip(maps, bare, strict=True)):
+        scale, shift = (detector[f"backbone.norm{i}.{part}"] for part in ("weight", "bias"))
+        wanted = torch.nn.functional.layer_norm(
+            wanted.movedim(1, -1), wanted.shape[1:2], scale, shift
+        ).movedim(-1, 1)
+        assert distance(found, wanted) <= 1
+    loaded = weights.load(dense, detector, prefix="backbone.")
+    assert {row["from"] for row in loaded.report if row["status"] == "dropped"} == dropped
+    body = {k.removeprefix("backbone."): v for k, v in detector.items() if k not in dropped}
+    assert_same_weights(weights.export(dense, "swin"), body)
 
 
 # -- mistakes of equal shapes ------------------------------------------------------------------
@@ -230,6 +410,13 @@ def transposed_table(state):
         state[key] = state[key].unflatten(0, (side, side)).transpose(0, 1).flatten(0, 1)
 
 
+def swapped_pairs(state):
+    """Two equal halves of stage 2, each a window and a shifted window block."""
+    for key in [k for k in state if k.startswith(("stages.1.blocks.0.", "stages.1.blocks.1."))]:
+        other = key.replace(".blocks.0.", ".blocks.2.").replace(".blocks.1.", ".blocks.3.")
+        state[key], state[other] = state[other], state[key]
+
+
 def swapped_blocks(state):
     for key in [k for k in state if ".blocks.0." in k]:
         other = key.replace(".blocks.0.", ".blocks.1.")
@@ -237,7 +424,7 @@ def swapped_blocks(state):
 
 
 MISTAKES = [(make, m) for make in (swin_timm, swinv2_timm)
-            for m in (permuted_merge, swapped_qk, transposed_table, swapped_blocks)
+            for m in (permuted_merge, swapped_qk, transposed_table, swapped_blocks, swapped_pairs)
             if not (make is swinv2_timm and m is transposed_table)]  # fmt: skip
 
 
@@ -246,7 +433,7 @@ def test_check_catches_wrong_orders(make, mistake, tmp_path, capsys, monkeypatch
     """A converter that makes this mistake: same shapes, exit code 1 and DIFFERS."""
     from backbones import planning
 
-    path = stored(make(), tmp_path)
+    path = stored(make(depths=[2, 4, 2, 2]), tmp_path)
     right = planning.plan
 
     def wrong(*args, **kwargs):
@@ -293,6 +480,20 @@ def test_another_window_and_size(make, way, tmp_path, capsys):
     with torch.no_grad():
         far = distance(ours(x), peer(x))
     assert far <= 1 if way == "timm" or make is swinv2_timm else far > 10
+
+
+@pytest.mark.parametrize("make", [swin_timm, swinv2_timm])
+@pytest.mark.parametrize("way", ["bicubic", "timm"])
+def test_the_same_window_and_size_keep_the_bits(make, way, tmp_path, capsys):
+    """Asked for what they are already: nothing is resized, not even by a bit."""
+    path = stored(make(), tmp_path)
+    plain, same = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert run(capsys, path, "--to", plain, *V2_TOLD)[0] == 0
+    code, text = run(capsys, path, "--to", same, *V2_TOLD, "--window", 4, "--img-size", 128,
+                     "--resize", way)  # fmt: skip
+    assert code == 0 and "0 resized" in text
+    wanted, found = load_file(plain), load_file(same)
+    assert wanted.keys() == found.keys() and all(torch.equal(found[k], wanted[k]) for k in wanted)
 
 
 def authors_resize(table, old, new):

@@ -18,7 +18,7 @@ from tiny import error, state_hash
 import backbones
 from attention.cross import CrossMixer
 from backbones.layers import nhwc
-from backbones.rules import SOURCES
+from backbones.rules import find
 from backbones.weights import WeightsError, convert, load
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -331,13 +331,8 @@ def test_one_error_lists_every_misfit(case):
 
 
 def convert_names(model, state, source) -> list[str]:
-    names = []
-    for key in state:
-        for rule in SOURCES[source]:
-            if match := rule.pattern.fullmatch(key):
-                names.append(rule.name(match))
-                break
-    return [name for name in names if name is not None]
+    found = [find(source, key) for key in state]
+    return [match[1] for match in found if match is not None and match[1] is not None]
 
 
 @pytest.mark.parametrize("case", ["swinv2/ns64x128_w4", "cswin/sq64_s1222", "swinmlp/sq64_w4"])
@@ -388,8 +383,8 @@ def test_positions_are_read_row_by_row():
     with pytest.raises(WeightsError) as info:
         convert(model, {"absolute_pos_embed": theirs}, "swin")
     assert "nothing for stem.position" not in str(info.value)
-    rule = next(r for r in SOURCES["swin"] if r.pattern.fullmatch("absolute_pos_embed"))
-    ours = rule.change(theirs, model.stem.position.shape)
+    rule, _ = find("swin", "absolute_pos_embed")
+    ours = rule.change.read(theirs, model.stem.position.shape)
     assert torch.equal(ours[0, :, 1, 2], theirs[0, 1 * 3 + 2])
 
 

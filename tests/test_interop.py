@@ -11,7 +11,7 @@ import torch
 from tiny import error, images, notation, randomise
 from torch import Tensor, nn
 
-import backbones.timm_models  # noqa: F401  (registers the names)
+import backbones.timm_models  # registers the names
 from attention.options import SpecError
 
 SPEC = notation("swin")
@@ -21,7 +21,7 @@ RECIPES = (Path(__file__).resolve().parent.parent / "docs" / "recipes.md").read_
 def recipe(title: str) -> str:
     """The Python of a section of docs/recipes.md, on a small body."""
     section = re.split(r"^## ", RECIPES, flags=re.M)
-    (text,) = [part for part in section if part.startswith(title)]
+    (text,) = [part for part in section if part.startswith(title + "\n")]
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
     assert code and "not run here" not in text
     return code
@@ -120,12 +120,18 @@ def test_smp_decoders_that_dilate_are_refused(decoder):
 # -- transformers ------------------------------------------------------------------------------
 
 
-def test_transformers_upernet_round_trip(tmp_path):
-    """The recipe, saved and loaded: every tensor and every map of the body bitwise equal; then a
-    training step."""
+TRANSFORMERS = ["transformers", "transformers: a hybrid"]
+
+
+@pytest.mark.parametrize("title", TRANSFORMERS)
+def test_transformers_upernet_round_trip(title, tmp_path):
+    """The recipe, saved and loaded: every tensor and every map of the body bitwise equal, and so
+    the logits, once the loaded tensors lie in memory as made ones do; then a training step."""
     pytest.importorskip("transformers")
     own = '"transom_swin_t"'
-    names = run_recipe("transformers", **{'"upernet"': repr(str(tmp_path / "m")), own: own})
+    names = run_recipe(title, **{'"upernet"': repr(str(tmp_path / "m")), own: own})
+    mixers = {type(m).__name__ for m in names["model"].modules()}
+    assert ("PaleMixer" in mixers) == (title == TRANSFORMERS[1])
     model, again = names["model"].eval(), names["again"].eval()
     kept, loaded = model.state_dict(), again.state_dict()
     assert set(kept) == set(loaded) and all(torch.equal(loaded[k], kept[k]) for k in kept)
@@ -134,7 +140,12 @@ def test_transformers_upernet_round_trip(tmp_path):
         maps = model.backbone(x).feature_maps, again.backbone(x).feature_maps
         assert all(map(torch.equal, *maps)) and len(maps[0]) == 4
         first, second = model(x).logits, again(x).logits
-    assert first.shape == (1, 4, 64, 96) and error(second, first) <= 1e-5
+        assert first.shape == (1, 4, 64, 96) and error(second, first) <= 1e-5
+        assert torch.equal(model(x).logits, first)
+        # those of a mapped file start anywhere, and 1x1 convolutions then sum in another order
+        for parameter in again.parameters():
+            parameter.data = parameter.data.clone()
+        assert torch.equal(again(x).logits, first)
     model.train()
     labels = torch.zeros(2, 64, 64, dtype=torch.long)
     model(images(2, 3, 64, 64), labels=labels).loss.backward()
@@ -146,14 +157,18 @@ def test_transformers_upernet_round_trip(tmp_path):
 
 @pytest.mark.parametrize("family", ["swin", "cswin", "pale", "hybrid"])
 def test_maps_are_what_every_library_reads(family):
-    """NCHW, strides 4 to 32, declared channels, the same at every call."""
+    """NCHW, strides 4 to 32, declared channels; the wrapped net's maps are ours, bit by bit."""
     net = timm.create_model("transom", spec=notation(family), features_only=True)
     net = randomise(net).eval()
     x: Tensor = images(1, 3, 64, 96)
+    plain = backbones.create(notation(family)).eval()
+    state = {re.sub(r"^stages_", "stages.", key): v for key, v in net.state_dict().items()}
+    missing, unexpected = plain.load_state_dict(state, strict=False)
+    assert not unexpected and all(key.startswith(("norm.", "head.")) for key in missing)
     with torch.no_grad():
-        maps, again = net(x), net(x)
+        maps, wanted = net(x), plain.features(x)
+    assert all(map(torch.equal, maps, wanted))
     assert [tuple(m.shape[1:]) for m in maps] == [
         (c, 64 // r, 96 // r)
         for c, r in zip(net.feature_info.channels(), net.feature_info.reduction(), strict=True)
     ]
-    assert all(map(torch.equal, maps, again))

@@ -11,7 +11,7 @@ import torch
 from tiny import error, images, randomise, state_hash
 
 import backbones
-from backbones.rules import SOURCES
+from backbones.rules import SOURCES, find
 from backbones.weights import WeightsError, load
 
 timm = pytest.importorskip("timm")
@@ -192,14 +192,16 @@ def keys_of_peers() -> dict[str, set[str]]:
 @pytest.mark.parametrize("source", ["timm", "torchvision"])
 def test_every_key_has_one_rule_and_every_rule_a_key(source):
     """Of the tables: nothing unmapped; what is mapped twice or never is dead."""
-    used = {key: [i for i, rule in enumerate(SOURCES[source]) if rule.pattern.fullmatch(key)]
+    used = {key: [i for i, rule in enumerate(SOURCES[source])
+                  if rule.theirs.values(key) is not None]
             for key in keys_of_peers()[source]}  # fmt: skip
     assert [key for key, rules in used.items() if len(rules) != 1] == []
     never = set(range(len(SOURCES[source]))) - {rules[0] for rules in used.values()}
-    # shared with the authors' tables: absolute positions, index tables and masks of older files
-    shared = ("absolute_pos_embed", "relative_(position_index|coords_table)", "attn_mask")
-    left = [SOURCES[source][i].pattern.pattern for i in never]
-    assert [pattern for pattern in left if not pattern.endswith(shared)] == []
+    # index tables and masks of older files; biases that torchvision keeps whole (detect.prepare)
+    shared = ("relative_position_index", "relative_coords_table", "attn_mask")
+    shared += ("attn.q_bias", "attn.v_bias") if source == "torchvision" else ()
+    left = [SOURCES[source][i].theirs.text for i in never]
+    assert [text for text in left if not text.endswith(shared)] == []
 
 
 @pytest.mark.parametrize("source", ["timm", "torchvision"])
@@ -211,8 +213,7 @@ def test_names_cover_each_other(source, name):
         state, ours = make(SIZES[name][0]).state_dict(), backbones.create(name).state_dict()
     named = []
     for key in state:
-        rule = next(rule for rule in SOURCES[source] if rule.pattern.fullmatch(key))
-        named.append(rule.name(rule.pattern.fullmatch(key)))
+        named.append(find(source, key)[1])
     named = [n for n in named if n is not None]
     if (source, name) == ("torchvision", "swinv2_t_w8"):  # one bias there, two here
         merged = [n.removesuffix("bias") for n in named if n.endswith("qkv.bias")]

@@ -10,7 +10,7 @@ from timm.models import get_pretrained_cfg
 
 import backbones.timm_models as ours
 from attention.options import SpecError
-from backbones import variants
+from backbones import variants, weights
 
 NAMES = timm.list_models("transom*")
 SMALL = [ours.PREFIX + n for n in ("swin_t", "swinv2_t_w8", "swin_mlp_t_c24", "cswin_t", "pale_t")]
@@ -206,3 +206,34 @@ def test_what_is_not_offered_is_refused_by_name():
     with pytest.raises(TypeError):
         timm.create_model("transom_swin_t", no_such_argument=1)
     assert timm.create_model("transom_swin_t", output_stride=32).num_classes == 1000
+
+
+def test_register_names_a_hybrid():
+    """The same weights as through spec=; twice is once; what is taken or no name is refused."""
+    spec = tiny.notation("hybrid")
+    name = ours.register("test_hybrid", spec)
+    assert name == "transom_test_hybrid" and ours.register("test_hybrid", spec) == name
+    made = tiny.randomise(timm.create_model(name)).eval()
+    assert tiny.state_hash(made) == tiny.state_hash(small("hybrid"))
+    told = tiny.randomise(timm.create_model("transom", spec=spec)).eval()  # its classes, too
+    assert told.num_classes == 10 and tiny.state_hash(made) == tiny.state_hash(told)
+    assert made.pretrained_cfg["input_size"] == (3, 64, 64)
+    assert get_pretrained_cfg(name).input_size == (3, 64, 64)
+    for wrong, of, why in (
+        ("test_hybrid", "swin_t", "another backbone"),
+        ("swin_t", spec, "another backbone"),
+        ("Test-Hybrid", spec, "lower-case"),
+        ("test_other", "swin_t/3=pal", "did you mean 'pale'"),
+    ):
+        with pytest.raises(SpecError, match=why):
+            ours.register(wrong, of)
+    assert "transom_test_other" not in timm.list_models()
+
+
+def test_weights_are_loaded_into_timm_models(tmp_path):
+    """weights.load takes them as it takes ours, for those who want no reader but ours."""
+    wanted = tiny.create("hybrid", seed=3)
+    path = weights.save(wanted, tmp_path / "own.safetensors")
+    made = timm.create_model("transom", spec=tiny.notation("hybrid"))
+    assert weights.load(made, path).model is made
+    assert tiny.state_hash(made) == tiny.state_hash(wanted)

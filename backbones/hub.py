@@ -1,0 +1,34 @@
+"""Files of the Hugging Face hub, by name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from attention.options import one_line
+from backbones.storage import WeightsError
+
+
+def fetch(name: str, file: str = "model.safetensors") -> Path:
+    """The local copy of a file of ``hf:owner/name`` or ``hf:owner/name@revision``.
+
+    huggingface_hub is imported here alone, and only safetensors are asked for.
+    """
+    match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
+    if match is None:
+        raise WeightsError(f"{one_line(name)!r}: a hub id is written hf:owner/name[@revision]")
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise WeightsError(
+            f"{name}: huggingface_hub is not installed; install it, or fetch {file} by hand and "
+            "give its path"
+        ) from None
+    try:
+        return Path(hf_hub_download(match[1], file, revision=match[2]))
+    except Exception as error:  # offline, refused, absent: each version has its own classes
+        cause = one_line(" ".join(str(error).split()) or type(error).__name__)
+        raise WeightsError(
+            f"{name}: {file} cannot be fetched ({type(error).__name__}: {cause}); offline, fetch "
+            "it by hand and give its path"
+        ) from None
