@@ -26,9 +26,9 @@ from attention.groups import Groups
 MASKS = 8 << 20  # bytes up to which one mask for all groups is kept for a forward
 OURS = "torch.nn.modules.", "attention.", "backbones."  # whose layers do as they are named
 DTYPES = torch.float32, torch.float64, torch.bfloat16  # half is summed in half by some products
-MAPS = 2 << 20  # bytes of the maps that go through a stage together
+MAPS = 4 << 20  # bytes of the maps that go through a stage together
 CACHE = 2 << 20  # bytes of the widest intermediate of a chunk: what two cores keep in their caches
-ROWS = 784  # fewer rows than this do not pay for reading the weights again
+ROWS = 1568  # fewer rows than this do not pay for reading the weights again
 
 _path: ContextVar[str] = ContextVar("path", default="fast")
 _made: ContextVar[dict[Hashable, Any] | None] = ContextVar("made", default=None)
@@ -106,7 +106,10 @@ def unseen(x: Tensor, module: nn.Module, *layers: nn.Module) -> bool:
 
 def untouched(module: nn.Module, x: Tensor) -> bool:
     """Is every part of it ours or torch's, without hooks, with parameters of x's kind?"""
-    for part in module.modules():
+    parts = [module]
+    while parts:
+        part = parts.pop()
+        parts += [inner for inner in part._modules.values() if inner is not None]
         if not type(part).__module__.startswith(OURS):
             return False
         if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks:
@@ -137,16 +140,17 @@ def chunks(rows: int, width: int, like: Tensor, unit: int = 1) -> Iterator[slice
     """Slices of `rows` units of `unit` tokens, whose intermediates of `width` numbers a token
     stay in the cache."""
     tokens = max(CACHE // (width * like.element_size()), ROWS)
-    step = max(tokens // unit, 1)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+    return slices(rows, max(tokens // unit, 1))
 
 
 def images(x: Tensor) -> Iterator[slice]:
     """Slices of the batch whose maps stay in the cache from block to block."""
-    step = max(MAPS // max(x[:1].numel() * x.element_size(), 1), 1)
-    for start in range(0, len(x), step):
-        yield slice(start, start + step)
+    return slices(len(x), max(MAPS // max(x[:1].numel() * x.element_size(), 1), 1))
+
+
+def slices(rows: int, step: int) -> Iterator[slice]:
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 class Order(NamedTuple):

@@ -208,9 +208,10 @@ class Groups(NamedTuple):
         h, w = self.rows.length, self.cols.length
         places = torch.arange(1, h * w + 1, device=device).view(1, h, w, 1)
         inward = self.split(self.roll(self.pad(places))).flatten() - 1
-        among = torch.arange(self.tokens, device=device).view(1, self.n, -1, 1)
-        outward = self.crop(self.unroll(self.merge(among))).flatten()
-        return inward, outward
+        among = torch.arange(self.tokens, device=device)
+        outward = torch.empty(h * w + 1, dtype=among.dtype, device=device)
+        outward[inward] = among  # pads write to the last place, -1
+        return inward, outward[: h * w]
 
     @property
     def _interlaced(self) -> bool:

@@ -7,7 +7,7 @@ the plain operators, recorded when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from attention import fast
+
+# Bytes of a part's hidden layer and of its scores.  More than forward's: every part also reads
+# and writes the sums of the weights' gradients.
+HIDDEN = 8 << 20
+SCORES = 8 << 20
 
 
 def _plainly(run: Callable[..., Tensor], inputs: Sequence[Any], grad: Tensor) -> tuple[Any, ...]:
@@ -56,6 +61,12 @@ def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
 
 
+def _parts(x: Tensor, w1: Tensor) -> Iterator[slice]:
+    """Rows whose hidden layer stays in the cache."""
+    step = max(HIDDEN // (len(w1) * x.element_size()), 1)
+    return fast.slices(len(x), step)
+
+
 class _MLP(Function):
     """Keeps its input and the hidden layer before GELU, but not after it."""
 
@@ -66,7 +77,7 @@ class _MLP(Function):
         hidden = fast.linear(x, w1, b1)
         ctx.save_for_backward(x, w1, b1, w2, b2, hidden)
         out = x.new_empty(len(x), len(w2))
-        for part in fast.chunks(len(x), len(w1), x):
+        for part in _parts(x, w1):
             out[part] = fast.linear(F.gelu(hidden[part]), w2, b2)
         return out
 
@@ -79,7 +90,7 @@ class _MLP(Function):
         dx = torch.empty_like(x)
         d1, d2 = torch.zeros_like(w1), torch.zeros_like(w2)
         s1, s2 = torch.zeros_like(b1), torch.zeros_like(b2)
-        for part in fast.chunks(len(x), len(w1), x):
+        for part in _parts(x, w1):
             dy, h = grad[part].contiguous(), hidden[part]
             dh = torch.ops.aten.gelu_backward(fast.linear(dy, w2.t(), None), h)
             d2.addmm_(dy.t(), F.gelu(h))
@@ -173,12 +184,12 @@ def _scores(q: Tensor, k: Tensor, mask: Tensor | None, heads: int) -> Tensor:
     return torch.baddbmm(added.repeat(len(q) // len(added), 1, 1), q, k.mT)
 
 
-def _rows(qkv: Tensor, mask: Tensor | None) -> list[slice]:
+def _rows(qkv: Tensor, mask: Tensor | None) -> Iterator[slice]:
     """Rows whose scores stay in the cache: whole images where each group has its own mask."""
     unit = len(mask) if mask is not None else 1
     numbers = unit * qkv.shape[3] * qkv.shape[1] ** 2
-    step = unit * max(fast.CACHE // (numbers * qkv.element_size()), 1)
-    return [slice(start, start + step) for start in range(0, len(qkv), step)]
+    step = unit * max(SCORES // (numbers * qkv.element_size()), 1)
+    return fast.slices(len(qkv), step)
 
 
 def attend(qkv: Tensor, mask: Tensor | None, scale: float) -> Tensor:

@@ -6,7 +6,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from attention import fast
@@ -24,10 +23,11 @@ def relative_index(gh: int, gw: int, device: torch.device) -> Tensor:
     return row * (2 * gw - 1) + col
 
 
-def _index(groups: Groups, device: torch.device) -> Tensor:
-    """`relative_index` of a group, made once in a forward of the fast path."""
-    key = "relative", groups.extent, device
-    return fast.remember(key, lambda: relative_index(*groups.extent, device))
+def _spread(table: Tensor, groups: Groups) -> Tensor:
+    """(relative steps, heads) -> (heads, l, l), contiguous, as attention reads it fastest."""
+    key = "relative", groups.extent, table.device
+    index = fast.remember(key, lambda: relative_index(*groups.extent, table.device))
+    return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)
 
 
 class RelativeBias(nn.Module):
@@ -40,7 +40,7 @@ class RelativeBias(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, groups: Groups) -> Tensor:
-        return rearrange(self.table[_index(groups, self.table.device)], "q k m -> m q k")
+        return _spread(self.table, groups)
 
     def cost(self, groups: Groups) -> int:
         return 0
@@ -73,7 +73,7 @@ class LogCPB(nn.Module):
         coords = 8 * torch.stack(torch.meshgrid(*steps, indexing="ij"), dim=-1).flatten(0, 1)
         coords = coords.sign() * torch.log2(coords.abs() + 1) / math.log2(8)
         table = 16 * torch.sigmoid(self.mlp(coords.to(weight.dtype)))
-        return rearrange(table[_index(groups, weight.device)], "q k m -> m q k")
+        return _spread(table, groups)
 
     def cost(self, groups: Groups) -> int:
         gh, gw = groups.extent
