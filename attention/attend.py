@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from attention import fast, fused, learning
 from attention.configs import SoftmaxConfig
 from attention.folding import Keeper
-from attention.groups import Groups
+from attention.groups import Groups, copied
 from attention.mixer import TokenMixer, map_size
 from attention.position import LePE, LogCPB, RelativeBias, cosine_normalize, cosine_normalize_
 from attention.registry import Cost
@@ -98,7 +98,7 @@ class Branch(Keeper):
             k = cosine_normalize(k)
         mask = self.whole_mask(groups, q, hidden=hidden)
         if mask is not None:
-            mask = mask.expand(groups.n, self.heads, -1, -1).flatten(0, 1)
+            mask = copied(mask.expand(groups.n, self.heads, -1, -1)).flatten(0, 1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         if self.lepe is not None:
             out = out + self.lepe(v, groups, self.heads)
@@ -182,13 +182,13 @@ class Branch(Keeper):
         if self.bias is not None:
             mask = self.bias(groups).to(like.dtype)[None]
         if parted is not None:
-            parted = parted[part, None]
-            value = getattr(self.config, "mask_value", None)
-            if value is None:
-                mask = mask.masked_fill(parted, -math.inf)
-            else:
-                mask = torch.add(mask, parted.to(mask.dtype), alpha=value)
-        return mask if pads is None else mask.masked_fill(pads[part, None], -math.inf)
+            parted, value = parted[part, None], getattr(self.config, "mask_value", None)
+            added = like.new_zeros(parted.shape)
+            mask = mask + added.masked_fill(parted, -math.inf if value is None else value)
+        if pads is not None:
+            pads = pads[part, None]
+            mask = mask.expand(pads.shape[0], -1, -1, -1).masked_fill(pads, -math.inf)
+        return mask
 
     def cost(self, groups: Groups) -> Cost:
         """What this branch does on one image: mixing, position, and their share of pads."""

@@ -1,8 +1,14 @@
 """One thread and one seeded hypothesis profile: a failure here is the same failure everywhere."""
 
+import functools
+import importlib
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from strategies import BUILT_IN
+
+from attention import registry
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -19,6 +25,34 @@ settings.load_profile("transom")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+REGISTRY = ("_configs", "_classes", "_sources")
+
+
+@functools.cache
+def _plugin() -> dict[str, dict]:
+    """What importing benchmarks.neighbours, once a process, adds to each table."""
+    from benchmarks.neighbours import __name__ as plugin
+
+    for name in BUILT_IN:  # a class registers once a process, and not in a table that is undone
+        importlib.import_module(f"attention.{name}")
+    names = [name for name, source in registry._sources.items() if source == plugin]
+    configs = [registry._configs[name] for name in names]
+    return {
+        table: {key: getattr(registry, table).pop(key) for key in keys}
+        for table, keys in zip(REGISTRY, (names, configs, names), strict=True)
+    }
+
+
+@pytest.fixture(scope="module")
+def neighbours():
+    """The mixers of benchmarks.neighbours, for one module of tests only."""
+    added = _plugin()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in REGISTRY:
+            patch.setattr(registry, name, getattr(registry, name) | added[name])
+        yield
 
 
 @pytest.fixture

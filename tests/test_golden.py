@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny import error, state_hash
 
 import backbones
+from attention import fast
 from attention.cross import CrossMixer
 from backbones.layers import nhwc
 from backbones.rules import find
@@ -155,14 +156,20 @@ def errors(model, io: dict[str, torch.Tensor]) -> dict[str, float]:
     return found
 
 
+@pytest.mark.parametrize("path, limit", [("plain", 1), ("fast", 2)])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_authors_code(case):
-    """Logits (or dense maps), every stage, the final norm and the input's gradient."""
+def test_equals_the_authors_code(case, path, limit):
+    """Logits (or dense maps), every stage, the final norm and the input's gradient.
+
+    Cosine scores near their clamp of 100 round to 1e-5: there the authors' own result is 1.2 of
+    what is allowed from the exact one, and the fast path, as far on the other side, is given two.
+    """
     model, io = build(case)
-    found = errors(model, io)
+    with fast.path(path):
+        found = errors(model, io)
     expected = {name for name in io if name.startswith(("feature.", "out", "logits"))}
     assert set(found) == expected | {"input_grad"}
-    assert {name: e for name, e in found.items() if not e <= 1} == {}
+    assert {name: e for name, e in found.items() if not e <= limit} == {}
 
 
 @pytest.mark.parametrize("case", CASES)

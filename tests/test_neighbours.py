@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from tiny import error, images
 
 import attention
-import benchmarks.neighbours  # noqa: F401  # registers padded and sliding
 from analysis import counters
 from analysis.influence import randomise
 from attention.options import SpecError
+
+pytestmark = pytest.mark.usefixtures("neighbours")
 
 
 def naive(mixer, x):

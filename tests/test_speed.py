@@ -15,7 +15,6 @@ from test_measure import BACKENDS, SMALL
 from test_results import rows_of
 
 import attention
-import benchmarks.neighbours  # noqa: F401  # registers padded and sliding
 from analysis import campaign, compare
 from analysis.entries import Entry
 from analysis.store import Store
@@ -23,6 +22,8 @@ from attention import table
 from attention.options import SpecError
 from backbones.storage import WeightsError
 from benchmarks import mixers, shift, speed
+
+pytestmark = pytest.mark.usefixtures("neighbours")
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = SMALL.replace("img_size=128", "img_size=64").replace("size=4", "size=2")

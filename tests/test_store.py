@@ -239,7 +239,7 @@ def test_a_write_that_ends_half_way_leaves_the_old_rows(tmp_path):
 
 
 def test_no_such_folder_and_no_file(tmp_path):
-    with pytest.raises(SpecError, match=r"gone/s\.jsonl: No such file or directory"):
+    with pytest.raises(SpecError, match=r"gone.*: No such file or directory"):
         Store(tmp_path / "gone" / "s.jsonl").append([{"n": 1}])
     assert Store(tmp_path / "none.jsonl").read() == ([], [])
     with pytest.raises(SpecError, match="directory"):
