@@ -227,7 +227,7 @@ class PadFirst(TokenMixer):
                 return self._fast(x, groups)
             if self.branch.lepe is None:
                 return self._learn(x, groups)
-        if fused.chosen(x, groups, self, heads=self.heads):
+        if fused.chosen(x, groups, self, heads=self.branch.heads):
             q, k, v = self.qkv(groups.pad(x))
             return groups.crop(self.proj(self.branch.by_kernel(q, k, v, groups)))
         q, k, v = self.qkv(groups.roll(groups.pad(x)))

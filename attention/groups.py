@@ -62,6 +62,14 @@ def rolled(x: Tensor, *shifts: int) -> Tensor:
     return x
 
 
+def between(x: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """`narrow`; from a start that depends on a free size by an index, since a slice from there is
+    of no known length to torch.compile."""
+    if isinstance(start, int):
+        return x.narrow(dim, start, length)
+    return x.index_select(dim, torch.arange(length, device=x.device) + start)
+
+
 def around(p: Tensor, shift: int, length: int) -> Tensor:
     """(p + shift) % length of positions below it: ONNX has remainders by constants only."""
     p = p + shift
@@ -181,7 +189,7 @@ class Groups(NamedTuple):
         if not self.padded:
             return x
         r, c = self.rows, self.cols
-        return copied(x[:, r.before : r.before + r.length, c.before : c.before + c.length])
+        return copied(between(between(x, 1, r.before, r.length), 2, c.before, c.length))
 
     def roll(self, x: Tensor) -> Tensor:
         return rolled(x, self.rows.shift, self.cols.shift) if self.shifted else x
