@@ -36,6 +36,15 @@ def test_the_outputs_are_what_the_commands_print(command):
     assert (done.returncode, done.stdout, done.stderr) == (0, rest, "")
 
 
+def test_the_speed_table_is_what_its_command_prints(capsys):
+    from benchmarks import speed
+
+    stored = sorted(map(str, (ROOT / "benchmarks" / "results").glob("*.jsonl")))
+    assert speed.main(["--table", *stored, "--show", "short", "--format", "md"]) == 0
+    printed = capsys.readouterr().out.partition("\n\n")[0]
+    assert printed == README.partition("<!-- speed -->\n")[2].partition("\n<!-- /speed -->")[0]
+
+
 def test_a_mixer_of_your_own_in_forty_lines(tmp_path):
     """The plug-in is counted alone and in a hybrid by the commands that stand below it."""
     snippet = block("from dataclasses import dataclass", "python")
