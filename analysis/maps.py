@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from attention.attend import Branch
+from attention.branch import Branch
 from attention.groups import Groups
 from attention.options import SpecError
 from attention.position import relative_index

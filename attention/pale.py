@@ -18,7 +18,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention import fast
-from attention.attend import Branch, add_costs, projection
+from attention.attend import add_costs
+from attention.branch import Branch, projection
 from attention.configs import PaleConfig
 from attention.folding import Keeper
 from attention.groups import Groups, axis, whole

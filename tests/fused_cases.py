@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tiny import randomise
 
 import attention
-from attention import attend, fast, fused, fused_launch
+from attention import branch, fast, fused, fused_launch
 from attention.groups import Groups, axis
 
 DEVICE = "cpu" if fused.INTERPRETED else "cuda"
@@ -371,7 +371,7 @@ def test_a_mixer_by_kernel_is_the_plain_one(name, runs):
             out = mixer(x)
         wanted = [x, *(p for p in mixer.parameters())]
         found[path] = out, *torch.autograd.grad((out * out.detach()).sum(), wanted)
-    assert len(runs) == sum(isinstance(part, attend.Branch) for part in mixer.modules())
+    assert len(runs) == sum(isinstance(part, branch.Branch) for part in mixer.modules())
     largest = max(t.abs().max() for t in found["plain"])  # a key bias has a gradient of 0
     for one, other in zip(*found.values(), strict=True):
         assert (one - other).abs().max() <= 1e-5 * largest

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attention
 import attention.position
-from attention.attend import Branch
+from attention.branch import Branch
 from attention.cross import CrossMixer
 from attention.groups import Groups, axis
 from attention.pale import PaleMixer

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import attention
 from analysis import candidates, check, influence, judging, properties
-from attention.attend import Branch
+from attention.branch import Branch
 from attention.cross import CrossMixer
 from attention.groups import Groups, axis
 from attention.pale import PaleMixer
