@@ -24,8 +24,10 @@ from attention.table import plain
 Row = dict[str, Any]
 Group = Sequence[Entry]
 ROOT = Path(__file__).resolve().parent.parent
-# glibc gives every larger block back at once, so that what is resident is what is held
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+# What glibc does with freed memory.  Whoever measures memory wants it given back, so that what is
+# resident is what is held; whoever measures time, that no call waits for the same pages again.
+GIVES = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+KEEPS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +147,7 @@ def work(job: Row) -> tuple[list[Row], int, str]:
     with tempfile.TemporaryFile() as errors:
         worker = subprocess.Popen(
             [sys.executable, "-m", "analysis.measure"], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=errors, env=_environment(job["task"]),
+            stdout=subprocess.PIPE, stderr=errors, env=surroundings(job),
         )  # fmt: skip
         assert worker.stdin is not None and worker.stdout is not None
         try:
@@ -184,8 +186,9 @@ def _death(code: int, errors: IO[bytes]) -> str:
     return f"the process ended with code {code} while it ran this: {last}"
 
 
-def _environment(task: str) -> dict[str, str]:
-    """Of a worker: our packages on its path, and for memory an allocator that gives back."""
+def surroundings(job: Row) -> dict[str, str]:
+    """Of a worker: our packages on its path, and what is done with freed memory."""
     path = [str(ROOT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
-    extra = MALLOC if task == "memory" else {}
+    keeps = KEEPS if job["entries"][0]["malloc"] == "keep" else {}
+    extra = GIVES if job["task"] == "memory" else keeps
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), **extra}

@@ -20,6 +20,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 PATHS = ("fast", "plain", "folded")
 LAYOUTS = ("contiguous", "channels_last")
 DEVICES = ("cpu", "cuda")
+MALLOCS = ("keep", "default")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Entry:
     size: (h, w) of the image in pixels, of the map in tokens for a mixer.
     name: what a table calls it.  compile: torch.compile.  threads: 0 for torch's own choice.
     path: fast; plain: ours without its fast path; folded: a backbone of ours after `fold`.
+    malloc: what the C library does with freed memory while the clock runs.  keep: nothing, so
+    that no call waits for the kernel to clear pages; default: as it likes.
     """
 
     kind: str
@@ -45,6 +48,7 @@ class Entry:
     layout: str = "contiguous"
     device: str = "cpu"
     threads: int = 0
+    malloc: str = "default"
     batch: int = 1
     size: tuple[int, int] = (224, 224)
     dim: int = 0
@@ -74,7 +78,7 @@ class Entry:
 
 _ALLOWED = {
     "kind": KINDS, "path": PATHS, "mode": MODES, "dtype": DTYPES, "layout": LAYOUTS,
-    "device": DEVICES,
+    "device": DEVICES, "malloc": MALLOCS,
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def columns(
 
     by_size: defaultdict[tuple[int, int], dict[str, Entry]] = defaultdict(dict)
     for name, size in jobs:
-        entry = Entry(kind="named", what=name, size=size, batch=batch)
+        entry = Entry(kind="named", what=name, size=size, batch=batch, malloc="keep")
         by_size[size].setdefault(name, entry)
     plan = campaign.Plan(
         groups=[list(own.values()) for own in by_size.values()], processes=processes,

@@ -12,14 +12,18 @@ from analysis.verdict import Summary
 from attention.options import write
 
 Row = dict[str, Any]
-SHORT = ("px", "mode", "dtype", "compile", "batch", "ms", "ci", "level", "n", "processes", "% peak")
+SHORT = (
+    "px", "mode", "dtype", "compile", "malloc", "batch", "ms", "ci", "level", "n", "processes",
+    "% peak",
+)  # fmt: skip
 NOTE = (
     "ms: median of the processes' medians; iqr: middle half of all samples; ci: interval of the "
     "median at the level beside it; % peak: 2 x MACs / time over the machine's own best matrix "
-    "product in the same processes (training counts 3 forwards); MiB: parameters and the most "
-    "that a step holds over the idle model, in a process of its own; speedup: how many times as "
-    "fast ours is as the other; memory: ours over the other's; faster or slower is said at "
-    "p < 0.002 (Mann-Whitney on 10 processes a side or more) and 3% only"
+    "product in the same processes (training counts 3 forwards); malloc: keep where freed "
+    "memory stays with the process, default where the C library may give it back; MiB: parameters "
+    "and the most that a step holds over the idle model, in a process of its own; speedup: how "
+    "many times as fast ours is as the other; memory: ours over the other's; faster or slower is "
+    "said at p < 0.002 (Mann-Whitney on 10 processes a side or more) and 3% only"
 )
 
 
@@ -30,7 +34,7 @@ def base(line: Line) -> Row:
     row: Row = {
         "px": write(entry.size), "mode": entry.mode, "dtype": entry.dtype,
         "compile": line.compiled if line.usable else "on" if entry.compile else "off",
-        "batch": used,
+        "malloc": entry.malloc, "batch": used,
     }  # fmt: skip
     return row | numbers(line)
 

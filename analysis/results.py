@@ -16,7 +16,7 @@ from analysis.verdict import Summary
 Row = dict[str, Any]
 SAME = 1e-5  # of the largest logit, float32: the same weights and the same mathematics
 TRAIN = 3  # forward, and two products backward for each forward
-PAIRED = ("mode", "dtype", "layout", "device", "size")
+PAIRED = ("mode", "dtype", "layout", "device", "malloc", "size")
 PAIRED_PLACES = (
     "threads", "tf32", "deterministic", "processor", "cores_usable", "governor", "gpu", "python",
     "torch", "code",

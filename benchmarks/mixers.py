@@ -70,13 +70,13 @@ def groups_of(args: argparse.Namespace) -> tuple[list[list[Entry]], list[str]]:
                     continue
                 own.append(Entry(
                     kind="mixer", what=name, mode=args.mode, dtype=dtype, compile=args.compile,
-                    device=args.device, threads=args.threads, batch=args.batch, size=grid,
-                    dim=args.dim, heads=args.heads, index=args.index,
+                    batch=args.batch, size=grid, dim=args.dim, heads=args.heads, index=args.index,
+                    **options.place(args),
                 ))  # fmt: skip
             rows = min(args.batch * grid[0] * grid[1], 2**15)
             shape = f"{rows}x{args.dim}x{3 * args.dim}"
             if own:
-                peak = options.share_of_peak(args.device, dtype, args.threads, [shape])
+                peak = options.share_of_peak(args, dtype, [shape])
                 groups.append([*own, *peak])
     return groups, left_out
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.campaign import Plan, Task
-from analysis.entries import DEVICES, DTYPES, Entry
+from analysis.entries import DEVICES, DTYPES, MALLOCS, Entry
 from analysis.store import Store
 from attention import terminal
 from attention.options import SpecError, nearest
@@ -34,6 +34,11 @@ def add_measuring(to: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--device", choices=DEVICES, default="cpu", help="default: cpu")
     add("--threads", type=count, default=0, metavar="N", help="default: as torch chooses")
+    add(
+        "--malloc", choices=MALLOCS, default="keep",
+        help="keep: freed memory stays with the process (glibc), so that no time is the kernel's; "
+        "default: as the C library does, which makes large tensors slower and times unsteady",
+    )  # fmt: skip
     add("--store", type=Path, metavar="FILE.jsonl", help="add every row to this file as it comes")
     add("--resume", action="store_true", help="measure only what --store does not have")
     add("--force", action="store_true", help="compare what differs in more, marked as mixed")
@@ -70,6 +75,11 @@ def counts(text: str) -> list[int]:
 dtypes = listed("dtype", DTYPES)
 
 
+def place(args: argparse.Namespace) -> dict[str, Any]:
+    """What all entries of a request share."""
+    return {"device": args.device, "threads": args.threads, "malloc": args.malloc}
+
+
 def plan_of(args: argparse.Namespace, groups: Sequence[Sequence[Entry]], **more: Any) -> Plan:
     """How much is measured.  Raises SpecError for options that deny each other."""
     if args.resume and args.store is None:
@@ -103,10 +113,7 @@ def _bar(tasks: Sequence[Task]) -> Iterable[Task]:
         yield task
 
 
-def share_of_peak(device: str, dtype: str, threads: int, shapes: Iterable[str]) -> list[Entry]:
+def share_of_peak(args: argparse.Namespace, dtype: str, shapes: Iterable[str]) -> list[Entry]:
     """Products of matrices to measure a share against: squares, and those of the model."""
-    every = dict.fromkeys([*(f"{s}x{s}x{s}" for s in SIDES[device]), *shapes])
-    return [
-        Entry(kind="matmul", what=what, device=device, dtype=dtype, threads=threads)
-        for what in every
-    ]  # fmt: skip
+    every = dict.fromkeys([*(f"{s}x{s}x{s}" for s in SIDES[args.device]), *shapes])
+    return [Entry(kind="matmul", what=what, dtype=dtype, **place(args)) for what in every]

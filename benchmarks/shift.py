@@ -72,8 +72,7 @@ def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
         size = args.img_size or spec.img_size
         for dtype in args.dtype:
             shared: dict[str, Any] = {
-                "mode": args.mode, "dtype": dtype, "device": args.device,
-                "threads": args.threads, "batch": args.batch,
+                "mode": args.mode, "dtype": dtype, "batch": args.batch, **options.place(args),
             }  # fmt: skip
             windows = [getattr(stage.mixers[0], "size", (7, 7)) for stage in spec.stages]
             for stage, window, grid in zip(spec.stages, windows, spec.grids(size), strict=True):

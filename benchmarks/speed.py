@@ -97,10 +97,10 @@ def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
             for mode, dtype, batch in itertools.product(args.mode, args.dtype, args.batch):
                 shared: dict[str, Any] = {
                     "what": name, "size": size, "mode": mode, "dtype": dtype, "batch": batch,
-                    "layout": args.layout, "device": args.device, "threads": args.threads,
+                    "layout": args.layout, **options.place(args),
                 }  # fmt: skip
                 group = _models(args, shared, libraries)
-                found.append(group if args.no_peak else [*group, *_products(spec, group[0])])
+                found.append(group if args.no_peak else [*group, *_products(args, spec, group[0])])
     return found
 
 
@@ -117,12 +117,12 @@ def _models(
     return found
 
 
-def _products(spec: BackboneSpec, entry: Entry) -> list[Entry]:
+def _products(args: argparse.Namespace, spec: BackboneSpec, entry: Entry) -> list[Entry]:
     """Matrix products to take a share of, some of them this backbone's own."""
     shapes = []
     for stage, (h, w) in list(zip(spec.stages, spec.grids(entry.size), strict=True))[:3:2]:
         shapes.append(f"{min(entry.batch * h * w, 2**15)}x{stage.dim}x{4 * stage.dim}")
-    return options.share_of_peak(entry.device, entry.dtype, entry.threads, shapes)
+    return options.share_of_peak(args, entry.dtype, shapes)
 
 
 # -- the answer ------------------------------------------------------------------------------

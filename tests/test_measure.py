@@ -9,6 +9,8 @@ import json
 import os
 import platform
 import random
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from statistics import median
@@ -451,6 +453,29 @@ def test_a_row_says_what_it_is_of(inline):
     assert (rows[0]["macs"], rows[1]["macs"]) == (window.cost(8, 8).total, 16**3)
     assert rows[2]["peak_bytes"] == rows[2]["weight_bytes"] + rows[2]["growth_bytes"]
     assert len(rows[0]["samples"]) == len(rows[1]["samples"]) == 2
+
+
+FAULTS = """
+import resource
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(48 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(min(faults() for _ in range(3)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's malloc")
+@pytest.mark.parametrize("task, malloc, waits", [
+    ("time", "keep", False), ("time", "default", True), ("memory", "keep", True),
+])  # fmt: skip
+def test_a_clock_does_not_wait_for_pages(task, malloc, waits):
+    """Freed and asked for again, 48 MiB are pages of the kernel's only where they went back."""
+    entry = Entry(kind="matmul", what="16x16x16", malloc=malloc).to_dict()
+    place = campaign.surroundings({"task": task, "entries": [entry]})
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=place, capture_output=True, text=True)
+    assert (int(done.stdout) > 10_000) == waits, done
 
 
 @pytest.mark.parametrize("path", ["fast", "plain", "folded"])
