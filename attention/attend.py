@@ -45,7 +45,7 @@ class PadFirst(TokenMixer):
         if fast.unseen(x, self, self.proj):
             if not fast.learns(x, self):
                 return self._fast(x, groups)
-            if self.branch.lepe is None:
+            if self.branch.lepe is None or not self.branch.hides(groups):
                 return self._learn(x, groups)
         if fused.chosen(x, groups, self, heads=self.branch.heads):
             q, k, v = self.qkv(groups.pad(x))
@@ -74,10 +74,7 @@ class PadFirst(TokenMixer):
         inward, outward = groups.order(x.device)
         y = learning.permute(x.flatten(1, 2), inward, outward)
         y = learning.linear(y, self.qkv.weight, self.qkv.whole_bias())
-        mask = self.branch.mask(groups, x, hidden=self.branch.hides(groups))
-        length = groups.tokens // groups.n
-        y = self.branch.learn(y.view(-1, length, 3, self.heads, self.dim // self.heads), mask)
-        y = y.reshape(len(x), -1, self.dim)
+        y = self.branch.learn(y, groups)
         y = learning.linear(y, self.proj.weight, self.proj.bias)
         return learning.permute(y, outward, inward).view(x.shape)
 
@@ -112,8 +109,8 @@ class ProjectFirst(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         cuts = self.cuts(*map_size(x))
-        if fast.applies(x, self, self.proj):
-            return self._fast(x, cuts)
+        if fast.unseen(x, self, self.proj):
+            return self._learn(x, cuts) if fast.learns(x, self) else self._fast(x, cuts)
         qkv = [t.chunk(len(cuts), dim=-1) for t in self.qkv(x)]
         out = []
         for branch, groups, *parts in zip(self.branches, cuts, *qkv, strict=True):
@@ -140,6 +137,15 @@ class ProjectFirst(TokenMixer):
             out[:, :, own] = order.back(result)
         outer = self.packed("proj", self.proj.weight)
         return fast.linear(out, outer, self.proj.bias).view(x.shape)
+
+    def _learn(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
+        y = learning.linear(x.flatten(1, 2), self.qkv.weight, self.qkv.whole_bias())
+        parts = y.unflatten(2, (3, len(cuts), -1)).unbind(3)
+        branches = cast("list[Branch]", self.branches)
+        own = zip(branches, parts, cuts, strict=True)
+        out = [branch.learn_apart(qkv, groups, groups) for branch, qkv, groups in own]
+        y = torch.cat(out, dim=-1) if len(out) > 1 else out[0]
+        return learning.linear(y, self.proj.weight, self.proj.bias).view(x.shape)
 
     def _weight(self, own: slice) -> Tensor:
         """Of the queries, keys and values of one branch's channels."""

@@ -127,13 +127,28 @@ class Branch(Keeper):
         out = fast.attend(q, k, v, mask, self.scale).flatten(2)
         return out if self.lepe is None else out + self.lepe.inside(v.transpose(1, 2), groups)
 
-    def learn(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
-        """(rows, l, 3, heads, d) -> (rows, l, dim), with gradients."""
+    def learn(self, qkv: Tensor, groups: Groups) -> Tensor:
+        """`inside` with gradients: (b, groups and tokens, 3 * dim) -> (b, the same, dim)."""
+        length = groups.tokens // groups.n
+        own = qkv.reshape(-1, length, 3, self.heads, self.dim // self.heads)
+        mask = self.mask(groups, qkv, hidden=self.hides(groups))
+        q, k, v = own.unbind(2)
         if self.logit_scale is not None:
-            q, k, v = qkv.unbind(2)
             q = cosine_normalize(q) * self.learned_scale(q)[:, 0]
-            qkv = torch.stack([q, cosine_normalize(k), v], dim=2)
-        return learning.attend(qkv, mask, self.scale)
+            own = torch.stack([q, cosine_normalize(k), v], dim=2)
+        out = learning.attend(own, mask, self.scale)
+        if self.lepe is not None:
+            out = out + self.lepe.inside(v.transpose(1, 2), groups)
+        return out.reshape(*qkv.shape[:2], self.dim)
+
+    def learn_apart(self, qkv: Tensor, groups: Groups, cut: Groups) -> Tensor:
+        """The same on a map: (b, h * w, 3, dim) -> (b, h * w, dim).  `cut` is of this map, on
+        which the pads of `groups` may stand already; its own are zeros."""
+        if cut.n == 1 and not cut.padded:
+            return self.learn(qkv.flatten(2), groups)
+        inward, outward = cut.order(qkv.device)
+        y = self.learn(learning.permute(qkv, inward, outward).flatten(2), groups)
+        return learning.permute(y, outward, inward)
 
     def hides(self, groups: Groups) -> bool:
         """Are pads hidden from the real tokens of this map?"""

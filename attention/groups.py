@@ -200,13 +200,21 @@ class Groups(NamedTuple):
 
     def split(self, x: Tensor, heads: int = 1) -> Tensor:
         """The padded map -> (b, groups * heads, tokens of a group, channels of a head)."""
-        x = x.unflatten(3, (heads, -1)).unflatten(2, self._sizes[1]).unflatten(1, self._sizes[0])
-        return copied(rearrange(x, f"{self._pattern} -> {GROUPED}")).flatten(4, 5).flatten(1, 3)
+        return self.arrange(x, heads, GROUPED).flatten(4, 5).flatten(1, 3)
 
     def merge(self, x: Tensor, heads: int = 1) -> Tensor:
         """The inverse of `split`."""
         x = x.unflatten(2, self.extent).unflatten(1, (self.rows.n, self.cols.n, heads))
-        x = copied(rearrange(x, f"{GROUPED} -> {self._pattern}"))
+        return self.restore(x, GROUPED)
+
+    def arrange(self, x: Tensor, heads: int, axes: str) -> Tensor:
+        """The padded map -> a copy with these axes, by their letters above."""
+        x = x.unflatten(3, (heads, -1)).unflatten(2, self._sizes[1]).unflatten(1, self._sizes[0])
+        return copied(rearrange(x, f"{self._pattern} -> {axes}"))
+
+    def restore(self, x: Tensor, axes: str) -> Tensor:
+        """The inverse of `arrange`."""
+        x = copied(rearrange(x, f"{axes} -> {self._pattern}"))
         return x.flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
     def order(self, device: torch.device) -> tuple[Tensor, Tensor]:

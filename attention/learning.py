@@ -132,11 +132,10 @@ def permute(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
     return _Permute.apply(x, index, inverse)
 
 
-def _attend(qkv: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def _attend(qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
     q, k, v = qkv.transpose(1, 3).unbind(2)
     scores = (q * scale) @ k.mT
-    if mask is not None:
-        scores = (scores.unflatten(0, (-1, len(mask))) + mask).flatten(0, 1)
+    scores = (scores.unflatten(0, (-1, len(mask))) + mask).flatten(0, 1)
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
@@ -144,11 +143,11 @@ class _Attention(Function):
     """Keeps q, k and v; the scores are made again, part by part."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(qkv, mask)
         ctx.scale = scale
         q, k, v = qkv.detach().unbind(2)  # torch's fused kernel takes no mask that learns
-        return fast.attend(q, k, v, None if mask is None else mask.detach(), scale).flatten(2)
+        return fast.attend(q, k, v, mask.detach(), scale).flatten(2)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -176,17 +175,15 @@ class _Attention(Function):
         return result, bias, None
 
 
-def _scores(q: Tensor, k: Tensor, mask: Tensor | None, heads: int) -> Tensor:
+def _scores(q: Tensor, k: Tensor, mask: Tensor, heads: int) -> Tensor:
     """(rows * heads, l, l)."""
-    if mask is None:
-        return q @ k.mT
     added = mask.expand(-1, heads, -1, -1).flatten(0, 1)
     return torch.baddbmm(added.repeat(len(q) // len(added), 1, 1), q, k.mT)
 
 
-def _rows(qkv: Tensor, mask: Tensor | None) -> Iterator[slice]:
+def _rows(qkv: Tensor, mask: Tensor) -> Iterator[slice]:
     """Rows whose scores stay in the cache: whole images where each group has its own mask."""
-    unit = len(mask) if mask is not None else 1
+    unit = len(mask)
     numbers = unit * qkv.shape[3] * qkv.shape[1] ** 2
     step = unit * max(SCORES // (numbers * qkv.element_size()), 1)
     return fast.slices(len(qkv), step)
@@ -195,4 +192,7 @@ def _rows(qkv: Tensor, mask: Tensor | None) -> Iterator[slice]:
 def attend(qkv: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """qkv: (rows, l, 3, m, d); mask: (n, m, l, l), n dividing the rows, or None.
     Returns (rows, l, m * d)."""
+    if mask is None:  # torch's own kernel keeps no scores then, and has a backward that makes none
+        q, k, v = qkv.unbind(2)
+        return fast.attend(q, k, v, None, scale).flatten(2)
     return _Attention.apply(qkv, mask, scale)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from attention import fast
+from attention import fast, learning
 from attention.attend import add_costs
 from attention.branch import Branch, projection
 from attention.configs import PaleConfig
@@ -39,8 +39,15 @@ class SeparableProjection(Keeper):
         self.pointwise = projection(dim, bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise(self.spread(x))
+
+    def spread(self, x: Tensor) -> Tensor:
+        """All but the pointwise layer."""
         image = rearrange(x, "b h w c -> b c h w")
-        return self.pointwise(rearrange(self.norm(self.depthwise(image)), "b c h w -> b h w c"))
+        return rearrange(self.norm(self.depthwise(image)), "b c h w -> b h w c")
+
+    def learn(self, x: Tensor) -> Tensor:
+        return learning.linear(self.spread(x), self.pointwise.weight, self.pointwise.bias)
 
     def fast(self, x: Tensor) -> Tensor:
         """The norm's statistics stand still, so it is part of the pointwise layer."""
@@ -87,8 +94,11 @@ class PaleMixer(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         cuts = self.cuts(*map_size(x))
-        if not self.training and fast.applies(x, self, self.proj):
-            return self._fast(x, cuts)
+        if fast.unseen(x, self, self.proj):
+            if fast.learns(x, self):
+                return self._learn(x, cuts)
+            if not self.training:
+                return self._fast(x, cuts)
         x = cuts[0].pad(x)
         qkv = [project(x).chunk(2, dim=-1) for project in (self.q, self.k, self.v)]
         out = [
@@ -122,6 +132,18 @@ class PaleMixer(TokenMixer):
             out.flatten(1, 2)[:, :, i * half : (i + 1) * half] = order.back(result)
         y = cuts[0].crop(out)
         return fast.linear(y, self.packed("proj", self.proj.weight), self.proj.bias)
+
+    def _learn(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
+        x = cuts[0].pad(x)
+        q, k, v = (project.learn(x) for project in (self.q, self.k, self.v))
+        if self.config.position == "lepe" and self.config.mask_padding:
+            v = cuts[0].pad(cuts[0].crop(v))
+        parts = torch.cat([q, k, v], dim=-1).flatten(1, 2).unflatten(2, (3, 2, -1)).unbind(3)
+        branches, whole = cast("list[Branch]", self.branches), self.cuts(*x.shape[1:3])
+        own = zip(branches, parts, cuts, whole, strict=True)
+        out = [branch.learn_apart(qkv, groups, cut) for branch, qkv, groups, cut in own]
+        y = cuts[0].crop(torch.cat(out, dim=-1).view(x.shape))
+        return learning.linear(y, self.proj.weight, self.proj.bias)
 
     def cost(self, h: int, w: int) -> Cost:
         cuts = self.cuts(h, w)

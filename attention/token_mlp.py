@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from attention.configs import TokenMLPConfig
-from attention.groups import Axis, Groups, axis, copied, smaller, whole
+from attention.groups import Axis, Groups, axis, smaller, whole
 from attention.mixer import TokenMixer, map_size
 from attention.registry import Cost, register
+
+AXES = "m gh gw b nh nw d"  # one product for all groups of a head
 
 
 def _axis(length: int, extent: int, shift: int) -> Axis:
@@ -42,14 +44,10 @@ class TokenMLPMixer(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         groups = self.cut(*map_size(x))
-        tokens = groups.split(groups.pad(x), self.heads)  # b (n m) l d
-        b, _, length, d = tokens.shape
-        n = groups.n
-        tokens = tokens.unflatten(1, (n, self.heads)).permute(2, 3, 0, 1, 4)  # m l b n d
-        tokens = copied(tokens).view(self.heads, length, b * n * d)
-        mixed = torch.bmm(self.weight, tokens) + self.bias[..., None]
-        mixed = copied(mixed.unflatten(2, (b, n, d)).permute(2, 3, 0, 1, 4))
-        return groups.crop(groups.merge(mixed.flatten(1, 2), self.heads))
+        tokens = groups.arrange(groups.pad(x), self.heads, AXES)
+        mixed = torch.bmm(self.weight, tokens.flatten(3).flatten(1, 2)).add_(self.bias[..., None])
+        mixed = mixed.unflatten(2, tokens.shape[3:]).unflatten(1, groups.extent)
+        return groups.crop(groups.restore(mixed, AXES))
 
     def cost(self, h: int, w: int) -> Cost:
         groups = self.cut(h, w)
