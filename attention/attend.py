@@ -58,16 +58,17 @@ class PadFirst(TokenMixer):
         order = self.order(groups, x.device)
         masks, bias = self.branch.masks(groups, x), self.qkv.whole_bias()
         inner, outer = self.packed("qkv", self.qkv.weight), self.packed("proj", self.proj.weight)
-        tokens, out = x.flatten(1, 2), x.new_empty(len(x), groups.tokens, self.dim)
-        for images, part, places in order.parts(x, 3 * self.dim):
+        tokens = x.flatten(1, 2)
+
+        def run(images: slice, part: slice, places: slice) -> Tensor:
             y = fast.linear(order.take(tokens[images], places), inner, bias)
             q, k, v = order.grouped(y, self.heads)
             if self.branch.lepe is not None and self.branch.hides(groups):
                 order.clear(v, places)
             y = self.branch.inside(q, k, v, groups, masks(part))
-            y = fast.linear(y, outer, self.proj.bias)
-            out[images, places] = y.view(-1, places.stop - places.start, self.dim)
-        return order.back(out).view(x.shape)
+            return fast.linear(y, outer, self.proj.bias)
+
+        return order.over(x, 3 * self.dim, run).view(x.shape)
 
     def _learn(self, x: Tensor, groups: Groups) -> Tensor:
         """With gradients: the same permutations and products, and no scores kept."""
@@ -119,24 +120,25 @@ class ProjectFirst(TokenMixer):
         return self.proj(torch.cat(out, dim=-1))
 
     def _fast(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
-        tokens, out = x.flatten(1, 2), x.new_empty(len(x), x.shape[1] * x.shape[2], self.dim)
+        out = [self._alone(x, i, groups) for i, groups in enumerate(cuts)]
+        y, outer = torch.cat(out, dim=-1), self.packed("proj", self.proj.weight)
+        return fast.linear(y, outer, self.proj.bias).view(x.shape)
+
+    def _alone(self, x: Tensor, i: int, groups: Groups) -> Tensor:
+        """One branch, from its own part of the projection to its channels: (b, h * w, c)."""
+        branch, tokens = cast(Branch, self.branches[i]), x.flatten(1, 2)
+        own = slice(i * branch.dim, (i + 1) * branch.dim)
+        weight = self.once(("qkv", i), partial(self._weight, own), self.qkv.weight)
         bias = self.qkv.whole_bias()
-        width = self.dim // len(cuts)
-        branches = cast("list[Branch]", self.branches)
-        for i, (branch, groups) in enumerate(zip(branches, cuts, strict=True)):
-            own = slice(i * width, (i + 1) * width)
-            weight = self.once(("qkv", i), partial(self._weight, own), self.qkv.weight)
-            own_bias = None if bias is None else bias.unflatten(0, (3, -1))[:, own].flatten()
-            order, masks = self.order(groups, x.device), branch.masks(groups, x)
-            result = x.new_empty(len(x), groups.tokens, width)
-            for images, part, places in order.parts(x, 3 * width):
-                y = fast.linear(order.take(tokens[images], places), weight, own_bias)
-                q, k, v = order.grouped(order.clear(y, places), branch.heads)
-                y = branch.inside(q, k, v, groups, masks(part))
-                result[images, places] = y.view(-1, places.stop - places.start, width)
-            out[:, :, own] = order.back(result)
-        outer = self.packed("proj", self.proj.weight)
-        return fast.linear(out, outer, self.proj.bias).view(x.shape)
+        own_bias = None if bias is None else bias.unflatten(0, (3, -1))[:, own].flatten()
+        order, masks = self.order(groups, x.device), branch.masks(groups, x)
+
+        def run(images: slice, part: slice, places: slice) -> Tensor:
+            y = fast.linear(order.take(tokens[images], places), weight, own_bias)
+            q, k, v = order.grouped(order.clear(y, places), branch.heads)
+            return branch.inside(q, k, v, groups, masks(part))
+
+        return order.over(x, 3 * branch.dim, run)
 
     def _learn(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
         y = learning.linear(x.flatten(1, 2), self.qkv.weight, self.qkv.whole_bias())
@@ -144,7 +146,7 @@ class ProjectFirst(TokenMixer):
         branches = cast("list[Branch]", self.branches)
         own = zip(branches, parts, cuts, strict=True)
         out = [branch.learn_apart(qkv, groups, groups) for branch, qkv, groups in own]
-        y = torch.cat(out, dim=-1) if len(out) > 1 else out[0]
+        y = torch.cat(out, dim=-1)
         return learning.linear(y, self.proj.weight, self.proj.bias).view(x.shape)
 
     def _weight(self, own: slice) -> Tensor:

@@ -26,7 +26,7 @@ from attention.groups import Groups
 MASKS = 8 << 20  # bytes up to which one mask for all groups is kept for a forward
 OURS = "torch.nn.modules.", "attention.", "backbones."  # whose layers do as they are named
 DTYPES = torch.float32, torch.float64, torch.bfloat16  # half is summed in half by some products
-MAPS = 4 << 20  # bytes of the maps that go through a stage together
+MAPS = 3 << 20  # bytes of the maps that go through a stage together
 CACHE = 2 << 20  # bytes of the widest intermediate of a chunk: what two cores keep in their caches
 ROWS = 1568  # fewer rows than this do not pay for reading the weights again
 
@@ -148,6 +148,20 @@ def images(x: Tensor) -> Iterator[slice]:
     return slices(len(x), max(MAPS // max(x[:1].numel() * x.element_size(), 1), 1))
 
 
+def each(x: Tensor, parts: Iterator[slice], run: Callable[[Tensor], Tensor]) -> Tensor:
+    """`run` on parts of x, the answers one after another; a single one as it is."""
+    out = None
+    for part in parts:
+        y = run(x[part])
+        if len(y) == len(x):
+            return y
+        if out is None:
+            out = torch.empty_like(y[:1].expand(len(x), *y.shape[1:]))
+        out[part] = y
+    assert out is not None
+    return out
+
+
 def slices(rows: int, step: int) -> Iterator[slice]:
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
@@ -180,6 +194,23 @@ class Order(NamedTuple):
             some = chunks(n, width, x, unit=length) if alone else [slice(0, n)]
             for part in some:
                 yield images, part, slice(part.start * length, part.stop * length)
+
+    def over(
+        self, x: Tensor, width: int, run: Callable[[slice, slice, slice], Tensor]
+    ) -> Tensor:  # fmt: skip
+        """`run` of (images, groups, places) for every part, all answers in the order of the map:
+        (b, tokens of a map, c)."""
+        out = None
+        for images, part, places in self.parts(x, width):
+            y = run(images, part, places)
+            y = y.view(images.stop - images.start, places.stop - places.start, -1)
+            if y.shape[:2] == (len(x), self.groups.tokens):
+                return self.back(y)
+            if out is None:
+                out = y.new_empty(len(x), self.groups.tokens, y.shape[2])
+            out[images, places] = y
+        assert out is not None
+        return self.back(out)
 
     def take(self, tokens: Tensor, places: slice) -> Tensor:
         """(images, tokens of a map, c) -> (images, places, c); zeros for pads."""

@@ -110,28 +110,25 @@ class PaleMixer(TokenMixer):
     def _fast(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
         """The map is padded once and both branches order the padded one."""
         x = cuts[0].pad(x)
-        out = x.new_empty(x.shape)
         q, k, v = (project.fast(x) for project in (self.q, self.k, self.v))
         if self.config.position == "lepe" and self.config.mask_padding:
             v = cuts[0].pad(cuts[0].crop(v))  # what is hidden is not a neighbour either
-        projected = [t.flatten(1, 2) for t in (q, k, v)]
-        half = self.dim // 2
-        whole = self.cuts(*x.shape[1:3])
-        branches = cast("list[Branch]", self.branches)
-        for i, (branch, groups) in enumerate(zip(branches, cuts, strict=True)):
-            order, masks = self.order(whole[i], x.device), branch.masks(groups, x)
-            own = [t[:, :, i * half : (i + 1) * half] for t in projected]
-            result = x.new_empty(len(x), groups.tokens, half)
-            for images, part, places in order.parts(x, 3 * half):
-                q, k, v = (
-                    order.take(t[images], places).unflatten(1, (-1, order.length)) for t in own
-                )
-                q, k, v = (t.flatten(0, 1).unflatten(-1, (branch.heads, -1)) for t in (q, k, v))
-                y = branch.inside(q, k, v, groups, masks(part))
-                result[images, places] = y.view(-1, places.stop - places.start, half)
-            out.flatten(1, 2)[:, :, i * half : (i + 1) * half] = order.back(result)
-        y = cuts[0].crop(out)
+        halves = zip(*(t.flatten(1, 2).chunk(2, dim=-1) for t in (q, k, v)), strict=True)
+        out = [self._alone(x, i, cuts[i], own) for i, own in enumerate(halves)]
+        y = cuts[0].crop(torch.cat(out, dim=-1).view(x.shape))
         return fast.linear(y, self.packed("proj", self.proj.weight), self.proj.bias)
+
+    def _alone(self, x: Tensor, i: int, groups: Groups, own: tuple[Tensor, ...]) -> Tensor:
+        """One branch on its half of q, k and v: (b, tokens of the padded map, c)."""
+        branch, whole = cast(Branch, self.branches[i]), self.cuts(*x.shape[1:3])[i]
+        order, masks = self.order(whole, x.device), branch.masks(groups, x)
+        shape = -1, order.length, branch.heads, branch.dim // branch.heads
+
+        def run(images: slice, part: slice, places: slice) -> Tensor:
+            q, k, v = (order.take(t[images], places).reshape(shape) for t in own)
+            return branch.inside(q, k, v, groups, masks(part))
+
+        return order.over(x, 3 * branch.dim, run)
 
     def _learn(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
         x = cuts[0].pad(x)

@@ -90,13 +90,25 @@ class Merge(Keeper):
         self.norm = nn.LayerNorm(outputs if post else 4 * inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = rearrange(pad_to(x, 2), "b c (h y) (w x) -> b h w (x y c)", y=2, x=2)
+        x = pad_to(x, 2)
         if fast.applies(x, self, self.reduction):
-            weight = self.packed("reduction", self.reduction.weight)
-            if self.post:
-                return nchw(self.norm(fast.linear(x, weight, None)))
-            return nchw(fast.linear(self.norm(x), weight, None))
+            return nchw(self._fast(x))
+        x = self._neighbours(x)
         return nchw(self.norm(self.reduction(x)) if self.post else self.reduction(self.norm(x)))
+
+    def _neighbours(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b c (h y) (w x) -> b h w (x y c)", y=2, x=2)
+
+    def _fast(self, x: Tensor) -> Tensor:
+        """A few images at a time: four copies of a map never stand side by side."""
+        weight = self.packed("reduction", self.reduction.weight)
+
+        def run(x: Tensor) -> Tensor:
+            y = self._neighbours(x)
+            y = fast.linear(y if self.post else self.norm(y), weight, None)
+            return self.norm(y) if self.post else y
+
+        return fast.each(x, fast.images(x), run)
 
     def cost(self, h: int, w: int) -> int:
         return h * w * self.reduction.weight.numel()
@@ -152,13 +164,14 @@ class MLP(Keeper):
 
     def _fast(self, x: Tensor) -> Tensor:
         """Rows by rows, so that the hidden layer is never whole."""
-        rows = x.reshape(-1, x.shape[-1])
-        out = torch.empty_like(rows)
         one, two = self.packed("fc1", self.fc1.weight), self.packed("fc2", self.fc2.weight)
-        for part in fast.chunks(len(rows), self.fc1.out_features, x):
-            hidden = fast.linear(rows[part], one, self.fc1.bias, gelu=True)
-            out[part] = fast.linear(hidden, two, self.fc2.bias)
-        return out.view(x.shape)
+
+        def run(rows: Tensor) -> Tensor:
+            hidden = fast.linear(rows, one, self.fc1.bias, gelu=True)
+            return fast.linear(hidden, two, self.fc2.bias)
+
+        rows = x.reshape(-1, x.shape[-1])
+        return fast.each(rows, fast.chunks(len(rows), self.fc1.out_features, x), run).view(x.shape)
 
     def cost(self, h: int, w: int) -> int:
         return h * w * (self.fc1.weight.numel() + self.fc2.weight.numel())
@@ -261,11 +274,8 @@ class Stage(nn.Module):
 
     def _fast(self, x: Tensor) -> Tensor:
         """Depth first: a few images go through all blocks before the next."""
-        out = torch.empty_like(x)
         with fast.forward():
-            for part in fast.images(x):
-                out[part] = self._blocks(x[part])
-        return out
+            return fast.each(x, fast.images(x), self._blocks)
 
     def cost(self, h: int, w: int) -> list[Macs]:
         """h, w: of this stage's map."""
