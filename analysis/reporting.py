@@ -22,8 +22,9 @@ NOTE = (
     "product in the same processes (training counts 3 forwards); malloc: keep where freed "
     "memory stays with the process, default where the C library may give it back; MiB: parameters "
     "and the most that a step holds over the idle model, in a process of its own; speedup: how "
-    "many times as fast ours is as the other; memory: ours over the other's; faster or slower is "
-    "said at p < 0.002 (Mann-Whitney on 10 processes a side or more) and 3% only"
+    "many times as fast ours is as the other, by the medians; in a process: the same inside each "
+    "process, the median (least - largest) of all; memory: ours over the other's; faster or "
+    "slower is said at p < 0.002 (Mann-Whitney on 10 processes a side or more) and 3% only"
 )
 
 
@@ -79,13 +80,20 @@ def full(lines: Sequence[Line], *, force: bool = False) -> list[Row]:
         mates = [x for x in lines if family(x) == family(line)]
         row: Row = {"model": line.entry.what, "by": line.entry.label} | base(line)
         note = row.pop("note")
-        row |= {"speedup": None, "verdict": None, "logits": _logits(line), "note": note}
+        row |= {"speedup": None, "in a process": None, "verdict": None}
+        row |= {"logits": _logits(line), "note": note}
         ours = _ours(mates, line.entry.compile)
         if ours is not None and line is not ours:
             found = results.compare(ours, line, force=force)
-            row |= {"speedup": found.ratio, "verdict": found.text}
+            row |= judged(found)
         rows.append(row)
     return rows
+
+
+def judged(found: results.Comparison) -> Row:
+    """What is said of two: never a ratio without how it spreads."""
+    within = found.within and "{:.3f} ({:.3f} - {:.3f})".format(*found.within)
+    return {"speedup": found.ratio, "in a process": within, "verdict": found.text}
 
 
 def _is_ours(line: Line) -> bool:
@@ -121,7 +129,7 @@ def short(lines: Sequence[Line], *, force: bool = False) -> list[Row]:
             name = ours.entry.what + (" folded" if ours.entry.path == "folded" else "")
             row: Row = {"model": name, **{name: own[name] for name in SHORT}}
             row |= {"best peer": None, "its ms": None, "its ci": None, "speedup": None}
-            row |= {"verdict": None, "memory": None, "note": own["note"]}
+            row |= {"in a process": None, "verdict": None, "memory": None, "note": own["note"]}
             allowed = [x for x in peers if force or (x.logits_error or 0.0) <= results.SAME]
             peer = results.best(allowed)
             if peer is not None and peer.summary is not None:
@@ -129,8 +137,7 @@ def short(lines: Sequence[Line], *, force: bool = False) -> list[Row]:
                 row |= {
                     "best peer": peer.entry.label + (" compiled" if state else ""),
                     "its ms": 1e3 * peer.summary.median, "its ci": _ci(peer.summary),
-                    "speedup": found.ratio, "verdict": found.text,
-                    "memory": _ratio(ours.peak_bytes, peer.peak_bytes),
+                    "memory": _ratio(ours.peak_bytes, peer.peak_bytes), **judged(found),
                 }  # fmt: skip
             elif peers:
                 row["verdict"] = "no peer could be compared"
@@ -193,4 +200,36 @@ def bars(lines: Sequence[Line], out: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("images per second; whiskers: interval of the median")
     axes.spines[["top", "right"]].set_visible(False)
+    figures.save(picture, out)
+
+
+def growth(lines: Sequence[Line], out: Path) -> None:
+    """The time of each mixer over the tokens of its grids, log-log, with the interval of the
+    median; dashed: how its MACs grow, from the same first point."""
+    picture = figures.figure(6.4, 4.4)
+    axes = picture.subplots()
+    drawn = [line for line in lines if line.usable and line.summary is not None]
+    keys = dict.fromkeys((x.entry.what, x.entry.mode, x.entry.dtype) for x in drawn)
+    for i, key in enumerate(keys):
+        own = [x for x in drawn if (x.entry.what, x.entry.mode, x.entry.dtype) == key]
+        own.sort(key=lambda line: line.entry.size[0] * line.entry.size[1])
+        tokens = [line.entry.size[0] * line.entry.size[1] for line in own]
+        spread = [s for line in own if (s := line.summary) is not None]
+        times = [1e3 * s.median for s in spread]
+        whiskers = [[1e3 * (s.median - s.low) for s in spread],
+                    [1e3 * (s.high - s.median) for s in spread]]  # fmt: skip
+        color = figures.COLORS[i % len(figures.COLORS)]
+        axes.errorbar(
+            tokens, times, yerr=whiskers, color=color, marker="osD^vPX*"[i % 8], markersize=4,
+            linewidth=1, capsize=2, label=" ".join(dict.fromkeys(key)), gid=f"time:{key[0]}",
+        )  # fmt: skip
+        if all(line.macs for line in own):
+            first = own[0].macs or 1
+            predicted = [times[0] * (line.macs or 1) / first for line in own]
+            axes.plot(tokens, predicted, "--", color=color, linewidth=0.7, gid=f"macs:{key[0]}")
+    axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="milliseconds")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axes.grid(True, which="major", color=figures.FAINT, linewidth=0.4)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8)
     figures.save(picture, out)

@@ -149,10 +149,13 @@ def _one(states: set[str]) -> str:
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """word: faster, slower or inconclusive, said of the first; or not compared.  ratio: how many
-    times as fast it is.  mixed: what differs between the two besides who made them."""
+    times as fast it is, by the medians of all.  within: the median, the least and the largest of
+    the same inside single processes, where both met the same machine.  mixed: what differs
+    between the two besides who made them."""
 
     word: str
     ratio: float | None = None
+    within: tuple[float, float, float] | None = None
     why: str = ""
     mixed: tuple[str, ...] = ()
 
@@ -192,9 +195,17 @@ def compare(ours: Line, other: Line, *, force: bool = False) -> Comparison:
         return Comparison(word="not compared", why=f"{', '.join(mixed)} (--force)")
     found = verdict.judge(list(ours.times.values()), list(other.times.values()))
     shaky = [line for line in (ours, other) if 2 * line.unstable > len(line.times)]
-    if shaky and found.word != "inconclusive":
-        return Comparison(word="inconclusive", ratio=found.ratio, why="unstable", mixed=mixed)
-    return Comparison(word=found.word, ratio=found.ratio, why=found.why, mixed=mixed)
+    word, why = found.word, found.why
+    if shaky and word != "inconclusive":
+        word, why = "inconclusive", "unstable"
+    within = _within(ours, other) if ours.group == other.group else None
+    return Comparison(word=word, ratio=found.ratio, within=within, why=why, mixed=mixed)
+
+
+def _within(ours: Line, other: Line) -> tuple[float, float, float] | None:
+    shared = ours.times.keys() & other.times.keys()
+    ratios = [median(other.times[p]) / median(ours.times[p]) for p in shared]
+    return (median(ratios), min(ratios), max(ratios)) if ratios else None
 
 
 def best(candidates: Sequence[Line]) -> Line | None:

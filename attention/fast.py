@@ -31,7 +31,7 @@ CACHE = 2 << 20  # bytes of the widest intermediate of a chunk: what two cores k
 ROWS = 1568  # fewer rows than this do not pay for reading the weights again
 
 _path: ContextVar[str] = ContextVar("path", default="fast")
-_made: ContextVar[dict[Hashable, Any] | None] = ContextVar("made", default=None)
+_made: ContextVar[_Memory | None] = ContextVar("made", default=None)
 
 Made = TypeVar("Made")
 
@@ -57,25 +57,39 @@ def path_is(name: str) -> bool:
     return _path.get() == name
 
 
+class _Memory(NamedTuple):
+    """again: will every module be called again?"""
+
+    made: dict[Hashable, Any]
+    again: bool
+
+
 @contextmanager
-def forward() -> Iterator[None]:
+def forward(*, again: bool) -> Iterator[None]:
     """Inside, what modules ask to `remember` is made once.  Whoever opens it has seen that
-    `applies` holds for all of them."""
-    token = _made.set({})
+    `applies` holds for all of them, and says whether they are called more than once."""
+    token = _made.set(_Memory({}, again))
     try:
         yield
     finally:
         _made.reset(token)
 
 
-def remember(key: Hashable, make: Callable[[], Made]) -> Made:
-    """`make()`; in a `forward`, its first answer for this key."""
-    made = None if torch.compiler.is_compiling() else _made.get()
-    if made is None:
+def remember(key: Hashable, make: Callable[[], Made], *, own: bool = False) -> Made:
+    """`make()`; in a `forward`, its first answer for this key.
+
+    own: of one module, for which nobody else asks.  It is made again rather than kept beside
+    those of all other modules where it outweighs the maps.
+    """
+    memory = None if torch.compiler.is_compiling() else _made.get()
+    if memory is None or (own and not memory.again):
         return make()
-    if key not in made:
-        made[key] = make()
-    answer: Made = made[key]
+    if key in memory.made:
+        known: Made = memory.made[key]
+        return known
+    answer = make()
+    if not (own and isinstance(answer, Tensor) and answer.nbytes > MAPS):
+        memory.made[key] = answer
     return answer
 
 

@@ -66,7 +66,8 @@ class Keeper(nn.Module):
             made, _, state = self.kept[key]
             if state == _state(tensors):
                 return made
-        made = fast.remember((id(self) if tensors else None, key), make)
+        own = bool(tensors)
+        made = fast.remember((id(self) if own else None, key), make, own=own)
         if keeps and self.kept is not None and _keeping.get():
             self.kept[key] = made, tensors, _state(tensors)
         return made

@@ -274,8 +274,9 @@ class Stage(nn.Module):
 
     def _fast(self, x: Tensor) -> Tensor:
         """Depth first: a few images go through all blocks before the next."""
-        with fast.forward():
-            return fast.each(x, fast.images(x), self._blocks)
+        parts = list(fast.images(x))
+        with fast.forward(again=len(parts) > 1):
+            return fast.each(x, iter(parts), self._blocks)
 
     def cost(self, h: int, w: int) -> list[Macs]:
         """h, w: of this stage's map."""

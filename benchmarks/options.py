@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from analysis.store import Store
 from attention import terminal
 from attention.options import SpecError, nearest
 
+Row = dict[str, Any]
 QUICK = (3, 5)
 SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}  # of square products
 HONEST = "only medians of 10 processes or more can show a difference; fewer are inconclusive"
@@ -42,6 +44,11 @@ def add_measuring(to: argparse.ArgumentParser) -> None:
     add("--store", type=Path, metavar="FILE.jsonl", help="add every row to this file as it comes")
     add("--resume", action="store_true", help="measure only what --store does not have")
     add("--force", action="store_true", help="compare what differs in more, marked as mixed")
+    add(
+        "--table", nargs="+", type=Path, metavar="FILE",
+        help="measure nothing: the table of rows that --store wrote",
+    )  # fmt: skip
+    add("--figure", type=Path, metavar="FILE", help="also draw it: .svg, .png or .pdf")
 
 
 def _seconds(text: str) -> float:
@@ -93,13 +100,36 @@ def plan_of(args: argparse.Namespace, groups: Sequence[Sequence[Entry]], **more:
     )  # fmt: skip
 
 
-def execute(args: argparse.Namespace, plan: Plan) -> list[dict[str, Any]]:
-    """The rows of a plan, with a bar on a terminal.  Raises SpecError."""
+def rows_of(args: argparse.Namespace, plan: Callable[[], Plan]) -> tuple[list[Row], int]:
+    """(the rows of a plan, with a bar on a terminal, or those of --table; how many lines of its
+    files are none).  Raises SpecError, before anything is measured also for --figure."""
+    if args.figure:
+        from analysis import figures
+
+        figures.require()
+        if args.figure.suffix not in figures.ENDINGS:
+            raise SpecError(f"--figure {args.figure}: expected {', '.join(figures.ENDINGS)}")
+    if args.table:
+        return _stored(args.table)
     from analysis import campaign, environment
 
     found = environment.header(args.device, args.threads)
     into = Store(args.store) if args.store else None
-    return campaign.run(plan, found, into=into, resume=args.resume, progress=_bar)
+    return campaign.run(plan(), found, into=into, resume=args.resume, progress=_bar), 0
+
+
+def _stored(files: Sequence[Path]) -> tuple[list[Row], int]:
+    """What is wrong with a line goes to stderr."""
+    rows, bad = [], 0
+    for path in files:
+        if not path.is_file():
+            raise SpecError(f"--table {path}: no such file")
+        good, problems = Store(path).read()
+        rows += good
+        bad += len(problems)
+        for line, reason in problems:
+            print(f"{path}: line {line} {reason}", file=sys.stderr)
+    return rows, bad
 
 
 def _bar(tasks: Sequence[Task]) -> Iterable[Task]:

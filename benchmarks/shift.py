@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from analysis.campaign import Plan
 from analysis.entries import MODES, Entry
 from attention import table, terminal
 from attention.options import SpecError, write
@@ -29,6 +30,7 @@ METHODS = {
     "sliding, flex": "sliding:size={size},way=flex",
 }  # fmt: skip
 BASE = "cyclic shift"
+SHOWN = ("ms", "ci", "level", "n", "processes", "MiB")
 WORDS = ("window", "cyclic", "padding", "unfold", "flex")
 EPILOG = """examples:
   python -m benchmarks.shift --quick --no-whole
@@ -107,7 +109,7 @@ def place(entry: Entry) -> str:
 
 
 def rows_of(lines: Sequence[Any], *, force: bool) -> list[dict[str, Any]]:
-    """A row per method and place, against the cyclic shift."""
+    """A row per method and place; speedup: how many times as fast as the cyclic shift."""
     from analysis import reporting, results
 
     rows = []
@@ -118,31 +120,37 @@ def rows_of(lines: Sequence[Any], *, force: bool) -> list[dict[str, Any]]:
             "dtype": line.entry.dtype, "batch": line.batch,
         }  # fmt: skip
         numbers = reporting.numbers(line)
-        note = numbers.pop("note")
-        row |= numbers | {"times as fast as cyclic": None, "verdict": None}
+        row |= {name: numbers[name] for name in SHOWN}
+        row |= {"speedup": None, "in a process": None, "verdict": None}
         if base is not None and line is not base:
             found = results.compare(line, base, force=force)
-            row |= {"times as fast as cyclic": found.ratio, "verdict": found.text}
-        rows.append(row | {"note": note})
+            row |= reporting.judged(found)
+        rows.append(row | {"note": numbers["note"]})
     return rows
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     terminal.load_plugins([*args.plugin, PLUGIN])
-    groups = groups_of(args)
-    if not groups:
-        raise SpecError("--no-stages and --no-whole leave nothing to measure")
-    plan = options.plan_of(args, groups, plugins=[*args.plugin, PLUGIN])
-    rows = options.execute(args, plan)
+
+    def plan() -> Plan:
+        groups = groups_of(args)
+        if not groups:
+            raise SpecError("--no-stages and --no-whole leave nothing to measure")
+        return options.plan_of(args, groups, plugins=[*args.plugin, PLUGIN])
+
+    rows, bad = options.rows_of(args, plan)
 
     from analysis import reporting, results
 
     lines = results.lines(rows)
     shown = rows_of(lines, force=args.force)
-    note = f"{reporting.NOTE}\n{reporting.places(lines)}"
+    if args.figure:
+        reporting.bars(lines, args.figure)
+    note = f"{reporting.NOTE}; here the other is the {BASE}\n{reporting.places(lines)}"
     terminal.emit(table.render(shown, terminal.chosen_format(args), note=note), args.out)
-    return terminal.AGREED if all(line.well for line in lines) else terminal.DIFFER
+    well = all(line.well for line in lines) and not bad
+    return terminal.AGREED if well else terminal.DIFFER
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from analysis.campaign import Plan
 from analysis.entries import LAYOUTS, MODES, Entry
-from analysis.store import Store, to_csv
+from analysis.store import to_csv
 from attention import table, terminal
 from attention.options import SpecError
 from backbones.notation import parse
@@ -67,14 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("showing").add_argument
     add("--by", choices=("stage", "operator"), help="also split the time of eager models")
     add(
-        "--table", nargs="+", type=Path, metavar="FILE",
-        help="measure nothing: the table of rows that --store wrote",
-    )  # fmt: skip
-    add(
         "--show", choices=SHOW, default="full",
         help="full: a row per entry; short: ours against the best peer; raw: what is stored",
     )  # fmt: skip
-    add("--figure", type=Path, metavar="FILE", help="also draw it: .svg, .png or .pdf")
     terminal.add_output(parser)
     return parser
 
@@ -128,20 +122,6 @@ def _products(args: argparse.Namespace, spec: BackboneSpec, entry: Entry) -> lis
 # -- the answer ------------------------------------------------------------------------------
 
 
-def stored(files: Sequence[Path]) -> tuple[list[dict[str, Any]], int]:
-    """(rows of files, how many lines are none); what is wrong with a line goes to stderr."""
-    rows, bad = [], 0
-    for path in files:
-        if not path.is_file():
-            raise SpecError(f"--table {path}: no such file")
-        good, problems = Store(path).read()
-        rows += good
-        bad += len(problems)
-        for line, reason in problems:
-            print(f"{path}: line {line} {reason}", file=sys.stderr)
-    return rows, bad
-
-
 def answer(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[str, bool]:
     """(text, whether everything was measured and agrees)."""
     from analysis import reporting, results
@@ -175,23 +155,17 @@ def _split_of(args: argparse.Namespace, lines: Sequence[Any]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     terminal.load_plugins(args.plugin)
-    if args.figure:
-        from analysis import figures
+    if args.table and args.backbone:
+        raise SpecError("--table: shows what is stored; --backbone measures")
+    if not args.table and not args.backbone:
+        raise SpecError("nothing to measure: give a --backbone, or a --table")
+    if not args.table and args.by and "on" in args.compile:
+        raise SpecError("--by: a compiled model has no parts of its own; use --compile off")
 
-        figures.require()
-        if args.figure.suffix not in figures.ENDINGS:
-            raise SpecError(f"--figure {args.figure}: expected {', '.join(figures.ENDINGS)}")
-    if args.table:
-        if args.backbone:
-            raise SpecError("--table: shows what is stored; --backbone measures")
-        rows, bad = stored(args.table)
-    else:
-        if not args.backbone:
-            raise SpecError("nothing to measure: give a --backbone, or a --table")
-        if args.by and "on" in args.compile:
-            raise SpecError("--by: a compiled model has no parts of its own; use --compile off")
-        plan = options.plan_of(args, groups_of(args), split=bool(args.by), plugins=args.plugin)
-        rows, bad = options.execute(args, plan), 0
+    def plan() -> Plan:
+        return options.plan_of(args, groups_of(args), split=bool(args.by), plugins=args.plugin)
+
+    rows, bad = options.rows_of(args, plan)
     text, well = answer(args, rows)
     terminal.emit(text, args.out)
     return terminal.AGREED if well and not bad else terminal.DIFFER

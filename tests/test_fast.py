@@ -81,6 +81,25 @@ def test_small_parts_are_the_same_map(name, monkeypatch):
         assert relative(whole, plain) <= 1e-10 and relative(parts, plain) <= 1e-10, case
 
 
+@pytest.mark.parametrize("again, own, numbers, times", [
+    (True, True, 4, 1), (True, True, 1000, 2), (True, False, 1000, 1), (False, True, 4, 2),
+    (False, False, 4, 1),
+])  # fmt: skip
+def test_a_forward_keeps_what_is_asked_for_again(again, own, numbers, times, monkeypatch):
+    """The masks of all blocks side by side would outweigh the maps of one image."""
+    monkeypatch.setattr(fast, "MAPS", 64)
+    made = []
+
+    def make():
+        made.append(1)
+        return torch.zeros(numbers)
+
+    with fast.forward(again=again):
+        for _ in range(2):
+            assert len(fast.remember("key", make, own=own)) == numbers
+    assert len(made) == times
+
+
 def gradients(module, x, grad):
     x = x.clone().requires_grad_()
     parameters = list(module.parameters())

@@ -63,8 +63,21 @@ def test_a_fair_pair_is_judged():
     assert compare(b, a).text == "slower"
 
 
+def test_ratios_inside_processes():
+    """A machine that gets slower slows both: between processes 30%, inside them 1 to 1.2."""
+    a, b = rows_of(ours()), rows_of(peer(), logits_error=0.0)
+    for process, (one, two) in enumerate(zip(a, b, strict=True)):
+        one["samples"] = [1 + 0.03 * process] * 10
+        two["samples"] = [(1 + 0.02 * process) * (1 + 0.03 * process)] * 10
+    found = compare(*lines(a + b[:9]))
+    assert found.within == pytest.approx((1.08, 1.0, 1.16))
+    row = reporting.short(lines(a + b[:9]))[0]
+    assert row["in a process"] == "1.080 (1.000 - 1.160)"
+    assert compare(*lines(a + failed(peer()))).within is None
+
+
 ENTRY = {"dtype": "bfloat16", "batch": 8, "layout": "channels_last", "mode": "train",
-         "size": (256, 256), "compile": True}  # fmt: skip
+         "size": (256, 256), "compile": True, "malloc": "keep"}  # fmt: skip
 PLACES = {"threads": 1, "tf32": "high", "governor": "powersave", "processor": "Q", "torch": "3",
           "code": "d"}  # fmt: skip
 ROW = {"compiled": "partial", "batch_used": 4, "logits_error": 0.2}

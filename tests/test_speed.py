@@ -203,7 +203,7 @@ def test_a_peer_that_cannot_be_built_counts_as_failed(inline, capsys, monkeypatc
         (["--backbone", "swin_t", "--store", "/nowhere/s.jsonl"], ["/nowhere/s.jsonl", "free"]),
         (["--table", "/nowhere/s.jsonl"], ["no such file"]),
         (["--table", "setup.cfg", "--backbone", "swin_t"], ["--table"]),
-        (["--backbone", "swin_t", "--figure", "x.gif"], ["x.gif", ".svg"]),
+        (["--table", "setup.cfg", "--figure", "x.gif"], ["x.gif", ".svg"]),
     ],
 )
 def test_a_bad_request_is_one_line(argv, words):
@@ -225,9 +225,20 @@ def test_a_bad_option_is_exit_two(argv, capsys):
 # -- the others ------------------------------------------------------------------------------
 
 
-def test_mixers_grow_as_their_macs_say(inline, capsys):
+def test_mixers_grow_as_their_macs_say(inline, capsys, tmp_path):
     argv = ["--mixer", "window", "full", "--grid", "14", "28", "--dim", "8", "--heads", "2"]
-    code, found = shown(capsys, mixers.main, *argv, *LITTLE, "--max-macs", "0.004")
+    argv += ["--max-macs", "0.004", "--store", str(tmp_path / "rows.jsonl")]
+    code, found = shown(capsys, mixers.main, *argv, *LITTLE)
+    picture = tmp_path / "growth.svg"
+    again, stored = shown(
+        capsys, mixers.main, "--table", tmp_path / "rows.jsonl", "--figure", picture
+    )  # fmt: skip
+    drawn = picture.read_text()
+    assert all(f'id="{line}:{name}"' in drawn for line in ("time", "macs") for name in
+               ("window", "full"))  # fmt: skip
+    assert again == code and (stored["rows"], stored["exponents"]) == (
+        found["rows"], found["exponents"]
+    )  # fmt: skip
     assert [(r["mixer"], r["grid"]) for r in found["rows"]] == [
         ("window", "14"), ("full", "14"), ("window", "28"),
     ]  # fmt: skip
@@ -240,12 +251,15 @@ def test_mixers_grow_as_their_macs_say(inline, capsys):
         mixers.main(["--mixer", "pal"])
 
 
-def test_table_five(inline, capsys):
+def test_table_five(inline, capsys, tmp_path):
     """Every method at every stage and for the whole, against the cyclic shift."""
     body = "swin_t/stages=2/1.dim=32/2.dim=64/1.heads=2/2.heads=2/img_size=56/num_classes=4"
     code, found = shown(capsys, shift.main, "--backbone", body, *LITTLE, "--method",
-                        "window,cyclic,padding,unfold", "--no-memory")  # fmt: skip
+                        "window,cyclic,padding,unfold", "--no-memory",
+                        "--store", str(tmp_path / "rows.jsonl"))  # fmt: skip
     rows = found["rows"]
+    again, stored = shown(capsys, shift.main, "--table", str(tmp_path / "rows.jsonl"))
+    assert again == code and stored["rows"] == rows
     assert code in (0, 1) and len(rows) == 3 * 4
     assert {row["place"] for row in rows} == {"14 tokens, dim 32", "7 tokens, dim 64", "swin_t"}
     for row in rows:
