@@ -37,6 +37,7 @@ def test_the_outputs_are_what_the_commands_print(command):
     assert (done.returncode, done.stdout, done.stderr) == (0, rest, "")
 
 
+@pytest.mark.usefixtures("neighbours")  # which benchmarks.shift registers
 @pytest.mark.parametrize("name, part", [("speed", 0), ("mixers", 1), ("shift", 0)])
 def test_a_measured_table_is_what_its_command_prints(name, part, capsys):
     """The command that stands above it, on the rows that are committed."""
