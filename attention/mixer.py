@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from attention import fast
+from attention import ordering
 from attention.folding import Keeper
 from attention.groups import Groups
 from attention.registry import Cost, MixerConfig
@@ -44,9 +44,9 @@ class TokenMixer(Keeper):
         """
         raise NotImplementedError
 
-    def order(self, groups: Groups, device: torch.device) -> fast.Order:
+    def order(self, groups: Groups, device: torch.device) -> ordering.Order:
         """The permutations of the fast path, made once for all mixers that cut alike."""
-        return self.once(("order", groups, device), partial(fast.order, groups, device))
+        return self.once(("order", groups, device), partial(ordering.order, groups, device))
 
     def extra_repr(self) -> str:
         return f"{self.config}, dim={self.dim}, heads={self.heads}, index={self.index}"

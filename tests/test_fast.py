@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attention
 from analysis import counting
-from attention import SpecError, branch, fast, learning
+from attention import SpecError, branch, fast, learning, ordering
 from backbones import weights
 from backbones.layers import MLP
 
@@ -226,7 +226,7 @@ def test_planted_mistakes_are_seen(monkeypatch):
 def made(monkeypatch):
     """What is made from parameters and sizes, by what makes it."""
     makers = []
-    for owner, name in ((fast, "order"), (fast, "pack"), (branch.Branch, "mask")):
+    for owner, name in ((ordering, "order"), (fast, "pack"), (branch.Branch, "mask")):
         real = getattr(owner, name)
 
         def spy(*args, real=real, name=name, **options):
