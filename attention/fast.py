@@ -10,9 +10,10 @@ path; counting does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -21,12 +22,14 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from attention import cores
+
 MASKS = 8 << 20  # bytes up to which one mask for all groups is kept for a forward
 OURS = "torch.nn.modules.", "attention.", "backbones."  # whose layers do as they are named
 DTYPES = torch.float32, torch.float64, torch.bfloat16  # half is summed in half by some products
-MAPS = 3 << 20  # bytes of the maps that go through a stage together
-CACHE = 2 << 20  # bytes of the widest intermediate of a chunk: what two cores keep in their caches
-ROWS = 1568  # fewer rows than this do not pay for reading the weights again
+MAPS = 3 << 20  # bytes of the maps that a core takes through a stage together
+CACHE = 1 << 20  # bytes of the widest intermediate of a chunk, for each core
+ROWS = 784  # fewer rows than this, for each core, do not pay for reading the weights again
 
 _path: ContextVar[str] = ContextVar("path", default="fast")
 _made: ContextVar[_Memory | None] = ContextVar("made", default=None)
@@ -151,27 +154,43 @@ def watched() -> bool:
 def chunks(rows: int, width: int, like: Tensor, unit: int = 1) -> Iterator[slice]:
     """Slices of `rows` units of `unit` tokens, whose intermediates of `width` numbers a token
     stay in the cache."""
-    tokens = max(CACHE // (width * like.element_size()), ROWS)
+    tokens = max(CACHE // (width * like.element_size()), ROWS) * torch.get_num_threads()
     return slices(rows, max(tokens // unit, 1))
 
 
-def images(x: Tensor) -> Iterator[slice]:
-    """Slices of the batch whose maps stay in the cache from block to block."""
-    return slices(len(x), max(MAPS // max(x[:1].numel() * x.element_size(), 1), 1))
+def images(x: Tensor) -> list[slice]:
+    """Slices of the batch whose maps stay in the cache from block to block, some for every core
+    if there are as many images."""
+    step = MAPS // max(x[:1].numel() * x.element_size(), 1)
+    share = len(x) // cores.threads()
+    return list(slices(len(x), max(min(step, share) if share else step, 1)))
 
 
-def each(x: Tensor, parts: Iterator[slice], run: Callable[[Tensor], Tensor]) -> Tensor:
-    """`run` on parts of x, the answers one after another; a single one as it is."""
-    out = None
-    for part in parts:
+def each(
+    x: Tensor, parts: Iterable[slice], run: Callable[[Tensor], Tensor], *, spread: bool = False
+) -> Tensor:
+    """`run` on parts of x, the answers one after another; a single one as it is.
+
+    spread: over the cores.
+    """
+    out: list[Tensor] = []
+    parts, lock = list(parts), Lock()
+    if len(parts) == 1:
+        return run(x)
+
+    def one(part: slice) -> None:
         y = run(x[part])
-        if len(y) == len(x):
-            return y
-        if out is None:
-            out = y.new_empty(len(x), *y.shape[1:])
-        out[part] = y
-    assert out is not None
-    return out
+        with lock:  # the first answer tells what all are like
+            if not out:
+                out.append(y.new_empty(len(x), *y.shape[1:]))
+        out[0][part] = y
+
+    if spread:
+        cores.spread(parts, one)
+    else:
+        for part in parts:
+            one(part)
+    return out[0]
 
 
 def slices(rows: int, step: int) -> Iterator[slice]:
@@ -213,6 +232,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    if q.dtype is torch.bfloat16 and not q.requires_grad:
+        # torch's kernel widens the same numbers inside, more slowly
+        wide = None if mask is None else mask.float()
+        return _attend(q.float(), k.float(), v.float(), wide, scale).bfloat16()
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return out.transpose(1, 2)

@@ -108,7 +108,7 @@ class Merge(Keeper):
             y = fast.linear(y if self.post else self.norm(y), weight, None)
             return self.norm(y) if self.post else y
 
-        return fast.each(x, fast.images(x), run)
+        return fast.each(x, fast.images(x), run, spread=True)
 
     def cost(self, h: int, w: int) -> int:
         return h * w * self.reduction.weight.numel()
@@ -274,9 +274,9 @@ class Stage(nn.Module):
 
     def _fast(self, x: Tensor) -> Tensor:
         """Depth first: a few images go through all blocks before the next."""
-        parts = list(fast.images(x))
+        parts = fast.images(x)
         with fast.forward(again=len(parts) > 1):
-            return fast.each(x, iter(parts), self._blocks)
+            return fast.each(x, parts, self._blocks, spread=True)
 
     def cost(self, h: int, w: int) -> list[Macs]:
         """h, w: of this stage's map."""

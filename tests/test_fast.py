@@ -44,7 +44,7 @@ def taken(monkeypatch):
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_equal_the_plain_path(family, dtype, taken):
-    model = create(family, in_channels=3).to(dtype)
+    model, errors = create(family, in_channels=3).to(dtype), []
     for size in SIZES:
         x = images(2, 3, *size).to(dtype)
         kept = x.clone()
@@ -57,8 +57,12 @@ def test_features_equal_the_plain_path(family, dtype, taken):
                 exact = copy.deepcopy(model).double().features(x.double())
 
         assert not taken and torch.equal(x, kept)
-        for found, same, wanted in zip(maps, plain, exact, strict=True):  # blocks add up in half
-            assert relative(found, wanted) <= max(LIMITS[dtype], 1.5 * relative(same, wanted))
+        for found, same, wanted in zip(maps, plain, exact, strict=True):
+            errors.append((relative(found, wanted), relative(same, wanted)))
+            assert errors[-1][0] <= max(LIMITS[dtype], 3 * errors[-1][1])
+
+    found, same = (sum(error) for error in zip(*errors, strict=True))
+    assert found <= max(LIMITS[dtype], 1.3 * same)  # blocks add up in half, one map says little
 
 
 @pytest.mark.parametrize("name", sorted(attention.names()))
