@@ -44,6 +44,7 @@ def test_every_part_runs_once_and_what_is_left_over_runs_here(number, two_or_thr
 
 
 def test_a_thread_of_the_user_starts_with_all_cores(two_or_three):
+    cores._pool.cache_clear()
     cores.spread(range(two_or_three), lambda part: None)
     counts = []
     user = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
