@@ -27,7 +27,7 @@ from attention import cores
 MASKS = 8 << 20  # bytes up to which one mask for all groups is kept for a forward
 OURS = "torch.nn.modules.", "attention.", "backbones."  # whose layers do as they are named
 DTYPES = torch.float32, torch.float64, torch.bfloat16  # half is summed in half by some products
-MAPS = 3 << 20  # bytes of the maps that a core takes through a stage together
+MAPS = 3 << 19  # bytes of the maps that a core takes through a stage together
 CACHE = 1 << 20  # bytes of the widest intermediate of a chunk, for each core
 ROWS = 784  # fewer rows than this, for each core, do not pay for reading the weights again
 
