@@ -27,6 +27,7 @@ from attention import cores
 MASKS = 8 << 20  # bytes up to which one mask for all groups is kept for a forward
 OURS = "torch.nn.modules.", "attention.", "backbones."  # whose layers do as they are named
 DTYPES = torch.float32, torch.float64, torch.bfloat16  # half is summed in half by some products
+KEPT = 3 << 20  # bytes up to which one module's mask is kept in a forward
 MAPS = 3 << 19  # bytes of the maps that a core takes through a stage together
 CACHE = 1 << 20  # bytes of the widest intermediate of a chunk, for each core
 ROWS = 784  # fewer rows than this, for each core, do not pay for reading the weights again
@@ -80,7 +81,7 @@ def remember(key: Hashable, make: Callable[[], Made], *, own: bool = False) -> M
     """`make()`; in a `forward`, its first answer for this key.
 
     own: of one module, for which nobody else asks.  It is made again rather than kept beside
-    those of all other modules where it outweighs the maps.
+    those of all other modules where it is large.
     """
     memory = None if torch.compiler.is_compiling() else _made.get()
     if memory is None or (own and not memory.again):
@@ -89,7 +90,7 @@ def remember(key: Hashable, make: Callable[[], Made], *, own: bool = False) -> M
         known: Made = memory.made[key]
         return known
     answer = make()
-    if not (own and isinstance(answer, Tensor) and answer.nbytes > MAPS):
+    if not (own and isinstance(answer, Tensor) and answer.nbytes > KEPT):
         memory.made[key] = answer
     return answer
 

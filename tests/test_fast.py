@@ -91,7 +91,7 @@ def test_small_parts_are_the_same_map(name, monkeypatch):
 ])  # fmt: skip
 def test_a_forward_keeps_what_is_asked_for_again(again, own, numbers, times, monkeypatch):
     """The masks of all blocks side by side would outweigh the maps of one image."""
-    monkeypatch.setattr(fast, "MAPS", 64)
+    monkeypatch.setattr(fast, "KEPT", 64)
     made = []
 
     def make():
