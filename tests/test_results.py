@@ -75,6 +75,9 @@ def test_ratios_inside_processes():
     assert row["in a process"] == "1.080 (1.000 - 1.160)"
     assert compare(*lines(a + failed(peer()))).within is None
 
+    apart = rows_of(peer(), group="h", logits_error=0.0)  # its processes were others
+    assert compare(*lines(a + apart), force=True).within is None
+
 
 ENTRY = {"dtype": "bfloat16", "batch": 8, "layout": "channels_last", "mode": "train",
          "size": (256, 256), "compile": True, "malloc": "keep"}  # fmt: skip
