@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attention import table, terminal
 from attention.options import SpecError, nearest
+from benchmarks.graphs import captured, interleaved
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,6 @@ SIZES = {  # name: map, extent of a group, channels, heads, the map shifted, cos
 }
 MODES, DTYPES = ("infer", "train"), ("bfloat16", "float16", "float32")
 LIMITS = {"bfloat16": 4e-2, "float16": 5e-3, "float32": 5e-5}  # of ||a - b|| / ||b||
-FLUSH = 2**28  # bytes, several times a cache
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -262,45 +262,6 @@ def planned(call: Callable[[], Any], plan: Any) -> Any:
         return call()
     finally:
         fused_launch.plan = made
-
-
-# -- time --------------------------------------------------------------------------------------
-
-
-def captured(call: Callable[[], Any]) -> Callable[[], None]:
-    """A call as a CUDA graph: no time of the interpreter's between its kernels."""
-    import torch
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
-def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call in every round, after as many rounds again, at most 5, of warm-up."""
-    import torch
-
-    cache = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    warm = min(rounds, 5)
-    for i in range(warm + rounds):
-        for name, call in calls.items():
-            cache.fill_(i % 251)
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            call()
-            end.record()
-            end.synchronize()
-            if i >= warm:
-                times[name].append(start.elapsed_time(end) / 1e3)
-    return times
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 import threading
 from contextvars import ContextVar
 
@@ -123,6 +125,21 @@ def test_a_forked_child_has_threads_of_its_own(two_or_three):
     finally:
         child.kill()
         child.join()
+
+
+def test_a_system_without_fork():
+    """As on Windows."""
+    code = """
+import os, torch
+del os.register_at_fork
+from attention import cores
+torch.set_num_threads(2)
+seen = []
+cores.spread(range(4), seen.append)
+print(sorted(seen))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[0, 1, 2, 3]\n", done.stderr
 
 
 @pytest.mark.parametrize("family", FAMILIES)
