@@ -47,12 +47,17 @@ class PadFirst(TokenMixer):
                 return self._fast(x, groups)
             if self.branch.lepe is None or not self.branch.hides(groups):
                 return self._learn(x, groups)
-        if fused.chosen(x, groups, self, heads=self.branch.heads):
-            q, k, v = self.qkv(groups.pad(x))
-            return groups.crop(self.proj(self.branch.by_kernel(q, k, v, groups)))
+        heads = self.branch.heads
+        return fused.attends(self, groups, x, heads=heads, kernel=self._fused, usual=self._plain)
+
+    def _plain(self, x: Tensor, groups: Groups) -> Tensor:
         q, k, v = self.qkv(groups.roll(groups.pad(x)))
         y = self.proj(self.branch(q, k, v, groups))
         return groups.crop(groups.unroll(y))
+
+    def _fused(self, x: Tensor, groups: Groups) -> Tensor:
+        q, k, v = self.qkv(groups.pad(x))
+        return groups.crop(self.proj(self.branch.by_kernel(q, k, v, groups)))
 
     def _fast(self, x: Tensor, groups: Groups) -> Tensor:
         order = self.order(groups, x.device)
@@ -116,7 +121,7 @@ class ProjectFirst(TokenMixer):
         out = []
         for branch, groups, *parts in zip(self.branches, cuts, *qkv, strict=True):
             q, k, v = (groups.pad(part) for part in parts)
-            out.append(groups.crop(branch(q, k, v, groups)))
+            out.append(groups.crop(branch.attend(q, k, v, groups)))
         return self.proj(torch.cat(out, dim=-1))
 
     def _fast(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:

@@ -82,8 +82,6 @@ class Branch(Keeper):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> Tensor:
         """q, k, v and the result: the padded and rolled map (b, hp, wp, dim)."""
-        if not groups.shifted and fused.chosen(q, groups, self, heads=self.heads):
-            return self.by_kernel(q, k, v, groups)
         hidden = self.hides(groups)
         if hidden and self.lepe is not None:
             v = groups.pad(groups.crop(v))  # what is hidden is not a neighbour either
@@ -98,6 +96,12 @@ class Branch(Keeper):
         if self.lepe is not None:
             out = out + self.lepe(v, groups, self.heads)
         return groups.merge(out, self.heads)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> Tensor:
+        """`forward`, or on a GPU the kernel, of groups that are not shifted."""
+        return fused.attends(
+            self, groups, q, k, v, heads=self.heads, kernel=self.by_kernel, usual=self
+        )
 
     def by_kernel(self, q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> Tensor:
         """`forward` by the GPU kernel: q, k, v and the result are padded, but not rolled."""

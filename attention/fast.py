@@ -3,9 +3,9 @@
 The plain path is what the mixers' `forward` says step by step.  The fast path computes the same
 without the copies: groups in chunks that stay in the cache, one permutation in and one out,
 strided views instead of split heads, results written over what is no longer needed.  It runs
-where nothing can tell the two apart but a clock: on a CPU, without autograd, hooks, tracing,
-compilation or modes that look at the operators.  `with plain():` keeps everything on the plain
-path; counting does.
+where nothing can tell the two apart but a clock: on a CPU, or with a bound on memory on any
+device, without hooks, tracing, compilation or modes that look at the operators.  `with plain():`
+keeps everything on the plain path; counting does.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ CACHE = 1 << 20  # bytes of the widest intermediate of a chunk, for each core
 ROWS = 784  # fewer rows than this, for each core, do not pay for reading the weights again
 
 _path: ContextVar[str] = ContextVar("path", default="fast")
+_bound: ContextVar[int | None] = ContextVar("bound", default=None)
 _made: ContextVar[_Memory | None] = ContextVar("made", default=None)
 
 Made = TypeVar("Made")
@@ -57,6 +58,20 @@ def path(name: str) -> Iterator[None]:
 
 def path_is(name: str) -> bool:
     return _path.get() == name
+
+
+@contextmanager
+def bounded(mebibytes: float) -> Iterator[None]:
+    """Inside, inference on any device takes a few images at a time through a stage, and what is
+    wider than their maps (queries, keys and values, hidden layers) in chunks that take no more
+    than this (on a CPU, for each core) or hold one group, one token: less memory, more calls."""
+    if not mebibytes > 0:
+        raise ValueError(f"bounded: {mebibytes} MiB; a chunk needs more than 0")
+    token = _bound.set(max(int(mebibytes * 2**20), 1))
+    try:
+        yield
+    finally:
+        _bound.reset(token)
 
 
 class _Memory(NamedTuple):
@@ -115,9 +130,21 @@ def unseen(x: Tensor, module: nn.Module, *layers: nn.Module) -> bool:
         return False
     if _made.get() is not None:
         return True
-    if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in DTYPES or not x.numel():
+    if type(x) is not Tensor or not x.numel() or not (_on_cpu(x) or _bounds(x, module)):
         return False
-    return not torch.is_autocast_enabled("cpu") and not watched() and untouched(module, x)
+    if torch.is_autocast_enabled(x.device.type):
+        return False
+    return not watched() and untouched(module, x)
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in DTYPES
+
+
+def _bounds(x: Tensor, module: nn.Module) -> bool:
+    """Was a bound asked for, where there is something to bound and it is inference?"""
+    real = x.device.type not in ("cpu", "meta")
+    return _bound.get() is not None and real and not learns(x, module)
 
 
 def untouched(module: nn.Module, x: Tensor) -> bool:
@@ -155,15 +182,19 @@ def watched() -> bool:
 def chunks(rows: int, width: int, like: Tensor, unit: int = 1) -> Iterator[slice]:
     """Slices of `rows` units of `unit` tokens, whose intermediates of `width` numbers a token
     stay in the cache."""
-    tokens = max(CACHE // (width * like.element_size()), ROWS) * torch.get_num_threads()
+    bound, token = _bound.get(), width * like.element_size()
+    if bound is None:
+        tokens = max(CACHE // token, ROWS) * torch.get_num_threads()
+    else:
+        tokens = bound // token
     return slices(rows, max(tokens // unit, 1))
 
 
 def images(x: Tensor) -> list[slice]:
     """Slices of the batch whose maps stay in the cache from block to block, some for every core
     if there are as many images."""
-    step = MAPS // max(x[:1].numel() * x.element_size(), 1)
-    share = len(x) // cores.threads()
+    bound, share = _bound.get(), len(x) // (cores.threads() if _on_cpu(x) else 1)
+    step = (MAPS if bound is None else bound) // max(x[:1].numel() * x.element_size(), 1)
     return list(slices(len(x), max(min(step, share) if share else step, 1)))
 
 
@@ -186,7 +217,7 @@ def each(
                 out.append(y.new_empty(len(x), *y.shape[1:]))
         out[0][part] = y
 
-    if spread:
+    if spread and _on_cpu(x):
         cores.spread(parts, one)
     else:
         for part in parts:
@@ -202,7 +233,7 @@ def slices(rows: int, step: int) -> Iterator[slice]:
 def pack(weight: Tensor) -> Tensor:
     """The weight in the layout that oneDNN's products read, which they otherwise make every
     time; a second copy of it."""
-    if not _onednn(weight.dtype):
+    if not _onednn(weight):
         return weight
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
     return packed
@@ -211,7 +242,7 @@ def pack(weight: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
     """x @ weight.T + bias, then GELU: by oneDNN, whose products are faster than BLAS's here and
     which applies GELU to what it still holds."""
-    if x.numel() and _onednn(x.dtype):
+    if x.numel() and _onednn(x):
         if gelu:
             return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -233,7 +264,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    if q.dtype is torch.bfloat16 and not q.requires_grad:
+    if q.dtype is torch.bfloat16 and q.device.type == "cpu" and not q.requires_grad:
         # torch's kernel widens the same numbers inside, more slowly
         wide = None if mask is None else mask.float()
         return _attend(q.float(), k.float(), v.float(), wide, scale).bfloat16()
@@ -242,8 +273,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) 
     return out.transpose(1, 2)
 
 
-def _onednn(dtype: torch.dtype) -> bool:
-    return dtype in _ONEDNN
+def _onednn(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in _ONEDNN
 
 
 def _find_onednn() -> tuple[torch.dtype, ...]:

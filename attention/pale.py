@@ -102,7 +102,7 @@ class PaleMixer(TokenMixer):
         x = cuts[0].pad(x)
         qkv = [project(x).chunk(2, dim=-1) for project in (self.q, self.k, self.v)]
         out = [
-            branch(q, k, v, groups)
+            branch.attend(q, k, v, groups)
             for branch, groups, q, k, v in zip(self.branches, cuts, *qkv, strict=True)
         ]
         return self.proj(cuts[0].crop(torch.cat(out, dim=-1)))

@@ -9,6 +9,7 @@ Triton is first imported: `tests/test_fused.py` starts this file in a process of
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from tiny import randomise
 
 import attention
-from attention import branch, fast, fused, fused_launch
+from attention import branch, contest, fast, fused, fused_launch
 from attention.groups import Groups, axis
 
 DEVICE = "cpu" if fused.INTERPRETED else "cuda"
@@ -375,6 +376,28 @@ def test_a_mixer_by_kernel_is_the_plain_one(name, runs):
     largest = max(t.abs().max() for t in found["plain"])  # a key bias has a gradient of 0
     for one, other in zip(*found.values(), strict=True):
         assert (one - other).abs().max() <= 1e-5 * largest
+
+
+@pytest.mark.parametrize(
+    "name", ["window:size=3x4,mask_padding=true", "cosine:size=4", "pale:size=3"]
+)
+def test_a_mixer_tries_the_kernel_by_itself(name, runs, monkeypatch):
+    """It holds its own against the usual way in a contest, gradients included."""
+    times = iter([1.0, 2.0] * 99)
+    monkeypatch.setattr(contest, "seconds", lambda call, on: next(times))
+    monkeypatch.setattr(fused, "UNASKED", (DEVICE,))
+    monkeypatch.setattr(fast, "DTYPES", ())  # no other path on a CPU either
+    mixer = randomise(attention.create(name, dim=64, heads=4, index=1), 0).to(DEVICE)
+    x = torch.randn(1, 5, 7, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a result that is another
+        mixer(x)
+    tried = len(runs)
+    found = mixer(x)
+    with fast.plain():
+        want = mixer(x)
+    assert tried and len(runs) > tried
+    assert (found - want).abs().max() <= 1e-5 * want.abs().max()
 
 
 def test_a_mixer_by_kernel_compiles_and_gives_way_to_hooks(runs):

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attention
 from analysis import counting
-from attention import SpecError, branch, fast, learning, ordering
+from attention import SpecError, branch, cores, fast, learning, ordering
 from backbones import weights
 from backbones.layers import MLP
 
@@ -83,6 +83,76 @@ def test_small_parts_are_the_same_map(name, monkeypatch):
             with fast.plain():
                 plain = mixer(x)
         assert relative(whole, plain) <= 1e-10 and relative(parts, plain) <= 1e-10, case
+
+
+@pytest.mark.parametrize("name", sorted(attention.names()))
+def test_a_bound_on_memory_is_kept(name, monkeypatch):
+    """What a product gives takes no more than the bound, a padded map, or a group's q, k and v."""
+    mixer = randomise(attention.create(name, dim=32, heads=4, index=1), 0).eval()
+    x, sizes, real = images(3, 29, 31, 32), [], fast.linear
+
+    def spy(*args, **options):
+        y = real(*args, **options)
+        sizes.append(y.nbytes)
+        return y
+
+    monkeypatch.setattr(fast, "linear", spy)
+    with torch.no_grad():
+        want, free = mixer(x), max(sizes, default=0)
+        sizes.clear()
+        with fast.bounded(1 / 64):
+            found = mixer(x)
+    assert relative(found, want) <= 1e-5
+    if name not in ("token_mlp", "pale", "full"):  # none wider than a map; one group
+        group = x[0].nbytes if name in ("axial", "cross") else 0
+        assert max(sizes) <= max(2**14, 1.4 * x.nbytes, 3 * group) < free
+
+
+def test_a_bound_is_for_every_layer_and_image(monkeypatch):
+    model, widest = create("swin", in_channels=3), []
+    monkeypatch.setattr(fast, "slices", lambda rows, step: widest.append(step) or (
+        slice(i, min(i + step, rows)) for i in range(0, rows, step)))  # fmt: skip
+    x = images(4, 3, 64, 64)
+    with torch.no_grad():
+        want, free = model.features(x), min(widest)
+        widest.clear()
+        with fast.bounded(1e-6):
+            found = model.features(x)
+    assert max(widest) == 1 < free
+    assert all(relative(a, b) <= 1e-5 for a, b in zip(found, want, strict=True))
+
+
+@pytest.mark.parametrize("device", ["cuda" if torch.cuda.is_available() else "stand-in"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bound_holds_on_other_devices(family, device, taken, monkeypatch):
+    """There the fast path is taken for a bound alone, and in inference only."""
+    model, x = create(family, in_channels=3), images(2, 3, 61, 100)
+    if device == "cuda":
+        model, x = model.to(device), x.to(device)
+    else:
+        asked = fast._bound.get
+        monkeypatch.setattr(fast, "_on_cpu", lambda x: False)
+        monkeypatch.setattr(fast, "_onednn", lambda x: False)
+        monkeypatch.delattr(cores, "spread")  # threads are for the cores of a CPU
+        monkeypatch.setattr(
+            fast, "_bounds", lambda x, m: asked() is not None and not fast.learns(x, m)
+        )
+    with torch.no_grad():
+        want = model.features(x)
+        assert not taken
+        with fast.bounded(1 / 64):
+            found = model.features(x)
+    assert taken and all(relative(a, b) <= 1e-5 for a, b in zip(found, want, strict=True))
+    taken.clear()
+    with fast.bounded(1 / 64):
+        model.features(x)[0].sum().backward()
+    assert not taken
+
+
+@pytest.mark.parametrize("size", [0, -1, float("nan")])
+def test_a_bound_of_nothing_is_refused(size):
+    with pytest.raises(ValueError, match="MiB"), fast.bounded(size):
+        pass
 
 
 @pytest.mark.parametrize("again, own, numbers, times", [
