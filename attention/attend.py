@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from attention import fast, fused, learning
+from attention import fast, fused, learning, products
 from attention.branch import QKV, Branch, projection
 from attention.configs import SoftmaxConfig
 from attention.groups import Groups
@@ -52,7 +52,7 @@ class PadFirst(TokenMixer):
 
     def _plain(self, x: Tensor, groups: Groups) -> Tensor:
         q, k, v = self.qkv(groups.roll(groups.pad(x)))
-        y = self.proj(self.branch(q, k, v, groups))
+        y = products.layer(self.proj, self.branch(q, k, v, groups))
         return groups.crop(groups.unroll(y))
 
     def _fused(self, x: Tensor, groups: Groups) -> Tensor:
@@ -66,12 +66,12 @@ class PadFirst(TokenMixer):
         tokens = x.flatten(1, 2)
 
         def run(images: slice, part: slice, places: slice) -> Tensor:
-            y = fast.linear(order.take(tokens[images], places), inner, bias)
+            y = products.linear(order.take(tokens[images], places), inner, bias)
             q, k, v = order.grouped(y, self.heads)
             if self.branch.lepe is not None and self.branch.hides(groups):
                 order.clear(v, places)
             y = self.branch.inside(q, k, v, groups, masks(part))
-            return fast.linear(y, outer, self.proj.bias)
+            return products.linear(y, outer, self.proj.bias)
 
         return order.over(x, 3 * self.dim, run).view(x.shape)
 
@@ -122,12 +122,12 @@ class ProjectFirst(TokenMixer):
         for branch, groups, *parts in zip(self.branches, cuts, *qkv, strict=True):
             q, k, v = (groups.pad(part) for part in parts)
             out.append(groups.crop(branch.attend(q, k, v, groups)))
-        return self.proj(torch.cat(out, dim=-1))
+        return products.layer(self.proj, torch.cat(out, dim=-1))
 
     def _fast(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
         out = [self._alone(x, i, groups) for i, groups in enumerate(cuts)]
         y, outer = torch.cat(out, dim=-1), self.packed("proj", self.proj.weight)
-        return fast.linear(y, outer, self.proj.bias).view(x.shape)
+        return products.linear(y, outer, self.proj.bias).view(x.shape)
 
     def _alone(self, x: Tensor, i: int, groups: Groups) -> Tensor:
         """One branch, from its own part of the projection to its channels: (b, h * w, c)."""
@@ -139,7 +139,7 @@ class ProjectFirst(TokenMixer):
         order, masks = self.order(groups, x.device), branch.masks(groups, x)
 
         def run(images: slice, part: slice, places: slice) -> Tensor:
-            y = fast.linear(order.take(tokens[images], places), weight, own_bias)
+            y = products.linear(order.take(tokens[images], places), weight, own_bias)
             q, k, v = order.grouped(order.clear(y, places), branch.heads)
             return branch.inside(q, k, v, groups, masks(part))
 
@@ -157,7 +157,7 @@ class ProjectFirst(TokenMixer):
     def _weight(self, own: slice) -> Tensor:
         """Of the queries, keys and values of one branch's channels."""
         weight = self.qkv.weight.unflatten(0, (3, -1))[:, own].flatten(0, 1)
-        return weight if self.kept is None else fast.pack(weight)
+        return weight if self.kept is None else products.pack(weight)
 
     def cost(self, h: int, w: int) -> Cost:
         projections = Cost(4 * h * w * self.dim * self.dim, 0)

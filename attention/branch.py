@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention import fast, fused, learning
+from attention import fast, fused, learning, products
 from attention.configs import SoftmaxConfig
 from attention.folding import Keeper
 from attention.groups import Groups, copied
@@ -37,7 +37,7 @@ class QKV(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim)) if bias and not key_bias else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return F.linear(x, self.weight, self.whole_bias()).chunk(3, dim=-1)
+        return products.plain(x, self.weight, self.whole_bias()).chunk(3, dim=-1)
 
     def whole_bias(self) -> Tensor | None:
         if self.q_bias is not None and self.v_bias is not None:
@@ -92,6 +92,8 @@ class Branch(Keeper):
         mask = self.whole_mask(groups, q, hidden=hidden)
         if mask is not None:
             mask = copied(mask.expand(groups.n, self.heads, -1, -1)).flatten(0, 1)
+            if products.compiled():
+                mask = mask[None]  # four axes, as torch's fused kernel for CPUs takes it
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         if self.lepe is not None:
             out = out + self.lepe(v, groups, self.heads)

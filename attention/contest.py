@@ -52,13 +52,19 @@ def _held(other: Way, usual: Way, inputs: Sequence[Tensor], parameters: list[Ten
     with saved_tensors_hooks(lambda t: t, lambda t: t):  # none of a caller's who counts tensors
         try:
             (out, *grads), (same, *wanted_grads) = run(other), run(usual)
-            limit = LIMITS[same.dtype]
+            limit = _limit(same.dtype)
             apart = _apart([out], [same]), _apart(grads, wanted_grads) / 2
             if not max(apart) <= limit:
                 return _warned(f"its result is off by {max(apart):.2g}, more than {limit}")
             return _faster(lambda: run(other), lambda: run(usual), inputs[0].device)
         except Exception as error:  # whatever a compiler or a driver says, the usual way is there
             return _warned(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+
+
+def _limit(dtype: torch.dtype) -> float:
+    """TF32, where torch may use it, has float16's ten bits."""
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return LIMITS[dtype if exact or dtype is not torch.float32 else torch.float16]
 
 
 def _warned(reason: str) -> bool:

@@ -1,4 +1,4 @@
-"""Where the fast path may stand in for the plain one, and the products it is made of.
+"""Where the fast path may stand in for the plain one, and what it is made of.
 
 The plain path is what the mixers' `forward` says step by step.  The fast path computes the same
 without the copies: groups in chunks that stay in the cache, one permutation in and one out,
@@ -230,26 +230,6 @@ def slices(rows: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def pack(weight: Tensor) -> Tensor:
-    """The weight in the layout that oneDNN's products read, which they otherwise make every
-    time; a second copy of it."""
-    if not _onednn(weight):
-        return weight
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
-    return packed
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
-    """x @ weight.T + bias, then GELU: by oneDNN, whose products are faster than BLAS's here and
-    which applies GELU to what it still holds."""
-    if x.numel() and _onednn(x):
-        if gelu:
-            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    y = F.linear(x, weight, bias)
-    return torch.ops.aten.gelu_(y) if gelu else y
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """(rows, l, heads, d), of any strides -> the same; mask: (n, heads | 1, l, l) for every n
     rows."""
@@ -271,19 +251,3 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) 
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return out.transpose(1, 2)
-
-
-def _onednn(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in _ONEDNN
-
-
-def _find_onednn() -> tuple[torch.dtype, ...]:
-    """The types oneDNN multiplies on this processor; none where torch was built without it."""
-    built = torch.backends.mkldnn.is_available()
-    if not built or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return ()
-    half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return (torch.float32, torch.bfloat16) if half else (torch.float32,)
-
-
-_ONEDNN = _find_onednn()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from attention import fast
+from attention import fast, products
 
 Made = TypeVar("Made")
 
@@ -73,10 +73,10 @@ class Keeper(nn.Module):
         return made
 
     def packed(self, key: Hashable, weight: Tensor) -> Tensor:
-        """The weight as `fast.linear` reads it fastest, if folded."""
+        """The weight as `products.linear` reads it fastest, if folded."""
         if self.kept is None:
             return weight
-        return self.once(("packed", key, weight.dtype), lambda: fast.pack(weight), weight)
+        return self.once(("packed", key, weight.dtype), lambda: products.pack(weight), weight)
 
     @property
     def current(self) -> bool:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from attention import fast
+from attention import fast, products
 
 # Bytes of a part's hidden layer and of its scores.  More than forward's: every part also reads
 # and writes the sums of the weights' gradients.
@@ -37,7 +37,7 @@ class _Linear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
-        return fast.linear(x, weight, bias)
+        return products.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -47,7 +47,7 @@ class _Linear(Function):
         need = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
         return (
-            fast.linear(grad.contiguous(), weight.t(), None) if need[0] else None,
+            products.linear(grad.contiguous(), weight.t(), None) if need[0] else None,
             rows.t() @ x.reshape(-1, x.shape[-1]) if need[1] else None,
             rows.sum(0) if bias is not None and need[2] else None,
         )
@@ -74,11 +74,11 @@ class _MLP(Function):
     def forward(
         ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
     ) -> Tensor:  # fmt: skip
-        hidden = fast.linear(x, w1, b1)
+        hidden = products.linear(x, w1, b1)
         ctx.save_for_backward(x, w1, b1, w2, b2, hidden)
         out = x.new_empty(len(x), len(w2))
         for part in _parts(x, w1):
-            out[part] = fast.linear(F.gelu(hidden[part]), w2, b2)
+            out[part] = products.linear(F.gelu(hidden[part]), w2, b2)
         return out
 
     @staticmethod
@@ -92,12 +92,12 @@ class _MLP(Function):
         s1, s2 = torch.zeros_like(b1), torch.zeros_like(b2)
         for part in _parts(x, w1):
             dy, h = grad[part].contiguous(), hidden[part]
-            dh = torch.ops.aten.gelu_backward(fast.linear(dy, w2.t(), None), h)
+            dh = torch.ops.aten.gelu_backward(products.linear(dy, w2.t(), None), h)
             d2.addmm_(dy.t(), F.gelu(h))
             d1.addmm_(dh.t(), x[part])
             s2 += dy.sum(0)
             s1 += dh.sum(0)
-            dx[part] = fast.linear(dh, w1.t(), None)
+            dx[part] = products.linear(dh, w1.t(), None)
         return dx, d1, s1, d2, s2
 
 

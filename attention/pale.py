@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from attention import fast, learning
+from attention import fast, learning, products
 from attention.attend import add_costs
 from attention.branch import Branch, projection
 from attention.configs import PaleConfig
@@ -39,7 +39,7 @@ class SeparableProjection(Keeper):
         self.pointwise = projection(dim, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise(self.spread(x))
+        return products.layer(self.pointwise, self.spread(x))
 
     def spread(self, x: Tensor) -> Tensor:
         """All but the pointwise layer."""
@@ -54,7 +54,7 @@ class SeparableProjection(Keeper):
         y = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         norm, last = self.norm, self.pointwise
         sources = *norm.parameters(), norm.running_mean, norm.running_var, *last.parameters()
-        return fast.linear(y, *self.once(("pointwise", x.dtype), self._pointwise, *sources))
+        return products.linear(y, *self.once(("pointwise", x.dtype), self._pointwise, *sources))
 
     def _pointwise(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of both."""
@@ -63,7 +63,7 @@ class SeparableProjection(Keeper):
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         shift = F.linear(norm.bias - norm.running_mean * scale, last.weight, last.bias)
         weight = last.weight * scale
-        return weight if self.kept is None else fast.pack(weight), shift
+        return weight if self.kept is None else products.pack(weight), shift
 
 
 @register("pale", config=PaleConfig)
@@ -105,7 +105,7 @@ class PaleMixer(TokenMixer):
             branch.attend(q, k, v, groups)
             for branch, groups, q, k, v in zip(self.branches, cuts, *qkv, strict=True)
         ]
-        return self.proj(cuts[0].crop(torch.cat(out, dim=-1)))
+        return products.layer(self.proj, cuts[0].crop(torch.cat(out, dim=-1)))
 
     def _fast(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
         """The map is padded once and both branches order the padded one."""
@@ -116,7 +116,7 @@ class PaleMixer(TokenMixer):
         halves = zip(*(t.flatten(1, 2).chunk(2, dim=-1) for t in (q, k, v)), strict=True)
         out = [self._alone(x, i, cuts[i], own) for i, own in enumerate(halves)]
         y = cuts[0].crop(torch.cat(out, dim=-1).view(x.shape))
-        return fast.linear(y, self.packed("proj", self.proj.weight), self.proj.bias)
+        return products.linear(y, self.packed("proj", self.proj.weight), self.proj.bias)
 
     def _alone(self, x: Tensor, i: int, groups: Groups, own: tuple[Tensor, ...]) -> Tensor:
         """One branch on its half of q, k and v: (b, tokens of the padded map, c)."""

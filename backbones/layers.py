@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import attention
-from attention import fast, learning
+from attention import fast, learning, products
 from attention.folding import Keeper
 from attention.groups import known, whole
 from attention.mixer import TokenMixer
@@ -94,7 +94,8 @@ class Merge(Keeper):
         if fast.applies(x, self, self.reduction):
             return nchw(self._fast(x))
         x = self._neighbours(x)
-        return nchw(self.norm(self.reduction(x)) if self.post else self.reduction(self.norm(x)))
+        y = products.layer(self.reduction, x if self.post else self.norm(x))
+        return nchw(self.norm(y) if self.post else y)
 
     def _neighbours(self, x: Tensor) -> Tensor:
         return rearrange(x, "b c (h y) (w x) -> b h w (x y c)", y=2, x=2)
@@ -105,7 +106,7 @@ class Merge(Keeper):
 
         def run(x: Tensor) -> Tensor:
             y = self._neighbours(x)
-            y = fast.linear(y if self.post else self.norm(y), weight, None)
+            y = products.linear(y if self.post else self.norm(y), weight, None)
             return self.norm(y) if self.post else y
 
         return fast.each(x, fast.images(x), run, spread=True)
@@ -155,7 +156,7 @@ class MLP(Keeper):
 
     def forward(self, x: Tensor) -> Tensor:
         if not fast.unseen(x, self, self.fc1, self.fc2):
-            return self.fc2(F.gelu(self.fc1(x)))
+            return products.layer(self.fc2, products.layer(self.fc1, x, gelu=True))
         return self._learn(x) if fast.learns(x, self) else self._fast(x)
 
     def _learn(self, x: Tensor) -> Tensor:
@@ -167,8 +168,8 @@ class MLP(Keeper):
         one, two = self.packed("fc1", self.fc1.weight), self.packed("fc2", self.fc2.weight)
 
         def run(rows: Tensor) -> Tensor:
-            hidden = fast.linear(rows, one, self.fc1.bias, gelu=True)
-            return fast.linear(hidden, two, self.fc2.bias)
+            hidden = products.linear(rows, one, self.fc1.bias, gelu=True)
+            return products.linear(hidden, two, self.fc2.bias)
 
         rows = x.reshape(-1, x.shape[-1])
         return fast.each(rows, fast.chunks(len(rows), self.fc1.out_features, x), run).view(x.shape)

@@ -79,6 +79,18 @@ def test_another_result_loses_and_is_said(timed):
         assert not won(way("fast", factor=3.0), way("slow"))
 
 
+def test_tf32_is_no_other_result(timed):
+    """Where torch may multiply in TF32, the usual way is as far from the right result."""
+    other = way("fast", factor=2.002)
+    with pytest.warns(UserWarning, match="off by 0.001"):
+        assert not won(other, way("slow"))
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert won(other, way("slow"), key="another")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_no_number_loses(timed, value):
     with pytest.warns(UserWarning, match="is not used here"):

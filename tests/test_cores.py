@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import FAMILIES, create, images
 
-from attention import cores, fast
+from attention import cores, fast, products
 
 word: ContextVar[str] = ContextVar("word", default="outside")
 
@@ -147,13 +147,13 @@ print(sorted(seen))
 def test_a_spread_batch_has_the_maps_of_the_plain_path(family, batch, two_or_three, monkeypatch):
     model, x = create(family, in_channels=3).double(), images(batch, 3, 61, 100).double()
     used = set()
-    real = fast.linear
+    real = products.linear
 
     def spy(*args, **options):
         used.add(threading.current_thread().name)
         return real(*args, **options)
 
-    monkeypatch.setattr(fast, "linear", spy)
+    monkeypatch.setattr(products, "linear", spy)
     with torch.inference_mode():
         maps = model.features(x)
         with fast.plain():

@@ -35,7 +35,7 @@ from analysis.entries import Entry
 from analysis.influence import randomise
 from analysis.results import lines
 from analysis.timing import Clock, Runner, measure
-from attention import fast
+from attention import fast, products
 from attention.options import SpecError
 from backbones.originals import difference
 
@@ -498,8 +498,8 @@ def test_a_fast_path_that_is_wrong_is_exposed(inline, monkeypatch, mode):
     ]
     one = campaign.Plan(groups=[group], processes=1, samples=2, warm_seconds=0.1, memory=0)
     assert all(line.usable for line in lines(campaign.run(one, environment.header())))
-    real = fast.linear
-    monkeypatch.setattr(fast, "linear", lambda *a, **k: 1.01 * real(*a, **k))
+    real = products.linear
+    monkeypatch.setattr(products, "linear", lambda *a, **k: 1.01 * real(*a, **k))
     quick, right = lines(campaign.run(one, environment.header()))
     assert quick.status == "invalid" and "from the eager float32 one" in quick.reason
     assert right.usable
