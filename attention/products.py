@@ -78,6 +78,10 @@ def _taken(x: Tensor, weight: Tensor) -> bool:
         return False
     if torch._C._are_functorch_transforms_active():  # vmap has no rule for the operator
         return False
+    from torch._inductor import config
+
+    if config.freezing:  # the compiler packs the weights itself
+        return False
     return type(weight) is nn.Parameter and weight.dtype == x.dtype and _onednn(x)
 
 

@@ -123,6 +123,15 @@ def test_an_exported_graph_runs_without_us(strict, made):
     assert not made
 
 
+def test_frozen_weights_are_the_compilers(made):
+    layer, x = nn.Linear(32, 48), images(5, 32)
+    with torch.no_grad():
+        for freezing in (True, False):
+            with torch._inductor.config.patch(freezing=freezing):
+                compiled(lambda x: products.layer(layer, x))(x)
+            assert bool(made) is not freezing
+
+
 def test_mapped_over_inputs_and_ensembles(made):
     """vmap in a graph is what it is outside, by torch's own product."""
     layer, other = nn.Linear(32, 48), nn.Linear(32, 48)
