@@ -1,8 +1,9 @@
 """Which of two ways through a module is the faster one on this GPU: both are run, compared, timed.
 
 The usual way stays wherever the other one fails, gives another result, or is not faster; the
-first two are said in a warning.  A verdict holds for one device and one question (`key`) for the
-life of the process, so that recomputation in backward takes the way that forward took.
+first two are said in a warning.  A verdict holds for one device, one question (`key`) and inputs
+of about one size for the life of the process, so that recomputation in backward takes the way
+that forward took.
 """
 
 from __future__ import annotations
@@ -31,28 +32,44 @@ def won(
 ) -> bool:
     """Is `other(*inputs)` faster than `usual(*inputs)`, with gradients where somebody asks for
     those of the inputs or parameters?  Decided the first time; nothing outside is changed."""
-    x = inputs[0]
-    key = key, x.device, torch.is_grad_enabled(), *((t.shape, t.requires_grad) for t in inputs)
+    x, learned = inputs[0], [p for p in parameters if p.requires_grad]
+    key = key, x.device, torch.is_grad_enabled(), bool(learned), *(_about(t) for t in inputs)
     if key not in _verdicts:
-        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
+        if capturing or any(p._backward_hooks for p in learned):
             return False
-        _verdicts[key] = _held(other, usual, inputs, [p for p in parameters if p.requires_grad])
+        verdict = _held(other, usual, inputs, learned)
+        if verdict is None:
+            return False
+        _verdicts[key] = verdict
     return _verdicts[key]
 
 
-def _held(other: Way, usual: Way, inputs: Sequence[Tensor], parameters: list[Tensor]) -> bool:
+def _about(t: Tensor) -> tuple[int, ...]:
+    """Its channels, and how often its numbers double: training on many sizes asks a few times."""
+    return t.shape[-1], t.numel().bit_length(), t.requires_grad
+
+
+def _held(
+    other: Way, usual: Way, inputs: Sequence[Tensor], parameters: list[Tensor]
+) -> bool | None:  # fmt: skip
+    """None where the usual way has no finite answer to compare with."""
     leaves = [t.detach().requires_grad_(t.requires_grad) for t in inputs]
     wanted = [t for t in leaves if t.requires_grad] + parameters
     learns = torch.is_grad_enabled() and bool(wanted)
 
     def run(way: Way) -> list[Tensor]:
         out = way(*leaves)
-        return [out, *(torch.autograd.grad(out, wanted, out.detach()) if learns else ())]
+        if not learns:
+            return [out]
+        return [out, *torch.autograd.grad(out, wanted, out.detach(), materialize_grads=True)]
 
     with saved_tensors_hooks(lambda t: t, lambda t: t):  # none of a caller's who counts tensors
         try:
-            (out, *grads), (same, *wanted_grads) = run(other), run(usual)
-            limit = _limit(same.dtype)
+            same, *wanted_grads = run(usual)
+            if not all(t.isfinite().all() for t in (same, *wanted_grads)):
+                return None
+            (out, *grads), limit = run(other), _limit(same.dtype)
             apart = _apart([out], [same]), _apart(grads, wanted_grads) / 2
             if not max(apart) <= limit:
                 return _warned(f"its result is off by {max(apart):.2g}, more than {limit}")

@@ -87,7 +87,8 @@ def _chosen(
         return False
     ways = (lambda *tensors: kernel(*tensors, groups)), (lambda *tensors: usual(*tensors, groups))
     cast = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type)
-    key = type(module), module.config, heads, groups, x.dtype, cast
+    cut = groups.padded, *((axis.extent, axis.shift > 0, axis.interlaced) for axis in groups)
+    key = type(module), module.config, heads, cut, x.dtype, cast
     return contest.won(key, *ways, inputs, module.parameters())
 
 

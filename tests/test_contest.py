@@ -91,6 +91,28 @@ def test_tf32_is_no_other_result(timed):
         torch.set_float32_matmul_precision("highest")
 
 
+def test_inputs_that_are_no_numbers_decide_nothing(timed):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not won(way("fast"), way("slow"), X / 0)
+    assert won(way("fast"), way("slow"))
+
+
+def test_a_hook_of_a_parameter_is_not_called(timed):
+    p = torch.nn.Parameter(torch.ones(2, 3))
+    handle = p.register_hook(lambda grad: pytest.fail("called"))
+    ways = (lambda x: way("fast")(x) * p), (lambda x: way("slow")(x) * p)
+    assert not won(*ways, parameters=[p]) and not timed
+    handle.remove()
+    assert won(*ways, parameters=[p])
+
+
+def test_a_parameter_that_is_not_used_is_no_difference(timed):
+    p, unused = (torch.nn.Parameter(torch.ones(2, 3)) for _ in range(2))
+    ways = (lambda x: way("fast")(x) * p), (lambda x: way("slow")(x) * p)
+    assert won(*ways, parameters=[p, unused])
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_no_number_loses(timed, value):
     with pytest.warns(UserWarning, match="is not used here"):
@@ -229,6 +251,9 @@ def test_a_mixer_takes_the_winner(name, kernel, timed, monkeypatch):
     kernel.clear(), timed.clear()
     assert (mixer(x) - want).abs().max() <= 1e-5 * want.abs().max()
     assert kernel and not timed
+    if "size=4" in name:
+        mixer(torch.cat([x, x], 1)[:, :6])  # groups as before, about as many tokens
+        assert not timed
     monkeypatch.setitem(SECONDS, "fast", 9.0)
     with torch.no_grad():  # another question
         mixer(x)
