@@ -45,8 +45,7 @@ def unfold(model: nn.Module) -> None:
 
 
 def _state(sources: tuple[Tensor, ...]) -> list[tuple[int, int]]:
-    """Another tensor, or another version of the same one, is another state."""
-    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in sources]
+    return [products.state(t) for t in sources]
 
 
 class Keeper(nn.Module):

@@ -6,9 +6,12 @@ apply GELU to what they still hold.
 
 from __future__ import annotations
 
+from weakref import ref
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 ROWS = 784  # for which weights are packed; right for any number
 
@@ -32,7 +35,23 @@ def pack(weight: Tensor) -> Tensor:
     if not _onednn(weight):
         return weight
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+    _packed[weight] = ref(packed), state(weight)
     return packed
+
+
+def state(t: Tensor) -> tuple[int, int]:
+    """Another tensor, or another version of the same one, is in another state."""
+    return t.data_ptr(), 0 if t.is_inference() else t._version
+
+
+_packed = WeakIdKeyDictionary()  # by weight: its packed copy, and the state that was made from
+
+
+def _kept(weight: Tensor) -> Tensor:
+    """The packed copy, if somebody keeps one of what the weight is now."""
+    copy, made_from = _packed.get(weight, (lambda: None, None))
+    packed: Tensor | None = copy()
+    return weight if packed is None or made_from != state(weight) else packed
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -57,8 +76,9 @@ def layer(module: nn.Linear, x: Tensor, *, gelu: bool = False) -> Tensor:
     schema="(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor",
 )  # fmt: skip
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    """`linear`, which a compiler takes as it is: it would turn torch's into BLAS's."""
-    return linear(x, weight, bias, gelu=gelu)
+    """`linear`, which a compiler takes as it is: it would turn torch's into BLAS's.  A graph holds
+    weights as they are; the copies of a folded model are looked up when it runs."""
+    return linear(x, _kept(weight), bias, gelu=gelu)
 
 
 @_linear.register_fake

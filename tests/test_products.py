@@ -10,6 +10,7 @@ from torch import nn
 import attention
 import backbones
 from attention import fast, products
+from attention.branch import QKV
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +170,45 @@ def test_inductor_runs_it(made):
         made.clear()
         found = compiled(model, "inductor")(x)
     assert made and (found - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+@pytest.mark.skipif(torch.float32 not in products._ONEDNN, reason="weights are not packed here")
+def test_a_graph_reads_the_copies_of_a_folded_model(monkeypatch):
+    """Whether it was folded before or after, and only while they are of what the weights are."""
+    model, x, packed, real = short("swin"), images(1, 3, 64, 64), [], products.linear
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, (nn.Linear, QKV))]
+
+    def spied(x, weight, bias, **options):
+        packed.append(weight.is_mkldnn)
+        return real(x, weight, bias, **options)
+
+    def check(*, reads):
+        packed.clear()
+        found = run(x)
+        assert packed and set(packed) == reads
+        with fast.plain():
+            want = model(x)
+        assert (found - want).abs().max() <= 1e-5 * want.abs().max()
+
+    with torch.no_grad():
+        run = compiled(model)
+        run(x)
+        monkeypatch.setattr(products, "linear", spied)
+        check(reads={False})
+        model.fold((64, 64))
+        check(reads={True})
+        torch._dynamo.reset()
+        run = compiled(model)
+        check(reads={True})
+        weights[0].mul_(1.5)
+        check(reads={True, False})
+        for p in weights:
+            p.data = p.data * 1.1
+        check(reads={False})
+        model.fold((64, 64))
+        check(reads={True})
+        model.unfold()
+        check(reads={False})
 
 
 def test_masks_are_as_torchs_fused_kernel_takes_them():
