@@ -190,6 +190,15 @@ def chunks(rows: int, width: int, like: Tensor, unit: int = 1) -> Iterator[slice
     return slices(rows, max(tokens // unit, 1))
 
 
+def parts(x: Tensor, n: int, length: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Some images and some of their `n` groups of `length` tokens: all groups of several images,
+    or several groups of one, whose intermediates of `width` numbers a token stay in the cache."""
+    for images in chunks(len(x), width, x, unit=n * length):
+        alone = images.stop - images.start == 1
+        for some in chunks(n, width, x, unit=length) if alone else [slice(0, n)]:
+            yield images, some
+
+
 def images(x: Tensor) -> list[slice]:
     """Slices of the batch whose maps stay in the cache from block to block, some for every core
     if there are as many images."""

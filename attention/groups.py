@@ -92,6 +92,13 @@ class Axis(NamedTuple):
         """Groups along this axis."""
         return self.padded // self.extent
 
+    def part(self, some: slice) -> tuple[slice, Axis]:
+        """Some groups of neighbours, nothing rolled: their real tokens, and the axis of them."""
+        first, last = some.start * self.extent, some.stop * self.extent
+        start, stop = max(first - self.before, 0), min(last - self.before, self.length)
+        before = max(self.before - first, 0)
+        return slice(start, stop), Axis(stop - start, self.extent, before, last - first, 0, False)
+
     def split(self, x: Tensor) -> Tensor:
         """(padded,) -> (n, extent)."""
         pattern = "(g n) -> n g" if self.interlaced else "(n g) -> n g"

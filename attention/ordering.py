@@ -33,12 +33,8 @@ class Order(NamedTuple):
 
     def parts(self, x: Tensor, width: int) -> Iterator[tuple[slice, slice, slice]]:
         """(images, groups, places) of x, whose intermediates are `width` numbers a token wide."""
-        n, length = self.groups.n, self.length
-        for images in fast.chunks(len(x), width, x, unit=n * length):
-            alone = images.stop - images.start == 1
-            some = fast.chunks(n, width, x, unit=length) if alone else [slice(0, n)]
-            for part in some:
-                yield images, part, slice(part.start * length, part.stop * length)
+        for images, some in fast.parts(x, self.groups.n, self.length, width):
+            yield images, some, slice(some.start * self.length, some.stop * self.length)
 
     def over(
         self, x: Tensor, width: int, run: Callable[[slice, slice, slice], Tensor]

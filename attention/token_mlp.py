@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attention import fast
 from attention.configs import TokenMLPConfig
 from attention.groups import Axis, Groups, axis, smaller, whole
 from attention.mixer import TokenMixer, map_size
@@ -44,6 +45,15 @@ class TokenMLPMixer(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         groups = self.cut(*map_size(x))
+        if not fast.applies(x, self):
+            return self._mix(x, groups)
+        out, (rows, cols) = torch.empty_like(x), groups
+        for images, band in fast.parts(x, rows.n, rows.extent * cols.padded, self.dim):
+            real, own = rows.part(band)
+            out[images, real] = self._mix(x[images, real], Groups(own, cols))
+        return out
+
+    def _mix(self, x: Tensor, groups: Groups) -> Tensor:
         tokens = groups.arrange(groups.pad(x), self.heads, AXES)
         mixed = torch.bmm(self.weight, tokens.flatten(3).flatten(1, 2)).add_(self.bias[..., None])
         mixed = mixed.unflatten(2, tokens.shape[3:]).unflatten(1, groups.extent)

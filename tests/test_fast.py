@@ -108,6 +108,27 @@ def test_a_bound_on_memory_is_kept(name, monkeypatch):
         assert max(sizes) <= max(2**14, 1.4 * x.nbytes, 3 * group) < free
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_token_mixing_takes_a_bound_of_rows(index, monkeypatch):
+    """Few images, few rows of windows: no copy of a map that outgrows the cache."""
+    mixer, seen = randomise(attention.create("token_mlp:size=7", dim=32, heads=4, index=index)), []
+    x, real = images(3, 29, 31, 32), mixer._mix
+    monkeypatch.setattr(mixer, "_mix", lambda x, groups: (seen.append(x.shape), real(x, groups))[1])
+    with torch.no_grad():
+        want = mixer(x)
+        assert seen == [x.shape]
+        seen.clear()
+        with fast.bounded(1e-6):
+            found = mixer(x)
+        assert {shape[0] for shape in seen} == {1} and max(shape[1] for shape in seen) == 7
+        assert sum(shape[1] for shape in seen) == 3 * 29 and relative(found, want) <= 1e-5
+        seen.clear()
+        with fast.plain():
+            mixer(x)
+    mixer(x)
+    assert seen == 2 * [x.shape]  # with gradients, too
+
+
 def test_a_bound_is_for_every_layer_and_image(monkeypatch):
     model, widest = create("swin", in_channels=3), []
     monkeypatch.setattr(fast, "slices", lambda rows, step: widest.append(step) or (
