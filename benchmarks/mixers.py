@@ -1,7 +1,7 @@
 """Every mixer alone, over grids: time, memory, MACs a second, and how time grows with the tokens.
 
 Beside the exponent of the time stands the one that the MACs predict on the same grids.  All
-mixers of one grid run interleaved, in fresh processes.
+mixers on all grids run interleaved in every process, so that no exponent is of the hour.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ def groups_of(args: argparse.Namespace) -> tuple[list[list[Entry]], list[str]]:
     models = {name: attention.create(name, dim=args.dim, heads=args.heads) for name in names}
     groups, left_out = [], []
     for dtype in args.dtype:
+        own, shapes = [], []
         for grid in args.grid:
-            own = []
+            rows = min(args.batch * grid[0] * grid[1], 2**15)
+            shapes.append(f"{rows}x{args.dim}x{3 * args.dim}")
             for name, model in models.items():
                 try:
                     giga = model.cost(*grid).total * args.batch / 1e9
@@ -75,11 +77,8 @@ def groups_of(args: argparse.Namespace) -> tuple[list[list[Entry]], list[str]]:
                     batch=args.batch, size=grid, dim=args.dim, heads=args.heads, index=args.index,
                     **options.place(args),
                 ))  # fmt: skip
-            rows = min(args.batch * grid[0] * grid[1], 2**15)
-            shape = f"{rows}x{args.dim}x{3 * args.dim}"
-            if own:
-                peak = options.share_of_peak(args, dtype, [shape])
-                groups.append([*own, *peak])
+        if own:
+            groups.append([*own, *options.share_of_peak(args, dtype, shapes)])
     return groups, left_out
 
 

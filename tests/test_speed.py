@@ -230,6 +230,8 @@ def test_mixers_grow_as_their_macs_say(inline, capsys, tmp_path):
     argv += ["--max-macs", "0.004", "--store", str(tmp_path / "rows.jsonl")]
     code, found = shown(capsys, mixers.main, *argv, *LITTLE)
     picture = tmp_path / "growth.svg"
+    kept = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert len({row["group"] for row in kept if row["kind"] == "time"}) == 1
     again, stored = shown(
         capsys, mixers.main, "--table", tmp_path / "rows.jsonl", "--figure", picture
     )  # fmt: skip
