@@ -303,6 +303,21 @@ def test_peak_memory_is_what_was_held_together():
     assert memory.grown(lambda: None)[0] < side / 20
 
 
+@pytest.mark.parametrize(("batch", "steps"), [(1, [1, 1]), (2, [2, 2]), (5, [2, 5])])
+def test_what_threads_keep_is_there_before(batch, steps, monkeypatch):
+    """Memory is of the second step; the first gave each of two threads an image."""
+    seen, real = [], calling.Step.call
+
+    def call(self, x):
+        seen.append(len(x))
+        return real(self, x)
+
+    monkeypatch.setattr(calling.Step, "call", call)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    entry = Entry(kind="mixer", what="window", batch=batch, size=(8, 8), dim=8, heads=1)
+    assert memory.peak(entry)["growth_bytes"] >= 0 and seen == steps
+
+
 # -- where it was measured ---------------------------------------------------------------------
 
 
