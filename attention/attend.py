@@ -63,7 +63,7 @@ class PadFirst(TokenMixer):
         order = self.order(groups, x.device)
         masks, bias = self.branch.masks(groups, x), self.qkv.whole_bias()
         inner, outer = self.packed("qkv", self.qkv.weight), self.packed("proj", self.proj.weight)
-        tokens = x.flatten(1, 2)
+        tokens = x.flatten(1, 2).contiguous()
 
         def run(images: slice, part: slice, places: slice) -> Tensor:
             y = products.linear(order.take(tokens[images], places), inner, bias)
@@ -131,7 +131,7 @@ class ProjectFirst(TokenMixer):
 
     def _alone(self, x: Tensor, i: int, groups: Groups) -> Tensor:
         """One branch, from its own part of the projection to its channels: (b, h * w, c)."""
-        branch, tokens = cast(Branch, self.branches[i]), x.flatten(1, 2)
+        branch, tokens = cast(Branch, self.branches[i]), x.flatten(1, 2).contiguous()
         own = slice(i * branch.dim, (i + 1) * branch.dim)
         weight = self.once(("qkv", i), partial(self._weight, own), self.qkv.weight)
         bias = self.qkv.whole_bias()

@@ -10,6 +10,7 @@ side of the padding (here bottom and right, visible unless mask_padding).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -49,20 +50,25 @@ class SeparableProjection(Keeper):
     def learn(self, x: Tensor) -> Tensor:
         return learning.linear(self.spread(x), self.pointwise.weight, self.pointwise.bias)
 
-    def fast(self, x: Tensor) -> Tensor:
-        """The norm's statistics stand still, so it is part of the pointwise layer."""
-        y = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    def still(self, x: Tensor) -> Tensor:
+        """`spread` without the norm, whose statistics stand still, so that it can be a part of
+        `last`."""
+        return self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
+
+    def last(self, own: slice) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the norm and the pointwise layer in one, for some of the channels."""
         norm, last = self.norm, self.pointwise
         sources = *norm.parameters(), norm.running_mean, norm.running_var, *last.parameters()
-        return products.linear(y, *self.once(("pointwise", x.dtype), self._pointwise, *sources))
+        key = "last", own.start, own.stop, last.weight.dtype
+        return self.once(key, partial(self._last, own), *sources)
 
-    def _pointwise(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of both."""
+    def _last(self, own: slice) -> tuple[Tensor, Tensor]:
         norm, last = self.norm, self.pointwise
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        shift = F.linear(norm.bias - norm.running_mean * scale, last.weight, last.bias)
-        weight = last.weight * scale
+        weight, bias = last.weight[own], None if last.bias is None else last.bias[own]
+        shift = F.linear(norm.bias - norm.running_mean * scale, weight, bias)
+        weight = weight * scale
         return weight if self.kept is None else products.pack(weight), shift
 
 
@@ -110,22 +116,28 @@ class PaleMixer(TokenMixer):
     def _fast(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
         """The map is padded once and both branches order the padded one."""
         x = cuts[0].pad(x)
-        q, k, v = (project.fast(x) for project in (self.q, self.k, self.v))
-        if self.config.position == "lepe" and self.config.mask_padding:
-            v = cuts[0].pad(cuts[0].crop(v))  # what is hidden is not a neighbour either
-        halves = zip(*(t.flatten(1, 2).chunk(2, dim=-1) for t in (q, k, v)), strict=True)
-        out = [self._alone(x, i, cuts[i], own) for i, own in enumerate(halves)]
+        own = [project.still(x).flatten(1, 2) for project in (self.q, self.k, self.v)]
+        out = [self._alone(x, i, groups, own) for i, groups in enumerate(cuts)]
         y = cuts[0].crop(torch.cat(out, dim=-1).view(x.shape))
         return products.linear(y, self.packed("proj", self.proj.weight), self.proj.bias)
 
-    def _alone(self, x: Tensor, i: int, groups: Groups, own: tuple[Tensor, ...]) -> Tensor:
-        """One branch on its half of q, k and v: (b, tokens of the padded map, c)."""
+    def _alone(self, x: Tensor, i: int, groups: Groups, own: list[Tensor]) -> Tensor:
+        """One branch, from what all pointwise layers read to its channels: (b, tokens of the
+        padded map, c)."""
         branch, whole = cast(Branch, self.branches[i]), self.cuts(*x.shape[1:3])[i]
         order, masks = self.order(whole, x.device), branch.masks(groups, x)
+        channels = slice(i * branch.dim, (i + 1) * branch.dim)
+        last = [project.last(channels) for project in (self.q, self.k, self.v)]
         shape = -1, order.length, branch.heads, branch.dim // branch.heads
+        # what is hidden is not a neighbour either
+        real = self.order(groups, x.device) if branch.lepe and branch.hides(groups) else order
 
         def run(images: slice, part: slice, places: slice) -> Tensor:
-            q, k, v = (order.take(t[images], places).reshape(shape) for t in own)
+            q, k, v = (
+                products.linear(order.take(t[images], places), *layer)
+                for t, layer in zip(own, last, strict=True)
+            )
+            q, k, v = (t.view(shape) for t in (q, k, real.clear(v, places)))
             return branch.inside(q, k, v, groups, masks(part))
 
         return order.over(x, 3 * branch.dim, run)

@@ -108,6 +108,22 @@ def test_a_bound_on_memory_is_kept(name, monkeypatch):
         assert max(sizes) <= max(2**14, 1.4 * x.nbytes, 3 * group) < free
 
 
+@pytest.mark.parametrize("name", sorted(attention.names()))
+def test_no_part_copies_the_whole_map(name, monkeypatch):
+    """index_select copies what is not contiguous, as often as there are parts."""
+    mixer, seen = randomise(attention.create(name, dim=32, heads=4)), []
+    real = ordering.Order.take
+
+    def take(self, tokens, places):
+        seen.append(tokens.is_contiguous())
+        return real(self, tokens, places)
+
+    monkeypatch.setattr(ordering.Order, "take", take)
+    with torch.no_grad(), fast.bounded(1e-6):
+        mixer(images(2, 32, 13, 15).permute(0, 2, 3, 1))
+    assert all(seen) and (len(seen) > 2 or name in ("token_mlp", "full"))
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_token_mixing_takes_a_bound_of_rows(index, monkeypatch):
     """Few images, few rows of windows: no copy of a map that outgrows the cache."""
