@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ NOTE = (
     "memory stays with the process, default where the C library may give it back; MiB: parameters "
     "and the most that a step holds over the idle model, in a process of its own; speedup: how "
     "many times as fast ours is as the other, by the medians; in a process: the same inside each "
-    "process, the median (least - largest) of all; memory: ours over the other's; faster or "
-    "slower is said at p < 0.002 (Mann-Whitney on 10 processes a side or more) and 3% only"
+    "process, the median (least - largest) of all; memory: ours over the other's; to float32: how "
+    "many times as fast ours is as ours in float32, in a process; faster or slower is said at "
+    "p < 0.002 (Mann-Whitney on 10 processes a side or more) and 3% only"
 )
 
 
@@ -129,7 +131,8 @@ def short(lines: Sequence[Line], *, force: bool = False) -> list[Row]:
             name = ours.entry.what + (" folded" if ours.entry.path == "folded" else "")
             row: Row = {"model": name, **{name: own[name] for name in SHORT}}
             row |= {"best peer": None, "its ms": None, "its ci": None, "speedup": None}
-            row |= {"in a process": None, "verdict": None, "memory": None, "note": own["note"]}
+            row |= {"in a process": None, "verdict": None, "memory": None}
+            row |= {"to float32": _to_float32(ours, lines), "note": own["note"]}
             allowed = [x for x in peers if force or (x.logits_error or 0.0) <= results.SAME]
             peer = results.best(allowed)
             if peer is not None and peer.summary is not None:
@@ -143,6 +146,15 @@ def short(lines: Sequence[Line], *, force: bool = False) -> list[Row]:
                 row["verdict"] = "no peer could be compared"
             rows.append(row)
     return rows
+
+
+def _to_float32(ours: Line, lines: Sequence[Line]) -> str | None:
+    """How many times as fast as itself in float32, in the same processes."""
+    entry = replace(ours.entry, dtype="float32")
+    wide = next((x for x in lines if (x.group, x.entry) == (ours.group, entry)), None)
+    if wide is None or wide is ours:
+        return None
+    return judged(results.compare(ours, wide, force=True))["in a process"]
 
 
 def _ratio(a: float | None, b: float | None) -> float | None:

@@ -66,7 +66,7 @@ def lines(rows: Iterable[Row]) -> list[Line]:
     """
     grouped: dict[tuple[str, str, str], list[Row]] = {}
     seen: set[str] = set()
-    rates: defaultdict[tuple[str, str, int], dict[str, float]] = defaultdict(dict)
+    rates: defaultdict[tuple[str, str, str, int], list[float]] = defaultdict(list)
     places: dict[str, str] = {}
     for row in rows:
         if "config" not in row or "group" not in row or str(row.get("key")) in seen:
@@ -81,12 +81,12 @@ def lines(rows: Iterable[Row]) -> list[Line]:
         grouped.setdefault((row["group"], place, config), []).append(row)
         if row["config"]["kind"] == "matmul" and row.get("status") == "ok":
             rate = 2 * row["macs"] / median(row["samples"])
-            rates[row["group"], place, row["process"]][config] = rate
+            rates[row["group"], place, row["config"]["dtype"], row["process"]].append(rate)
     found = []
     for (group, place, _), own in grouped.items():
         if own[0]["config"]["kind"] != "matmul":
-            here = {p: r for (g, e, p), r in rates.items() if (g, e) == (group, place)}
-            best = {process: max(rate.values()) for process, rate in here.items()}
+            here = group, place, own[0]["config"]["dtype"]
+            best = {key[3]: max(rate) for key, rate in rates.items() if key[:3] == here}
             found.append(_line(group, own, best))
     return found
 

@@ -77,7 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
-    """What is compared with each other: ours first.  Raises SpecError."""
+    """What is compared with each other, every dtype of one model in the same processes: ours
+    first.  Raises SpecError."""
     libraries = [name for name in args.peers if name != "none"]
     found = []
     for name in args.backbone:
@@ -88,13 +89,16 @@ def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
             for library in libraries:
                 counterparts.require(library, name)
         for size in args.img_size or [spec.img_size]:
-            for mode, dtype, batch in itertools.product(args.mode, args.dtype, args.batch):
-                shared: dict[str, Any] = {
-                    "what": name, "size": size, "mode": mode, "dtype": dtype, "batch": batch,
-                    "layout": args.layout, **options.place(args),
-                }  # fmt: skip
-                group = _models(args, shared, libraries)
-                found.append(group if args.no_peak else [*group, *_products(args, spec, group[0])])
+            for mode, batch in itertools.product(args.mode, args.batch):
+                group: list[Entry] = []
+                for dtype in args.dtype:
+                    shared: dict[str, Any] = {
+                        "what": name, "size": size, "mode": mode, "dtype": dtype, "batch": batch,
+                        "layout": args.layout, **options.place(args),
+                    }  # fmt: skip
+                    own = _models(args, shared, libraries)
+                    group += own if args.no_peak else [*own, *_products(args, spec, own[0])]
+                found.append(group)
     return found
 
 

@@ -197,6 +197,25 @@ def test_the_share_is_of_the_best_product_of_the_same_process():
     assert lines(rows)[1].share == pytest.approx(3 / 4 / 6, rel=1e-3)
 
 
+def test_types_of_one_run_stand_beside_each_other():
+    """A share is of the products of its own type, a peer of the same type, and each row of ours
+    says how much float32 takes; other runs and other paths do not."""
+    half = {"dtype": "bfloat16"}
+    rows = rows_of(ours(), median=3.0) + rows_of(ours(**half), median=2.0)
+    rows += rows_of(ours(path="folded", **half), median=2.0) + rows_of(peer(**half), median=1.0)
+    rows += rows_of(Entry(kind="matmul", what="8x8x8"), median=1.0)
+    rows += rows_of(Entry(kind="matmul", what="8x8x8", **half), median=0.5)
+    rows += rows_of(ours(**half), median=1.5, group="h")
+    found = lines(rows)
+    assert [line.share and round(line.share, 2) for line in found] == [
+        pytest.approx(1 / 3, abs=0.01), 0.25, 0.25, 0.5, None,
+    ]  # fmt: skip
+    wide, own, folded, apart = reporting.short(found)
+    assert own["to float32"].startswith("1.5") and own["speedup"] == pytest.approx(0.5, rel=0.01)
+    assert not wide["to float32"] and not wide["best peer"]
+    assert not folded["to float32"] and not apart["to float32"]
+
+
 def test_memory_joins_its_line():
     row = rows_of(ours())[0] | {"key": "m", "kind": "memory", "peak_bytes": 2**20,
                                 "growth_bytes": 5, "batch_used": 1}  # fmt: skip

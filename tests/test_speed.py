@@ -96,6 +96,17 @@ def test_ours_beside_its_peers_and_resumed(inline, argv, capsys):
     assert len(kept) == 2 * (3 + 4) + 3 + 3
 
 
+def test_every_type_of_a_model_is_timed_in_the_same_processes():
+    argv = ["--backbone", TINY, "swin_t", "--dtype", "float32,bfloat16", "--mode", "infer,train"]
+    groups = speed.groups_of(speed.build_parser().parse_args(argv))
+    assert [(group[0].what, group[0].mode) for group in groups] == [
+        (what, mode) for what in (TINY, "swin_t") for mode in ("infer", "train")
+    ]  # fmt: skip
+    for group in groups:
+        types = [entry.dtype for entry in group]
+        assert types[0] == "float32" and types.count("float32") == types.count("bfloat16") > 2
+
+
 def test_other_settings_and_other_code_are_measured_anew():
     group = [Entry(kind="backbone", what="swin_t")]
     place = {"code": "c", "commit": "a", "load": 1.0}
