@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add(
         "--also", type=options.listed("path", ("plain", "folded")), default=[], metavar="PATH",
-        help="ours in eager once more: plain, without its fast path; folded, for this image size",
+        help="ours once more: plain, in eager without its fast path; folded, for this image size",
     )  # fmt: skip
     add("--layout", choices=LAYOUTS, default="contiguous", help="of images and weights")
     add("--no-peak", action="store_true", help="do not measure the machine's matrix product")
@@ -107,12 +107,15 @@ def _models(
 ) -> list[Entry]:  # fmt: skip
     found = []
     for compiled in (state == "on" for state in args.compile):
-        found.append(Entry(kind="backbone", compile=compiled, **shared))
-        if not compiled:
-            also = [path for path in args.also if path == "plain" or shared["mode"] == "infer"]
-            found += [Entry(kind="backbone", path=path, **shared) for path in also]
+        paths = ["fast"] + [path for path in args.also if _differs(path, shared["mode"], compiled)]
+        found += [Entry(kind="backbone", path=path, compile=compiled, **shared) for path in paths]
         found += [Entry(kind="peer", library=x, compile=compiled, **shared) for x in libraries]
     return found
+
+
+def _differs(path: str, mode: str, compiled: bool) -> bool:
+    """Is there another way to run? Graphs are of the plain operators; folding is for inference."""
+    return not compiled if path == "plain" else mode == "infer"
 
 
 def _products(args: argparse.Namespace, spec: BackboneSpec, entry: Entry) -> list[Entry]:

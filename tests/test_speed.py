@@ -107,6 +107,19 @@ def test_every_type_of_a_model_is_timed_in_the_same_processes():
         assert types[0] == "float32" and types.count("float32") == types.count("bfloat16") > 2
 
 
+def test_the_ways_of_ours():
+    """A graph is of the plain operators, and reads what folding kept; training is never folded."""
+    argv = ["--backbone", TINY, "--also", "plain,folded", "--compile", "off,on", "--no-peak",
+            "--mode", "infer,train"]  # fmt: skip
+    infer, train = speed.groups_of(speed.build_parser().parse_args(argv))
+    assert [(x.path, x.compile) for x in infer] == [
+        ("fast", False), ("plain", False), ("folded", False), ("fast", True), ("folded", True),
+    ]  # fmt: skip
+    assert [(x.path, x.compile) for x in train] == [
+        ("fast", False), ("plain", False), ("fast", True),
+    ]  # fmt: skip
+
+
 def test_other_settings_and_other_code_are_measured_anew():
     group = [Entry(kind="backbone", what="swin_t")]
     place = {"code": "c", "commit": "a", "load": 1.0}
