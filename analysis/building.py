@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -131,7 +131,7 @@ def build(entry: Entry, *, check: bool = True, first: int | None = None) -> Buil
             if model is not ours:
                 logits_error = relative(answer_of(model(probe)), wanted)
     del ours
-    step, before = Step(entry, model, shape), _graphs()
+    step, before = Step(entry, model, shape), _seen()
     x = step.fresh(0)[:first]
     if wanted is not None and not (entry.mode == "train" and _uses_statistics(model)):
         with torch.no_grad():
@@ -181,15 +181,27 @@ def shape_of(entry: Entry, model: nn.Module) -> tuple[int, ...]:
     return (entry.batch, int(known), h, w)
 
 
-def _graphs() -> tuple[int, int]:
+class _Seen(NamedTuple):
+    """What torch.compile has done in this process."""
+
+    graphs: int
+    breaks: int
+    frames: int
+
+
+def _seen() -> _Seen:
     from torch._dynamo.utils import counters
 
-    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+    breaks = sum(counters["graph_break"].values())
+    return _Seen(counters["stats"]["unique_graphs"], breaks, counters["frames"]["total"])
 
 
-def _state(entry: Entry, before: tuple[int, int]) -> str:
-    """Whether torch.compile made one graph of the whole model."""
+def _state(entry: Entry, before: _Seen) -> str:
+    """Whether torch.compile made one graph of the whole model, or ran one that it had, from a
+    model of this process that differs in numbers only."""
     if not entry.compile:
         return "off"
-    graphs, breaks = _graphs()
-    return "on" if graphs > before[0] and breaks == before[1] else "partial"
+    now = _seen()
+    made = now.graphs > before.graphs and now.breaks == before.breaks
+    had = now.graphs and now.frames == before.frames and not now.breaks
+    return "on" if made or had else "partial"

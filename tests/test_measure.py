@@ -493,6 +493,26 @@ def test_a_clock_does_not_wait_for_pages(task, malloc, waits):
     assert (int(done.stdout) > 10_000) == waits, done
 
 
+class Breaks(torch.nn.Module):
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return x + 1
+
+
+@pytest.mark.parametrize("states", ["on on on", "partial partial", "on partial partial"])
+def test_what_is_called_compiled(states, monkeypatch):
+    """Also of a model that runs the graph of one before; a graph that is none is none again."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    entry = Entry(kind="mixer", what="window", size=(8, 8), dim=8, heads=1, compile=True)
+    for state in states.split():
+        model = Breaks() if state == "partial" else attention.create("window", dim=8, heads=1)
+        monkeypatch.setattr(building, "model_of", lambda entry, model=model: (model, None))
+        assert building.build(entry, check=False).compiled == state
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("path", ["fast", "plain", "folded"])
 def test_the_path_is_taken_that_is_asked_for(path):
     seen, model = [], tiny.create("swin")
