@@ -67,6 +67,9 @@ def entry_points(model, path: Path):
     }  # fmt: skip
 
 
+ENOUGH = 20  # seconds: the 2 that a child may compute, and its imports on a busy machine
+
+
 def computed() -> float:
     """CPU seconds of this process and of the children that it waited for."""
     own, children = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -114,7 +117,7 @@ def test_hostile_files(model, hostile, every):
             where = "pretrained" if name == "from_pretrained" else str(path)
             assert where in message and "\n" not in message, (name, path.name, message)
             assert len(message) > len(str(path)) + 10 and message.isprintable()
-            assert computed() - start < 5, (name, path.name)
+            assert computed() - start < ENOUGH, (name, path.name)
             assert not marker.exists(), (name, path.name)
             if name != "create":  # which draws a model before it reads
                 assert torch.equal(torch.get_rng_state(), generator), (name, path.name)
@@ -210,7 +213,7 @@ def test_limits_of_memory_and_time(hostile, name, cause):
     start = computed()
     with pytest.raises(WeightsError, match=cause) as info:
         weights.read(path)
-    assert computed() - start < 5
+    assert computed() - start < ENOUGH
     assert "weights_only=False" not in str(info.value)  # no advice to read it unsafely
 
 
