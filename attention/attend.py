@@ -43,16 +43,13 @@ class PadFirst(TokenMixer):
     def forward(self, x: Tensor) -> Tensor:
         groups = self.cut(*map_size(x))
         if fast.unseen(x, self, self.proj):
-            if not fast.learns(x, self):
-                return self._fast(x, groups)
-            if self.branch.lepe is None or not self.branch.hides(groups):
-                return self._learn(x, groups)
+            return self._learn(x, groups) if fast.learns(x, self) else self._fast(x, groups)
         heads = self.branch.heads
         return fused.attends(self, groups, x, heads=heads, kernel=self._fused, usual=self._plain)
 
     def _plain(self, x: Tensor, groups: Groups) -> Tensor:
         q, k, v = self.qkv(groups.roll(groups.pad(x)))
-        y = products.layer(self.proj, self.branch(q, k, v, groups))
+        y = self.proj(self.branch(q, k, v, groups))
         return groups.crop(groups.unroll(y))
 
     def _fused(self, x: Tensor, groups: Groups) -> Tensor:
@@ -77,12 +74,11 @@ class PadFirst(TokenMixer):
 
     def _learn(self, x: Tensor, groups: Groups) -> Tensor:
         """With gradients: the same permutations and products, and no scores kept."""
-        inward, outward = groups.order(x.device)
-        y = learning.permute(x.flatten(1, 2), inward, outward)
+        y = learning.inward(x, groups)
         y = learning.linear(y, self.qkv.weight, self.qkv.whole_bias())
         y = self.branch.learn(y, groups)
         y = learning.linear(y, self.proj.weight, self.proj.bias)
-        return learning.permute(y, outward, inward).view(x.shape)
+        return learning.outward(y, groups)
 
     def cost(self, h: int, w: int) -> Cost:
         groups = self.cut(h, w)
@@ -122,7 +118,7 @@ class ProjectFirst(TokenMixer):
         for branch, groups, *parts in zip(self.branches, cuts, *qkv, strict=True):
             q, k, v = (groups.pad(part) for part in parts)
             out.append(groups.crop(branch.attend(q, k, v, groups)))
-        return products.layer(self.proj, torch.cat(out, dim=-1))
+        return self.proj(torch.cat(out, dim=-1))
 
     def _fast(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
         out = [self._alone(x, i, groups) for i, groups in enumerate(cuts)]
@@ -146,13 +142,12 @@ class ProjectFirst(TokenMixer):
         return order.over(x, 3 * branch.dim, run)
 
     def _learn(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
-        y = learning.linear(x.flatten(1, 2), self.qkv.weight, self.qkv.whole_bias())
-        parts = y.unflatten(2, (3, len(cuts), -1)).unbind(3)
+        y = learning.linear(x, self.qkv.weight, self.qkv.whole_bias())
+        parts = y.unflatten(3, (3, len(cuts), -1)).unbind(4)
         branches = cast("list[Branch]", self.branches)
         own = zip(branches, parts, cuts, strict=True)
         out = [branch.learn_apart(qkv, groups, groups) for branch, qkv, groups in own]
-        y = torch.cat(out, dim=-1)
-        return learning.linear(y, self.proj.weight, self.proj.bias).view(x.shape)
+        return learning.linear(torch.cat(out, dim=-1), self.proj.weight, self.proj.bias)
 
     def _weight(self, own: slice) -> Tensor:
         """Of the queries, keys and values of one branch's channels."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention import fast, fused, learning, products
+from attention import fast, fused, learning
 from attention.configs import SoftmaxConfig
 from attention.folding import Keeper
 from attention.groups import Groups, copied
@@ -37,7 +37,7 @@ class QKV(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim)) if bias and not key_bias else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return products.plain(x, self.weight, self.whole_bias()).chunk(3, dim=-1)
+        return F.linear(x, self.weight, self.whole_bias()).chunk(3, dim=-1)
 
     def whole_bias(self) -> Tensor | None:
         if self.q_bias is not None and self.v_bias is not None:
@@ -87,13 +87,11 @@ class Branch(Keeper):
             v = groups.pad(groups.crop(v))  # what is hidden is not a neighbour either
         q, k, v = (groups.split(t, self.heads) for t in (q, k, v))
         if self.logit_scale is not None:
-            q = cosine_normalize(q) * self.learned_scale(q).repeat(groups.n, 1, 1)
+            q = cosine_normalize(q, self.learned_scale(q).repeat(groups.n, 1, 1))
             k = cosine_normalize(k)
         mask = self.whole_mask(groups, q, hidden=hidden)
         if mask is not None:
             mask = copied(mask.expand(groups.n, self.heads, -1, -1)).flatten(0, 1)
-            if products.compiled():
-                mask = mask[None]  # four axes, as torch's fused kernel for CPUs takes it
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         if self.lepe is not None:
             out = out + self.lepe(v, groups, self.heads)
@@ -140,21 +138,24 @@ class Branch(Keeper):
         mask = self.mask(groups, qkv, hidden=self.hides(groups))
         q, k, v = own.unbind(2)
         if self.logit_scale is not None:
-            q = cosine_normalize(q) * self.learned_scale(q)[:, 0]
+            q = cosine_normalize(q, self.learned_scale(q)[:, 0])
             own = torch.stack([q, cosine_normalize(k), v], dim=2)
         out = learning.attend(own, mask, self.scale)
         if self.lepe is not None:
+            if self.hides(groups):  # what is hidden is not a neighbour either
+                real = groups.inward(v.new_ones(1, groups.rows.length, groups.cols.length, 1))
+                v = v.unflatten(0, (-1, groups.n)) * real.view(groups.n, length, 1, 1)
+                v = v.flatten(0, 1)
             out = out + self.lepe.inside(v.transpose(1, 2), groups)
         return out.reshape(*qkv.shape[:2], self.dim)
 
     def learn_apart(self, qkv: Tensor, groups: Groups, cut: Groups) -> Tensor:
-        """The same on a map: (b, h * w, 3, dim) -> (b, h * w, dim).  `cut` is of this map, on
+        """The same on a map: (b, h, w, 3, dim) -> (b, h, w, dim).  `cut` is of this map, on
         which the pads of `groups` may stand already; its own are zeros."""
+        tokens = qkv.flatten(3)
         if cut.n == 1 and not cut.padded:
-            return self.learn(qkv.flatten(2), groups)
-        inward, outward = cut.order(qkv.device)
-        y = self.learn(learning.permute(qkv, inward, outward).flatten(2), groups)
-        return learning.permute(y, outward, inward)
+            return self.learn(tokens.flatten(1, 2), groups).unflatten(1, tokens.shape[1:3])
+        return learning.outward(self.learn(learning.inward(tokens, cut), groups), cut)
 
     def hides(self, groups: Groups) -> bool:
         """Are pads hidden from the real tokens of this map?"""

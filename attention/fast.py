@@ -4,8 +4,12 @@ The plain path is what the mixers' `forward` says step by step.  The fast path c
 without the copies: groups in chunks that stay in the cache, one permutation in and one out,
 strided views instead of split heads, results written over what is no longer needed.  It runs
 where nothing can tell the two apart but a clock: on a CPU, or with a bound on memory on any
-device, without hooks, tracing, compilation or modes that look at the operators.  `with plain():`
-keeps everything on the plain path; counting does.
+device, without hooks, tracing or modes that look at the operators.  `with plain():` keeps
+everything on the plain path; counting does.
+
+What torch.compile traces on a CPU is the fast path with gradients (`attention.learning`), whether
+anyone asks for them or not: its products and its attention are operators of our own, which a graph
+holds as they are, and the copies between them are the compiler's to fuse.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from attention import cores
 
 MASKS = 8 << 20  # bytes up to which one mask for all groups is kept for a forward
 OURS = "torch.nn.modules.", "attention.", "backbones."  # whose layers do as they are named
+# Said by torch from 2.7 on; an earlier one may always be exporting.
+_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
 DTYPES = torch.float32, torch.float64, torch.bfloat16  # half is summed in half by some products
 KEPT = 3 << 20  # bytes up to which one module's mask is kept in a forward
 MAPS = 3 << 19  # bytes of the maps that a core takes through a stage together
@@ -112,11 +118,13 @@ def remember(key: Hashable, make: Callable[[], Made], *, own: bool = False) -> M
 
 def applies(x: Tensor, module: nn.Module, *layers: nn.Module) -> bool:
     """May `module`, with these linear layers, take its fast path on x, without gradients?"""
-    return unseen(x, module, *layers) and not learns(x, module)
+    return not learns(x, module) and unseen(x, module, *layers)
 
 
 def learns(x: Tensor, module: nn.Module) -> bool:
-    """Will somebody ask for gradients of x or of the parameters?"""
+    """Will somebody ask for gradients of x or of the parameters, or is a graph traced?"""
+    if torch.compiler.is_compiling():
+        return True
     if not torch.is_grad_enabled() or _made.get() is not None:
         return False
     return x.requires_grad or any(p.requires_grad for p in module.parameters())
@@ -124,9 +132,11 @@ def learns(x: Tensor, module: nn.Module) -> bool:
 
 def unseen(x: Tensor, module: nn.Module, *layers: nn.Module) -> bool:
     """Can nobody tell from the operators, types or hooks which path is taken?"""
-    if any(type(layer) is not nn.Linear for layer in layers):
+    if any(type(layer) is not nn.Linear or "weight" not in layer._parameters for layer in layers):
         return False
-    if torch.compiler.is_compiling() or not path_is("fast"):
+    if torch.compiler.is_compiling():
+        return _traced(x) and untouched(module, x)
+    if not path_is("fast"):
         return False
     if _made.get() is not None:
         return True
@@ -135,6 +145,19 @@ def unseen(x: Tensor, module: nn.Module, *layers: nn.Module) -> bool:
     if torch.is_autocast_enabled(x.device.type):
         return False
     return not watched() and untouched(module, x)
+
+
+def _traced(x: Tensor) -> bool:
+    """Does torch.compile trace a graph here that will run here, on a CPU?"""
+    if not torch.compiler.is_dynamo_compiling() or _exporting() or not _on_cpu(x):
+        return False
+    if torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
+        return False
+    if _hooked():
+        return False
+    from torch._inductor import config
+
+    return torch.is_grad_enabled() or not config.freezing  # which packs the weights itself
 
 
 def _on_cpu(x: Tensor) -> bool:
@@ -174,9 +197,14 @@ def watched() -> bool:
         or _get_current_dispatch_mode() is not None
         or bool(_get_current_function_mode_stack())
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or bool(nn.modules.module._global_forward_hooks)
-        or bool(nn.modules.module._global_forward_pre_hooks)
+        or _hooked()
     )
+
+
+def _hooked() -> bool:
+    """Is every module?"""
+    everywhere = nn.modules.module
+    return bool(everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks)
 
 
 def chunks(rows: int, width: int, like: Tensor, unit: int = 1) -> Iterator[slice]:
@@ -235,7 +263,8 @@ def each(
 
 
 def slices(rows: int, step: int) -> Iterator[slice]:
-    for start in range(0, rows, step):
+    """At least one, if only an empty one."""
+    for start in range(0, max(rows, 1), step):
         yield slice(start, min(start + step, rows))
 
 

@@ -224,13 +224,21 @@ class Groups(NamedTuple):
         x = copied(rearrange(x, f"{axes} -> {self._pattern}"))
         return x.flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
+    def inward(self, x: Tensor) -> Tensor:
+        """(b, h, w, c) -> (b, tokens, c), group by group, zeros for pads."""
+        return self.split(self.roll(self.pad(x))).flatten(1, 2)
+
+    def outward(self, x: Tensor) -> Tensor:
+        """(b, tokens, c), group by group -> (b, h, w, c)."""
+        return self.crop(self.unroll(self.merge(x.unflatten(1, (self.n, -1)))))
+
     def order(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Two permutations instead of pad, roll, split and merge, unroll, crop: for each token
-        of each group its place on the real map (-1 for a pad), and for each real token its place
-        among the groups' tokens."""
+        """Two permutations instead of `inward` and `outward`: for each token of each group its
+        place on the real map (-1 for a pad), and for each real token its place among the groups'
+        tokens."""
         h, w = self.rows.length, self.cols.length
         places = torch.arange(1, h * w + 1, device=device).view(1, h, w, 1)
-        inward = self.split(self.roll(self.pad(places))).flatten() - 1
+        inward = self.inward(places).flatten() - 1
         among = torch.arange(self.tokens, device=device)
         outward = torch.empty(h * w + 1, dtype=among.dtype, device=device)
         outward[inward] = among  # pads write to the last place, -1

@@ -3,6 +3,10 @@
 What is cheap is computed again (GELU, the softmax, from its logarithm sums), and gradients of
 weights are summed part by part while the part is in the cache.  A second derivative goes through
 the plain operators, recorded when it is asked for.
+
+Products and masked attention are operators of torch's (`torch.ops.transom`), so that a graph that
+torch.compile traces on a CPU, with gradients or without, calls them as eager does: the compiler
+would take BLAS's products and keep scores.
 """
 
 from __future__ import annotations
@@ -14,13 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+from torch.library import custom_op, register_autograd, register_fake
 
 from attention import fast, products
+from attention.groups import Groups
 
 # Bytes of a part's hidden layer and of its scores.  More than forward's: every part also reads
 # and writes the sums of the weights' gradients.
 HIDDEN = 8 << 20
 SCORES = 8 << 20
+
+
+def _operator(name: str, schema: str) -> Callable[..., Any]:
+    return custom_op(f"transom::{name}", mutates_args=(), device_types="cpu", schema=schema)
 
 
 def _plainly(run: Callable[..., Tensor], inputs: Sequence[Any], grad: Tensor) -> tuple[Any, ...]:
@@ -33,31 +43,68 @@ def _plainly(run: Callable[..., Tensor], inputs: Sequence[Any], grad: Tensor) ->
     return tuple(found.get(i) for i in range(len(inputs)))
 
 
-class _Linear(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)
-        return products.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, weight, bias = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _plainly(F.linear, (x, weight, bias), grad)
-        need = ctx.needs_input_grad
-        rows = grad.reshape(-1, grad.shape[-1])
-        return (
-            products.linear(grad.contiguous(), weight.t(), None) if need[0] else None,
-            rows.t() @ x.reshape(-1, x.shape[-1]) if need[1] else None,
-            rows.sum(0) if bias is not None and need[2] else None,
-        )
+# -- a linear layer ----------------------------------------------------------------------------
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _Linear.apply(x, weight, bias)
+    return torch.ops.transom.linear(x, weight, bias)
 
 
+@_operator("linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A graph holds weights as they are; the copies of a folded model are looked up here."""
+    return products.linear(x, products.kept(weight), bias)
+
+
+@register_fake("transom::linear")
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weight, bias = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return _plainly(F.linear, (x, weight, bias), grad)
+    need = ctx.needs_input_grad
+    rows = grad.reshape(-1, grad.shape[-1])
+    return (
+        linear(grad.contiguous(), weight.t(), None) if need[0] else None,
+        rows.t() @ x.reshape(-1, x.shape[-1]) if need[1] else None,
+        rows.sum(0) if bias is not None and need[2] else None,
+    )
+
+
+register_autograd("transom::linear", _linear_backward, setup_context=_keep_linear)
+
+
+# -- an MLP ------------------------------------------------------------------------------------
+
+
+def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    """(..., dim) -> (..., dim): two linear layers with GELU between them."""
+    rows = x.reshape(-1, x.shape[-1])
+    if torch.is_grad_enabled():
+        out, _ = torch.ops.transom.mlp_learn(rows, w1, b1, w2, b2)
+    else:
+        out = torch.ops.transom.mlp(rows, w1, b1, w2, b2)
+    return out.view(x.shape)
+
+
+@_operator("mlp", "(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2) -> Tensor")
 def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    return products.mlp(x, products.kept(w1), b1, products.kept(w2), b2)
+
+
+@register_fake("transom::mlp")
+def _(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    return x.new_empty(len(x), len(w2))
+
+
+def _plain_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
 
 
@@ -67,43 +114,71 @@ def _parts(x: Tensor, w1: Tensor) -> Iterator[slice]:
     return fast.slices(len(x), step)
 
 
-class _MLP(Function):
-    """Keeps its input and the hidden layer before GELU, but not after it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
-    ) -> Tensor:  # fmt: skip
-        hidden = products.linear(x, w1, b1)
-        ctx.save_for_backward(x, w1, b1, w2, b2, hidden)
-        out = x.new_empty(len(x), len(w2))
-        for part in _parts(x, w1):
-            out[part] = products.linear(F.gelu(hidden[part]), w2, b2)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        *inputs, hidden = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _plainly(_mlp, inputs, grad)
-        x, w1, b1, w2, b2 = inputs
-        dx = torch.empty_like(x)
-        d1, d2 = torch.zeros_like(w1), torch.zeros_like(w2)
-        s1, s2 = torch.zeros_like(b1), torch.zeros_like(b2)
-        for part in _parts(x, w1):
-            dy, h = grad[part].contiguous(), hidden[part]
-            dh = torch.ops.aten.gelu_backward(products.linear(dy, w2.t(), None), h)
-            d2.addmm_(dy.t(), F.gelu(h))
-            d1.addmm_(dh.t(), x[part])
-            s2 += dy.sum(0)
-            s1 += dh.sum(0)
-            dx[part] = products.linear(dh, w1.t(), None)
-        return dx, d1, s1, d2, s2
+@_operator(
+    "mlp_learn", "(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2) -> (Tensor, Tensor)"
+)
+def _mlp_learn(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows.  The second answer is for backward: the hidden layer before GELU, but not after
+    it."""
+    hidden = products.linear(x, w1, b1)
+    out = x.new_empty(len(x), len(w2))
+    for part in _parts(x, w1):
+        out[part] = products.linear(F.gelu(hidden[part]), w2, b2)
+    return out, hidden
 
 
-def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """(rows, dim) -> (rows, dim): two linear layers with GELU between them."""
-    return _MLP.apply(x, w1, b1, w2, b2)
+@register_fake("transom::mlp_learn")
+def _(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(len(x), len(w2)), x.new_empty(len(x), len(w1))
+
+
+def _keep_mlp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.set_materialize_grads(False)  # nobody has one for the hidden layer
+
+
+def _mlp_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
+    *inputs, hidden = ctx.saved_tensors
+    if grad is None:
+        return (None,) * len(inputs)
+    if torch.is_grad_enabled():
+        return _plainly(_plain_mlp, inputs, grad)
+    x, w1, _, w2, _ = inputs
+    return tuple(torch.ops.transom.mlp_backward(grad, x, w1, w2, hidden))
+
+
+register_autograd("transom::mlp_learn", _mlp_backward, setup_context=_keep_mlp)
+
+
+@_operator(
+    "mlp_backward",
+    "(Tensor grad, Tensor x, Tensor w1, Tensor w2, Tensor hidden)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _mlp_grads(
+    grad: Tensor, x: Tensor, w1: Tensor, w2: Tensor, hidden: Tensor
+) -> tuple[Tensor, ...]:  # fmt: skip
+    dx = torch.empty_like(x)
+    d1, d2 = torch.zeros_like(w1), torch.zeros_like(w2)
+    s1, s2 = w1.new_zeros(len(w1)), w2.new_zeros(len(w2))
+    for part in _parts(x, w1):
+        dy, h = grad[part].contiguous(), hidden[part]
+        dh = torch.ops.aten.gelu_backward(products.linear(dy, w2.t(), None), h)
+        d2.addmm_(dy.t(), F.gelu(h))
+        d1.addmm_(dh.t(), x[part])
+        s2 += dy.sum(0)
+        s1 += dh.sum(0)
+        dx[part] = products.linear(dh, w1.t(), None)
+    return dx, d1, s1, d2, s2
+
+
+@register_fake("transom::mlp_backward")
+def _(grad: Tensor, x: Tensor, w1: Tensor, w2: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
+    like = torch.empty_like
+    return like(x), like(w1), w1.new_empty(len(w1)), like(w2), w2.new_empty(len(w2))
+
+
+# -- the map in the order of its groups --------------------------------------------------------
 
 
 class _Permute(Function):
@@ -127,52 +202,105 @@ def _select(x: Tensor, index: Tensor) -> Tensor:
     return y.index_fill_(1, pads, 0) if len(pads) else y
 
 
-def permute(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-    """(b, n, c) -> (b, len(index), c); `inverse` says where each of the n tokens went."""
-    return _Permute.apply(x, index, inverse)
+def inward(x: Tensor, groups: Groups) -> Tensor:
+    """`groups.inward`, in one copy."""
+    if torch.compiler.is_compiling():  # which makes one of it, too
+        return groups.inward(x)
+    there, back = groups.order(x.device)
+    return _Permute.apply(x.flatten(1, 2), there, back)
 
 
-def _attend(qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
+def outward(y: Tensor, groups: Groups) -> Tensor:
+    """`groups.outward`, in one copy."""
+    if torch.compiler.is_compiling():
+        return groups.outward(y)
+    there, back = groups.order(y.device)
+    return _Permute.apply(y, back, there).unflatten(1, (groups.rows.length, groups.cols.length))
+
+
+# -- attention inside groups -------------------------------------------------------------------
+
+
+def attend(qkv: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """qkv: (rows, l, 3, m, d); mask: (n, m, l, l), n dividing the rows, or None.
+    Returns (rows, l, m * d)."""
+    if mask is None:  # torch's own kernel keeps no scores then, and has a backward that makes none
+        q, k, v = qkv.unbind(2)
+        return fast.attend(q, k, v, None, scale).flatten(2)
+    return torch.ops.transom.attend(qkv, mask, scale)
+
+
+def _plain_attend(qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
     q, k, v = qkv.transpose(1, 3).unbind(2)
     scores = (q * scale) @ k.mT
     scores = (scores.unflatten(0, (-1, len(mask))) + mask).flatten(0, 1)
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
-class _Attention(Function):
-    """Keeps q, k and v; the scores are made again, part by part."""
+@_operator("attend", "(Tensor qkv, Tensor mask, float scale) -> Tensor")
+def _attend(qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
+    q, k, v = qkv.detach().unbind(2)  # torch's fused kernel takes no mask that learns
+    return fast.attend(q, k, v, mask.detach(), scale).flatten(2).contiguous()
 
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(qkv, mask)
-        ctx.scale = scale
-        q, k, v = qkv.detach().unbind(2)  # torch's fused kernel takes no mask that learns
-        return fast.attend(q, k, v, mask.detach(), scale).flatten(2)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        qkv, mask = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _plainly(_attend, (qkv, mask, ctx.scale), grad)
-        heads, d = qkv.shape[3:]
-        grad, result = grad.unflatten(-1, (heads, d)), torch.empty_like(qkv)
-        bias = torch.zeros_like(mask) if ctx.needs_input_grad[1] else None
-        for part in _rows(qkv, mask):
-            own = qkv[part].permute(2, 0, 3, 1, 4)
-            q, k, v = own.reshape(3, -1, qkv.shape[1], d)
-            dy = grad[part].transpose(1, 2).reshape(q.shape)
-            q = q * ctx.scale
-            weights = _scores(q, k, mask, heads).softmax(-1)
-            ds = torch.ops.aten._softmax_backward_data(dy @ v.mT, weights, -1, weights.dtype)
-            if bias is not None:
-                bias += ds.view(-1, *bias.shape).sum(0)
-            grads = q.new_empty(3, *q.shape)
-            torch.bmm(ds, k, out=grads[0])
-            torch.bmm(ds.mT, q, out=grads[1])
-            torch.bmm(weights.mT, dy, out=grads[2])
-            grads[0] *= ctx.scale
-            result[part] = grads.view(own.shape).permute(1, 3, 0, 2, 4)
-        return result, bias, None
+@register_fake("transom::attend")
+def _(qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
+    rows, length, _, heads, d = qkv.shape
+    return qkv.new_empty(rows, length, heads * d)
+
+
+def _keep_attend(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Queries, keys and values; the scores are made again, part by part."""
+    qkv, mask, ctx.scale = inputs
+    ctx.save_for_backward(qkv, mask)
+
+
+def _attend_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    qkv, mask = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return _plainly(_plain_attend, (qkv, mask, ctx.scale), grad)
+    learns = ctx.needs_input_grad[1]
+    dqkv, dmask = torch.ops.transom.attend_backward(grad, qkv, mask, ctx.scale, learns)
+    return dqkv, dmask if learns else None, None
+
+
+register_autograd("transom::attend", _attend_backward, setup_context=_keep_attend)
+
+
+@_operator(
+    "attend_backward",
+    "(Tensor grad, Tensor qkv, Tensor mask, float scale, bool learns) -> (Tensor, Tensor)",
+)
+def _attend_grads(
+    grad: Tensor, qkv: Tensor, mask: Tensor, scale: float, learns: bool
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """learns: does the mask, whose gradient is the second answer?  Nothing, if not."""
+    heads, d = qkv.shape[3:]
+    grad, result = grad.unflatten(-1, (heads, d)), torch.empty_like(qkv)
+    bias = torch.zeros_like(mask if learns else mask[:0])
+    for part in _rows(qkv, mask):
+        own = qkv[part].permute(2, 0, 3, 1, 4)
+        q, k, v = own.reshape(3, -1, qkv.shape[1], d)
+        dy = grad[part].transpose(1, 2).reshape(q.shape)
+        q = q * scale
+        weights = _scores(q, k, mask, heads).softmax(-1)
+        ds = torch.ops.aten._softmax_backward_data(dy @ v.mT, weights, -1, weights.dtype)
+        if learns:
+            bias += ds.view(-1, *bias.shape).sum(0)
+        grads = q.new_empty(3, *q.shape)
+        torch.bmm(ds, k, out=grads[0])
+        torch.bmm(ds.mT, q, out=grads[1])
+        torch.bmm(weights.mT, dy, out=grads[2])
+        grads[0] *= scale
+        result[part] = grads.view(own.shape).permute(1, 3, 0, 2, 4)
+    return result, bias
+
+
+@register_fake("transom::attend_backward")
+def _(
+    grad: Tensor, qkv: Tensor, mask: Tensor, scale: float, learns: bool
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return torch.empty_like(qkv), torch.empty_like(mask if learns else mask[:0])
 
 
 def _scores(q: Tensor, k: Tensor, mask: Tensor, heads: int) -> Tensor:
@@ -187,12 +315,3 @@ def _rows(qkv: Tensor, mask: Tensor) -> Iterator[slice]:
     numbers = unit * qkv.shape[3] * qkv.shape[1] ** 2
     step = unit * max(SCORES // (numbers * qkv.element_size()), 1)
     return fast.slices(len(qkv), step)
-
-
-def attend(qkv: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """qkv: (rows, l, 3, m, d); mask: (n, m, l, l), n dividing the rows, or None.
-    Returns (rows, l, m * d)."""
-    if mask is None:  # torch's own kernel keeps no scores then, and has a backward that makes none
-        q, k, v = qkv.unbind(2)
-        return fast.attend(q, k, v, None, scale).flatten(2)
-    return _Attention.apply(qkv, mask, scale)

@@ -40,7 +40,7 @@ class SeparableProjection(Keeper):
         self.pointwise = projection(dim, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return products.layer(self.pointwise, self.spread(x))
+        return self.pointwise(self.spread(x))
 
     def spread(self, x: Tensor) -> Tensor:
         """All but the pointwise layer."""
@@ -48,7 +48,9 @@ class SeparableProjection(Keeper):
         return rearrange(self.norm(self.depthwise(image)), "b c h w -> b h w c")
 
     def learn(self, x: Tensor) -> Tensor:
-        return learning.linear(self.spread(x), self.pointwise.weight, self.pointwise.bias)
+        if self.training or torch.is_grad_enabled():
+            return learning.linear(self.spread(x), self.pointwise.weight, self.pointwise.bias)
+        return learning.linear(self.still(x), *self._folded())
 
     def still(self, x: Tensor) -> Tensor:
         """`spread` without the norm, whose statistics stand still, so that it can be a part of
@@ -63,13 +65,15 @@ class SeparableProjection(Keeper):
         return self.once(key, partial(self._last, own), *sources)
 
     def _last(self, own: slice) -> tuple[Tensor, Tensor]:
+        weight, bias = self._folded()
+        return weight[own] if self.kept is None else products.pack(weight[own]), bias[own]
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
         norm, last = self.norm, self.pointwise
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        weight, bias = last.weight[own], None if last.bias is None else last.bias[own]
-        shift = F.linear(norm.bias - norm.running_mean * scale, weight, bias)
-        weight = weight * scale
-        return weight if self.kept is None else products.pack(weight), shift
+        shift = F.linear(norm.bias - norm.running_mean * scale, last.weight, last.bias)
+        return last.weight * scale, shift
 
 
 @register("pale", config=PaleConfig)
@@ -101,17 +105,15 @@ class PaleMixer(TokenMixer):
     def forward(self, x: Tensor) -> Tensor:
         cuts = self.cuts(*map_size(x))
         if fast.unseen(x, self, self.proj):
-            if fast.learns(x, self):
-                return self._learn(x, cuts)
-            if not self.training:
-                return self._fast(x, cuts)
+            still = not (fast.learns(x, self) or self.training)
+            return self._fast(x, cuts) if still else self._learn(x, cuts)
         x = cuts[0].pad(x)
         qkv = [project(x).chunk(2, dim=-1) for project in (self.q, self.k, self.v)]
         out = [
             branch.attend(q, k, v, groups)
             for branch, groups, q, k, v in zip(self.branches, cuts, *qkv, strict=True)
         ]
-        return products.layer(self.proj, cuts[0].crop(torch.cat(out, dim=-1)))
+        return self.proj(cuts[0].crop(torch.cat(out, dim=-1)))
 
     def _fast(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
         """The map is padded once and both branches order the padded one."""
@@ -145,13 +147,11 @@ class PaleMixer(TokenMixer):
     def _learn(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
         x = cuts[0].pad(x)
         q, k, v = (project.learn(x) for project in (self.q, self.k, self.v))
-        if self.config.position == "lepe" and self.config.mask_padding:
-            v = cuts[0].pad(cuts[0].crop(v))
-        parts = torch.cat([q, k, v], dim=-1).flatten(1, 2).unflatten(2, (3, 2, -1)).unbind(3)
+        parts = torch.cat([q, k, v], dim=-1).unflatten(3, (3, 2, -1)).unbind(4)
         branches, whole = cast("list[Branch]", self.branches), self.cuts(*x.shape[1:3])
         own = zip(branches, parts, cuts, whole, strict=True)
         out = [branch.learn_apart(qkv, groups, cut) for branch, qkv, groups, cut in own]
-        y = cuts[0].crop(torch.cat(out, dim=-1).view(x.shape))
+        y = cuts[0].crop(torch.cat(out, dim=-1))
         return learning.linear(y, self.proj.weight, self.proj.bias)
 
     def cost(self, h: int, w: int) -> Cost:

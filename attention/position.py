@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention import fast
@@ -105,16 +104,23 @@ class LePE(nn.Module):
         return 9 * tokens * self.conv.in_channels
 
 
-def cosine_normalize(x: Tensor) -> Tensor:
-    """Unit length along the last axis; at least in float32, where 1e-12 is not 0."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return F.normalize(x.to(wide), dim=-1).to(x.dtype)
+def cosine_normalize(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
+    """Of this length along the last axis; at least in float32, where 1e-12 is not 0."""
+    wide = _widened(x)
+    return (wide * _stretch(wide, length)).to(x.dtype)
 
 
-def cosine_normalize_(x: Tensor, scale: Tensor | None = None) -> None:
-    """The same times `scale`, in place."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_(min=1e-12)
-    torch.mul(wide, 1 / norm if scale is None else scale / norm, out=wide)
+def cosine_normalize_(x: Tensor, length: Tensor | float = 1.0) -> None:
+    """The same in place."""
+    wide = _widened(x)
+    wide.mul_(_stretch(wide, length))
     if wide is not x:
         x.copy_(wide)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _stretch(x: Tensor, length: Tensor | float) -> Tensor:
+    return length / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12)

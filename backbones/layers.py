@@ -6,6 +6,7 @@ Stems, downsamplers and stages map NCHW to NCHW in channels-last memory; blocks 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
@@ -91,11 +92,15 @@ class Merge(Keeper):
 
     def forward(self, x: Tensor) -> Tensor:
         x = pad_to(x, 2)
-        if fast.applies(x, self, self.reduction):
+        if not fast.unseen(x, self, self.reduction):
+            return nchw(self._project(x, self.reduction))
+        if not fast.learns(x, self):
             return nchw(self._fast(x))
+        return nchw(self._project(x, lambda y: learning.linear(y, self.reduction.weight, None)))
+
+    def _project(self, x: Tensor, reduction: Callable[[Tensor], Tensor]) -> Tensor:
         x = self._neighbours(x)
-        y = products.layer(self.reduction, x if self.post else self.norm(x))
-        return nchw(self.norm(y) if self.post else y)
+        return self.norm(reduction(x)) if self.post else reduction(self.norm(x))
 
     def _neighbours(self, x: Tensor) -> Tensor:
         return rearrange(x, "b c (h y) (w x) -> b h w (x y c)", y=2, x=2)
@@ -105,9 +110,7 @@ class Merge(Keeper):
         weight = self.packed("reduction", self.reduction.weight)
 
         def run(x: Tensor) -> Tensor:
-            y = self._neighbours(x)
-            y = products.linear(y if self.post else self.norm(y), weight, None)
-            return self.norm(y) if self.post else y
+            return self._project(x, lambda y: products.linear(y, weight, None))
 
         return fast.each(x, fast.images(x), run, spread=True)
 
@@ -156,23 +159,17 @@ class MLP(Keeper):
 
     def forward(self, x: Tensor) -> Tensor:
         if not fast.unseen(x, self, self.fc1, self.fc2):
-            return products.layer(self.fc2, products.layer(self.fc1, x, gelu=True))
+            return self.fc2(F.gelu(self.fc1(x)))
         return self._learn(x) if fast.learns(x, self) else self._fast(x)
 
     def _learn(self, x: Tensor) -> Tensor:
-        rows, (one, two) = x.reshape(-1, x.shape[-1]), (self.fc1, self.fc2)
-        return learning.mlp(rows, one.weight, one.bias, two.weight, two.bias).view(x.shape)
+        one, two = self.fc1, self.fc2
+        return learning.mlp(x, one.weight, one.bias, two.weight, two.bias)
 
     def _fast(self, x: Tensor) -> Tensor:
-        """Rows by rows, so that the hidden layer is never whole."""
         one, two = self.packed("fc1", self.fc1.weight), self.packed("fc2", self.fc2.weight)
-
-        def run(rows: Tensor) -> Tensor:
-            hidden = products.linear(rows, one, self.fc1.bias, gelu=True)
-            return products.linear(hidden, two, self.fc2.bias)
-
         rows = x.reshape(-1, x.shape[-1])
-        return fast.each(rows, fast.chunks(len(rows), self.fc1.out_features, x), run).view(x.shape)
+        return products.mlp(rows, one, self.fc1.bias, two, self.fc2.bias).view(x.shape)
 
     def cost(self, h: int, w: int) -> int:
         return h * w * (self.fc1.weight.numel() + self.fc2.weight.numel())

@@ -1,4 +1,4 @@
-"""Linear layers in graphs that are compiled: which product they are made of, and where not."""
+"""Graphs that torch.compile traces: of which operators they are made, and where of torch's own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import attention
 import backbones
 from attention import fast, products
 from attention.branch import QKV
+from backbones.layers import MLP, Merge
 
 
 @pytest.fixture(autouse=True)
@@ -40,14 +41,15 @@ def compiled(model, backend="aot_eager"):
     return torch.compile(model, backend=backend, fullgraph=True)
 
 
+@pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("family", [
     family if family in ("swin", "pale") else pytest.param(family, marks=pytest.mark.slow)
     for family in FAMILIES
 ])  # fmt: skip
-def test_compiled_for_inference_is_the_plain_map(family, made):
+def test_compiled_is_the_plain_map(family, grad, made):
     """By `linear`'s products, in one graph."""
     model, x = short(family), images(2, 3, 61, 100)
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         with fast.plain():
             want = model(x)
         made.clear()
@@ -55,12 +57,13 @@ def test_compiled_for_inference_is_the_plain_map(family, made):
     assert made and (found - want).abs().max() <= 1e-5 * want.abs().max()
 
 
-def test_bfloat16(made):
-    layer, x = nn.Linear(32, 48).bfloat16(), images(5, 32).bfloat16()
-    with torch.no_grad():
-        found, want = compiled(lambda x: products.layer(layer, x, gelu=True))(x), layer(x)
-    assert (found - nn.functional.gelu(want)).abs().max() <= 4e-2 * want.abs().max()
-    assert len(made) == (torch.bfloat16 in products._ONEDNN)
+@pytest.mark.parametrize("dtype", fast.DTYPES)
+@pytest.mark.parametrize("grad", [False, True])
+def test_types(dtype, grad, made):
+    mlp, x = MLP(32, 48).to(dtype), images(5, 3, 4, 32).to(dtype)
+    with torch.set_grad_enabled(grad):
+        found = compiled(mlp)(x)
+        assert made and torch.equal(found, mlp(x))
 
 
 class Doubled(nn.Linear):
@@ -68,50 +71,88 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
-def hooked(layer):
-    layer.register_forward_hook(lambda module, args, y: 3 * y)
-    return layer
+def double(mlp):
+    mlp.fc1 = Doubled(32, 48)
 
 
-def on_another(layer):
-    layer.register_forward_pre_hook(lambda module, args: (5 * args[0],))
-    return layer
+def hook(mlp):
+    mlp.fc1.register_forward_hook(lambda module, args, y: 3 * y)
 
 
+def hook_before(mlp):
+    mlp.fc2.register_forward_pre_hook(lambda module, args: (5 * args[0],))
+
+
+def parametrize(mlp):
+    nn.utils.parametrizations.weight_norm(mlp.fc1)
+
+
+class Tripled(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, f, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            y = f(*args, **(kwargs or {}))
+            return 3 * y if f is nn.functional.linear else y
+
+
+def replace(mlp):
+    """By what is no parameter, as pruning leaves it."""
+    weight = mlp.fc1.weight.detach().as_subclass(Tripled)
+    del mlp.fc1.weight
+    mlp.fc1.weight = weight
+
+
+@pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("change", [
-    lambda layer: layer.double(), hooked, on_another, lambda layer: Doubled(32, 48),
+    double, hook, hook_before, parametrize, replace,
 ])  # fmt: skip
-def test_a_layer_that_is_another_is_called(change, made):
-    layer = change(nn.Linear(32, 48))
-    x = images(5, 32).to(layer.weight.dtype)
-    with torch.no_grad():
-        found = compiled(lambda x: products.layer(layer, x))(x)
-        assert torch.equal(found, layer(x))
+def test_layers_that_are_others_are_called(change, grad, made):
+    """What another class, a hook or a weight of another kind does, a product does not."""
+    torch.manual_seed(0)
+    mlp, x = MLP(32, 48), images(5, 3, 4, 32)
+    usual = mlp(x).detach()
+    change(mlp)
+    made.clear()
+    with torch.set_grad_enabled(grad):
+        found, want = compiled(mlp)(x), mlp(x)
+    assert not made
+    assert (found - want).abs().max() <= 1e-5 * want.abs().max()
+    assert change is parametrize or (found - usual).abs().max() > 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile:UserWarning")
+@pytest.mark.parametrize("grad", [False, True])
+def test_hooks_on_every_module_are_called(grad, made):
+    mlp, x = MLP(32, 48), images(5, 3, 4, 32)
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, args, y: 3 * y if type(module) is nn.Linear else None
+    )
+    try:
+        with torch.set_grad_enabled(grad):
+            found, want = compiled(mlp)(x), mlp(x)
+    finally:
+        hook.remove()
+    assert not made and torch.equal(found, want)
+    assert (found - mlp(x)).abs().max() > 1e-2
+
+
+def test_weights_of_another_type_are_an_error(made):
+    with torch.no_grad(), pytest.raises(Exception, match="dtype"):
+        compiled(MLP(32, 48))(images(5, 3, 4, 32).bfloat16())
     assert not made
 
 
-def test_weights_of_other_kinds_are_torchs(made):
-    """What a subclass of tensors does, a product of its numbers does not."""
-    weight, layer, x = images(48, 32), nn.Linear(32, 48), images(5, 32)
-    with torch.no_grad():
-        found = compiled(lambda x: products.plain(x, weight, None))(x)
-        assert (found - x @ weight.mT).abs().max() <= 1e-5 and not made
-        with pytest.raises(Exception, match="dtype"):
-            compiled(lambda x: products.layer(layer, x))(x.bfloat16())
-    assert not made
-
-
-def test_training_and_autocast_are_torchs(made):
-    layer, x = nn.Linear(32, 48), images(5, 32)
-    run = compiled(lambda x: products.layer(layer, x))
-    run(x).sum().backward()
-    assert layer.weight.grad is not None
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert run(x).dtype is torch.bfloat16
-    assert not made
-    with torch.no_grad():
-        run(x)
-    assert made
+def test_autocast_is_torchs(made):
+    mlp, x = MLP(32, 48), images(5, 3, 4, 32)
+    run = compiled(mlp)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            with torch.autocast("cpu", torch.bfloat16):
+                assert run(x).dtype is torch.bfloat16
+            assert not made
+            run(x)
+        assert made
+        made.clear()
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -125,41 +166,84 @@ def test_an_exported_graph_runs_without_us(strict, made):
 
 
 def test_frozen_weights_are_the_compilers(made):
-    layer, x = nn.Linear(32, 48), images(5, 32)
-    with torch.no_grad():
+    """In inference; with gradients nothing is frozen."""
+    mlp, x = MLP(32, 48), images(5, 3, 4, 32)
+    for grad in (False, True):
         for freezing in (True, False):
-            with torch._inductor.config.patch(freezing=freezing):
-                compiled(lambda x: products.layer(layer, x))(x)
-            assert bool(made) is not freezing
+            torch._dynamo.reset()
+            made.clear()
+            with torch.set_grad_enabled(grad), torch._inductor.config.patch(freezing=freezing):
+                compiled(mlp)(x)
+            assert bool(made) is (grad or not freezing)
 
 
+@torch.no_grad()
 def test_mapped_over_inputs_and_ensembles(made):
     """vmap in a graph is what it is outside, by torch's own product."""
-    layer, other = nn.Linear(32, 48), nn.Linear(32, 48)
-    x, weights = images(3, 5, 32), torch.stack([layer.weight, other.weight]).detach()
-
-    def one(x):
-        return products.layer(layer, x)
+    mlp, x, weights = MLP(32, 48), images(3, 5, 2, 4, 32), images(2, 48, 32)
+    want = mlp(x.flatten(0, 1)).view(x.shape)
+    made.clear()
+    assert (compiled(torch.vmap(mlp))(x) - want).abs().max() <= 1e-5
 
     def with_weight(weight):
-        return products.plain(x, weight, None)
+        return torch.func.functional_call(mlp, {"fc1.weight": weight}, (x[0],))
 
-    with torch.no_grad():
-        found = compiled(torch.vmap(one))(x)
-        assert (found - layer(x)).abs().max() <= 1e-5
-        found = compiled(torch.vmap(with_weight))(weights)
-        assert (found - x @ weights.mT[:, None]).abs().max() <= 1e-5
+    found = compiled(torch.vmap(with_weight))(weights)
     assert not made
+    for i, weight in enumerate(weights):
+        mlp.fc1.weight.copy_(weight)
+        assert (found[i] - mlp(x[0])).abs().max() <= 1e-5 * found.abs().max()
 
 
-@pytest.mark.parametrize("gelu", [False, True])
-def test_operator_keeps_torchs_rules(gelu):
-    layer = nn.Linear(32, 48).requires_grad_(False)
-    for x in images(2, 3, 32), images(0, 32), images(32, 5).t():
+def qkv(*rows):
+    return images(*rows, 4, 3, 2, 8)
+
+
+OPERANDS = {
+    "linear": [
+        *((images(*shape), images(48, 32), bias) for shape in ((2, 3, 32), (0, 32))
+          for bias in (images(48), None)),
+        (images(32, 5).t(), images(32, 48).t(), None),
+    ],
+    "mlp": [(images(n, 32), images(48, 32), images(48), images(32, 48), images(32))
+            for n in (5, 0)],
+    "attend": [(qkv(6), mask, 0.3) for mask in (
+        images(1, 1, 4, 4), images(1, 2, 4, 4), images(3, 2, 4, 4), images(6, 1, 4, 4))]
+    + [(qkv(0), images(3, 2, 4, 4), 0.3)],
+}  # fmt: skip
+OPERANDS["mlp_learn"] = OPERANDS["mlp"]
+OPERANDS["mlp_backward"] = [
+    (images(n, 32), images(n, 32), images(48, 32), images(32, 48), images(n, 48)) for n in (5, 0)
+]
+OPERANDS["attend_backward"] = [
+    (images(6, 4, 16), *OPERANDS["attend"][i], learns) for i in (0, 2) for learns in (False, True)
+]
+LEARN = "linear", "mlp_learn", "attend"
+
+
+@pytest.mark.parametrize(
+    ("name", "learns"), [(name, False) for name in OPERANDS] + [(name, True) for name in LEARN]
+)
+def test_operators_keep_torchs_rules(name, learns):
+    for operands in OPERANDS[name]:
+        given = [
+            t.detach().requires_grad_(learns) if isinstance(t, torch.Tensor) else t
+            for t in operands
+        ]
+        tests = ["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"]
         torch.library.opcheck(
-            torch.ops.transom.linear.default, (x, layer.weight, layer.bias, gelu),
-            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+            getattr(torch.ops.transom, name).default, tuple(given),
+            test_utils=tests + ["test_autograd_registration"] * learns,
         )  # fmt: skip
+
+
+def test_merging_takes_its_product(made):
+    merge, x = Merge(8, 16, post=False), images(2, 8, 5, 6)
+    for grad in (False, True):
+        made.clear()
+        with torch.set_grad_enabled(grad):
+            found = compiled(merge)(x)
+            assert made and torch.equal(found, merge(x))
 
 
 def test_inductor_runs_it(made):
@@ -211,19 +295,21 @@ def test_a_graph_reads_the_copies_of_a_folded_model(monkeypatch):
         check(reads={False})
 
 
-def test_masks_are_as_torchs_fused_kernel_takes_them():
-    """Others are added to scores that are kept."""
-    mixer, axes = attention.create("window:size=4", dim=32, heads=2, index=1), []
+@pytest.mark.parametrize("grad", [False, True])
+def test_no_scores_are_kept(grad):
+    """With a mask our operator attends, without one torch's fused kernel."""
+    called = {}
 
     def backend(graph, _):
-        for node in graph.graph.nodes:
-            if node.target is nn.functional.scaled_dot_product_attention:
-                axes.append(node.kwargs["attn_mask"].meta["example_value"].ndim)
+        called[graph] = {str(node.target) for node in graph.graph.nodes}
         return graph.forward
 
     x = images(1, 7, 9, 32)
-    run = torch.compile(mixer, backend=backend, fullgraph=True)
-    with torch.no_grad():
-        run(x)
-    run(x)  # with gradients another kernel is chosen, and there is no reason to
-    assert axes == [4, 3]
+    for text in ("window:size=4", "window:size=4,position=none,shift=false"):
+        mixer = attention.create(text, dim=32, heads=2, index=1)
+        with torch.set_grad_enabled(grad):
+            torch.compile(mixer, backend=backend, fullgraph=True)(x)
+    masked, open_ = ({n for n in names if "attend" in n or "dot_product" in n}
+                     for names in called.values())  # fmt: skip
+    assert masked == {"transom.attend"}
+    assert len(open_) == 1 and "scaled_dot_product_attention" in open_.pop()
