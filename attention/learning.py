@@ -4,9 +4,9 @@ What is cheap is computed again (GELU, the softmax, from its logarithm sums), an
 weights are summed part by part while the part is in the cache.  A second derivative goes through
 the plain operators, recorded when it is asked for.
 
-Products and masked attention are operators of torch's (`torch.ops.transom`), so that a graph that
-torch.compile traces on a CPU, with gradients or without, calls them as eager does: the compiler
-would take BLAS's products and keep scores.
+A graph that torch.compile traces on a CPU, with gradients or without, holds the same products and
+masked attention as operators (`torch.ops.transom`): the compiler would take BLAS's products and
+keep scores.
 """
 
 from __future__ import annotations
@@ -33,6 +33,20 @@ def _operator(name: str, schema: str) -> Callable[..., Any]:
     return custom_op(f"transom::{name}", mutates_args=(), device_types="cpu", schema=schema)
 
 
+def _differentiable(name: str, schema: str) -> Callable[[Any], Any]:
+    """The function as an operator, too: for graphs.  In eager it takes less time to call."""
+
+    def register(function: Any) -> Any:
+        _operator(name, schema)(function.forward)
+        register_fake(f"transom::{name}")(function.fake)
+        register_autograd(
+            f"transom::{name}", function.backward, setup_context=function.setup_context
+        )
+        return function
+
+    return register
+
+
 def _plainly(run: Callable[..., Tensor], inputs: Sequence[Any], grad: Tensor) -> tuple[Any, ...]:
     """Gradients that can be differentiated again."""
     needed = [i for i, t in enumerate(inputs) if isinstance(t, Tensor) and t.requires_grad]
@@ -47,38 +61,39 @@ def _plainly(run: Callable[..., Tensor], inputs: Sequence[Any], grad: Tensor) ->
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.transom.linear(x, weight, bias)
+    if torch.compiler.is_compiling():
+        return torch.ops.transom.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias)
 
 
-@_operator("linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+@_differentiable("linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+class _Linear(Function):
     """A graph holds weights as they are; the copies of a folded model are looked up here."""
-    return products.linear(x, products.kept(weight), bias)
 
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return products.linear(x, products.kept(weight), bias)
 
-@register_fake("transom::linear")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
+    @staticmethod
+    def fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return x.new_empty(*x.shape[:-1], weight.shape[0])
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
-def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, weight, bias = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        return _plainly(F.linear, (x, weight, bias), grad)
-    need = ctx.needs_input_grad
-    rows = grad.reshape(-1, grad.shape[-1])
-    return (
-        linear(grad.contiguous(), weight.t(), None) if need[0] else None,
-        rows.t() @ x.reshape(-1, x.shape[-1]) if need[1] else None,
-        rows.sum(0) if bias is not None and need[2] else None,
-    )
-
-
-register_autograd("transom::linear", _linear_backward, setup_context=_keep_linear)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _plainly(F.linear, (x, weight, bias), grad)
+        need = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        return (
+            torch.ops.transom.linear(grad.contiguous(), weight.t(), None) if need[0] else None,
+            rows.t() @ x.reshape(-1, x.shape[-1]) if need[1] else None,
+            rows.sum(0) if bias is not None and need[2] else None,
+        )
 
 
 # -- an MLP ------------------------------------------------------------------------------------
@@ -87,10 +102,12 @@ register_autograd("transom::linear", _linear_backward, setup_context=_keep_linea
 def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     """(..., dim) -> (..., dim): two linear layers with GELU between them."""
     rows = x.reshape(-1, x.shape[-1])
-    if torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
+        out = torch.ops.transom.mlp(rows, w1, b1, w2, b2)
+    elif torch.compiler.is_compiling():
         out, _ = torch.ops.transom.mlp_learn(rows, w1, b1, w2, b2)
     else:
-        out = torch.ops.transom.mlp(rows, w1, b1, w2, b2)
+        out, _ = _MLP.apply(rows, w1, b1, w2, b2)
     return out.view(x.shape)
 
 
@@ -114,40 +131,43 @@ def _parts(x: Tensor, w1: Tensor) -> Iterator[slice]:
     return fast.slices(len(x), step)
 
 
-@_operator(
+@_differentiable(
     "mlp_learn", "(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2) -> (Tensor, Tensor)"
 )
-def _mlp_learn(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
+class _MLP(Function):
     """Of rows.  The second answer is for backward: the hidden layer before GELU, but not after
     it."""
-    hidden = products.linear(x, w1, b1)
-    out = x.new_empty(len(x), len(w2))
-    for part in _parts(x, w1):
-        out[part] = products.linear(F.gelu(hidden[part]), w2, b2)
-    return out, hidden
 
+    @staticmethod
+    def forward(
+        x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        hidden = products.linear(x, w1, b1)
+        out = x.new_empty(len(x), len(w2))
+        for part in _parts(x, w1):
+            out[part] = products.linear(F.gelu(hidden[part]), w2, b2)
+        return out, hidden
 
-@register_fake("transom::mlp_learn")
-def _(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(len(x), len(w2)), x.new_empty(len(x), len(w1))
+    @staticmethod
+    def fake(
+        x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return x.new_empty(len(x), len(w2)), x.new_empty(len(x), len(w1))
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, output[1])
+        ctx.set_materialize_grads(False)  # nobody has one for the hidden layer
 
-def _keep_mlp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, output[1])
-    ctx.set_materialize_grads(False)  # nobody has one for the hidden layer
-
-
-def _mlp_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
-    *inputs, hidden = ctx.saved_tensors
-    if grad is None:
-        return (None,) * len(inputs)
-    if torch.is_grad_enabled():
-        return _plainly(_plain_mlp, inputs, grad)
-    x, w1, _, w2, _ = inputs
-    return tuple(torch.ops.transom.mlp_backward(grad, x, w1, w2, hidden))
-
-
-register_autograd("transom::mlp_learn", _mlp_backward, setup_context=_keep_mlp)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
+        *inputs, hidden = ctx.saved_tensors
+        if grad is None:
+            return (None,) * len(inputs)
+        if torch.is_grad_enabled():
+            return _plainly(_plain_mlp, inputs, grad)
+        x, w1, _, w2, _ = inputs
+        return tuple(torch.ops.transom.mlp_backward(grad, x, w1, w2, hidden))
 
 
 @_operator(
@@ -227,7 +247,9 @@ def attend(qkv: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     if mask is None:  # torch's own kernel keeps no scores then, and has a backward that makes none
         q, k, v = qkv.unbind(2)
         return fast.attend(q, k, v, None, scale).flatten(2)
-    return torch.ops.transom.attend(qkv, mask, scale)
+    if torch.compiler.is_compiling():
+        return torch.ops.transom.attend(qkv, mask, scale)
+    return _Attention.apply(qkv, mask, scale)
 
 
 def _plain_attend(qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -237,34 +259,33 @@ def _plain_attend(qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
-@_operator("attend", "(Tensor qkv, Tensor mask, float scale) -> Tensor")
-def _attend(qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
-    q, k, v = qkv.detach().unbind(2)  # torch's fused kernel takes no mask that learns
-    return fast.attend(q, k, v, mask.detach(), scale).flatten(2).contiguous()
+@_differentiable("attend", "(Tensor qkv, Tensor mask, float scale) -> Tensor")
+class _Attention(Function):
+    """Keeps queries, keys and values; the scores are made again, part by part."""
 
+    @staticmethod
+    def forward(qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
+        q, k, v = qkv.detach().unbind(2)  # torch's fused kernel takes no mask that learns
+        return fast.attend(q, k, v, mask.detach(), scale).flatten(2).contiguous()
 
-@register_fake("transom::attend")
-def _(qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
-    rows, length, _, heads, d = qkv.shape
-    return qkv.new_empty(rows, length, heads * d)
+    @staticmethod
+    def fake(qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
+        rows, length, _, heads, d = qkv.shape
+        return qkv.new_empty(rows, length, heads * d)
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        qkv, mask, ctx.scale = inputs
+        ctx.save_for_backward(qkv, mask)
 
-def _keep_attend(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Queries, keys and values; the scores are made again, part by part."""
-    qkv, mask, ctx.scale = inputs
-    ctx.save_for_backward(qkv, mask)
-
-
-def _attend_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    qkv, mask = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        return _plainly(_plain_attend, (qkv, mask, ctx.scale), grad)
-    learns = ctx.needs_input_grad[1]
-    dqkv, dmask = torch.ops.transom.attend_backward(grad, qkv, mask, ctx.scale, learns)
-    return dqkv, dmask if learns else None, None
-
-
-register_autograd("transom::attend", _attend_backward, setup_context=_keep_attend)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        qkv, mask = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _plainly(_plain_attend, (qkv, mask, ctx.scale), grad)
+        learns = ctx.needs_input_grad[1]
+        dqkv, dmask = torch.ops.transom.attend_backward(grad, qkv, mask, ctx.scale, learns)
+        return dqkv, dmask if learns else None, None
 
 
 @_operator(
