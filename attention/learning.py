@@ -178,14 +178,13 @@ class _MLP(Function):
 def _mlp_grads(
     grad: Tensor, x: Tensor, w1: Tensor, w2: Tensor, hidden: Tensor
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    dx = torch.empty_like(x)
-    d1, d2 = torch.zeros_like(w1), torch.zeros_like(w2)
+    dx, d1, d2 = torch.empty_like(x), torch.empty_like(w1), torch.empty_like(w2)
     s1, s2 = w1.new_zeros(len(w1)), w2.new_zeros(len(w2))
     for part in _parts(x, w1):
         dy, h = grad[part].contiguous(), hidden[part]
         dh = torch.ops.aten.gelu_backward(products.linear(dy, w2.t(), None), h)
-        d2.addmm_(dy.t(), F.gelu(h))
-        d1.addmm_(dh.t(), x[part])
+        d2.addmm_(dy.t(), F.gelu(h), beta=int(part.start > 0))  # 0: what was there does not count
+        d1.addmm_(dh.t(), x[part], beta=int(part.start > 0))
         s2 += dy.sum(0)
         s1 += dh.sum(0)
         dx[part] = products.linear(dh, w1.t(), None)

@@ -103,7 +103,8 @@ class Merge(Keeper):
         return self.norm(reduction(x)) if self.post else reduction(self.norm(x))
 
     def _neighbours(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b c (h y) (w x) -> b h w (x y c)", y=2, x=2)
+        # from channels last, so that the gradient is, too
+        return rearrange(nhwc(x), "b (h y) (w x) c -> b h w (x y c)", y=2, x=2)
 
     def _fast(self, x: Tensor) -> Tensor:
         """A few images at a time: four copies of a map never stand side by side."""
