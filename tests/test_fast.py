@@ -240,6 +240,17 @@ def test_gradients_equal_the_plain_path(name, monkeypatch, taken):
     assert len(taken) > 15 or name == "token_mlp"
 
 
+@pytest.mark.parametrize("numbers", [1, 13, 1000])
+def test_gradients_of_an_mlp_are_summed_over_its_parts(numbers, monkeypatch):
+    monkeypatch.setattr(learning, "HIDDEN", 8 * numbers)
+    mlp, x, grad = MLP(4, 6).double(), images(2, 3, 4).double(), images(2, 3, 4, seed=1).double()
+    found = gradients(mlp, x, grad)
+    with fast.plain():
+        wanted = gradients(mlp, x, grad)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).abs().max() <= 1e-12 * other.abs().max()
+
+
 @pytest.mark.parametrize(
     "module, shape",
     [
