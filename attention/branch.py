@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention import fast, fused, learning
+from attention import fast, fused, learning, scores
 from attention.configs import SoftmaxConfig
 from attention.folding import Keeper
 from attention.groups import Groups, copied
@@ -140,7 +140,7 @@ class Branch(Keeper):
         if self.logit_scale is not None:
             q = cosine_normalize(q, self.learned_scale(q)[:, 0])
             own = torch.stack([q, cosine_normalize(k), v], dim=2)
-        out = learning.attend(own, mask, self.scale)
+        out = scores.attend(own, mask, self.scale)
         if self.lepe is not None:
             if self.hides(groups):  # what is hidden is not a neighbour either
                 real = groups.inward(v.new_ones(1, groups.rows.length, groups.cols.length, 1))

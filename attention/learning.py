@@ -1,60 +1,28 @@
-"""The fast path with gradients: products, permutations and attention that keep less for backward.
+"""The fast path with gradients: products and permutations that keep less for backward.
 
-What is cheap is computed again (GELU, the softmax, from its logarithm sums), and gradients of
-weights are summed part by part while the part is in the cache.  A second derivative goes through
-the plain operators, recorded when it is asked for.
-
-A graph that torch.compile traces on a CPU, with gradients or without, holds the same products and
-masked attention as operators (`torch.ops.transom`): the compiler would take BLAS's products and
-keep scores.
+What is cheap is computed again (GELU; in `attention.scores` the softmax), and gradients of weights
+are summed part by part while the part is in the cache.  A second derivative goes through the plain
+operators, recorded when it is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.library import custom_op, register_autograd, register_fake
+from torch.library import register_fake
 
 from attention import fast, products
 from attention.groups import Groups
+from attention.operators import differentiable, operator, plainly
 
-# Bytes of a part's hidden layer and of its scores.  More than forward's: every part also reads
-# and writes the sums of the weights' gradients.
+# Bytes of a part's hidden layer.  More than forward's: every part also reads and writes the sums
+# of the weights' gradients.
 HIDDEN = 8 << 20
-SCORES = 8 << 20
-
-
-def _operator(name: str, schema: str) -> Callable[..., Any]:
-    return custom_op(f"transom::{name}", mutates_args=(), device_types="cpu", schema=schema)
-
-
-def _differentiable(name: str, schema: str) -> Callable[[Any], Any]:
-    """The function as an operator, too: for graphs.  In eager it takes less time to call."""
-
-    def register(function: Any) -> Any:
-        _operator(name, schema)(function.forward)
-        register_fake(f"transom::{name}")(function.fake)
-        register_autograd(
-            f"transom::{name}", function.backward, setup_context=function.setup_context
-        )
-        return function
-
-    return register
-
-
-def _plainly(run: Callable[..., Tensor], inputs: Sequence[Any], grad: Tensor) -> tuple[Any, ...]:
-    """Gradients that can be differentiated again."""
-    needed = [i for i, t in enumerate(inputs) if isinstance(t, Tensor) and t.requires_grad]
-    grads = torch.autograd.grad(
-        run(*inputs), [inputs[i] for i in needed], grad, create_graph=True, allow_unused=True
-    )
-    found = dict(zip(needed, grads, strict=True))
-    return tuple(found.get(i) for i in range(len(inputs)))
 
 
 # -- a linear layer ----------------------------------------------------------------------------
@@ -66,7 +34,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _Linear.apply(x, weight, bias)
 
 
-@_differentiable("linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+@differentiable("linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 class _Linear(Function):
     """A graph holds weights as they are; the copies of a folded model are looked up here."""
 
@@ -86,7 +54,7 @@ class _Linear(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _plainly(F.linear, (x, weight, bias), grad)
+            return plainly(F.linear, (x, weight, bias), grad)
         need = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
         return (
@@ -111,7 +79,7 @@ def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     return out.view(x.shape)
 
 
-@_operator("mlp", "(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2) -> Tensor")
+@operator("mlp", "(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2) -> Tensor")
 def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     return products.mlp(x, products.kept(w1), b1, products.kept(w2), b2)
 
@@ -131,7 +99,7 @@ def _parts(x: Tensor, w1: Tensor) -> Iterator[slice]:
     return fast.slices(len(x), step)
 
 
-@_differentiable(
+@differentiable(
     "mlp_learn", "(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2) -> (Tensor, Tensor)"
 )
 class _MLP(Function):
@@ -165,12 +133,12 @@ class _MLP(Function):
         if grad is None:
             return (None,) * len(inputs)
         if torch.is_grad_enabled():
-            return _plainly(_plain_mlp, inputs, grad)
+            return plainly(_plain_mlp, inputs, grad)
         x, w1, _, w2, _ = inputs
         return tuple(torch.ops.transom.mlp_backward(grad, x, w1, w2, hidden))
 
 
-@_operator(
+@operator(
     "mlp_backward",
     "(Tensor grad, Tensor x, Tensor w1, Tensor w2, Tensor hidden)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -235,103 +203,3 @@ def outward(y: Tensor, groups: Groups) -> Tensor:
         return groups.outward(y)
     there, back = groups.order(y.device)
     return _Permute.apply(y, back, there).unflatten(1, (groups.rows.length, groups.cols.length))
-
-
-# -- attention inside groups -------------------------------------------------------------------
-
-
-def attend(qkv: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """qkv: (rows, l, 3, m, d); mask: (n, m, l, l), n dividing the rows, or None.
-    Returns (rows, l, m * d)."""
-    if mask is None:  # torch's own kernel keeps no scores then, and has a backward that makes none
-        q, k, v = qkv.unbind(2)
-        return fast.attend(q, k, v, None, scale).flatten(2)
-    if torch.compiler.is_compiling():
-        return torch.ops.transom.attend(qkv, mask, scale)
-    return _Attention.apply(qkv, mask, scale)
-
-
-def _plain_attend(qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
-    q, k, v = qkv.transpose(1, 3).unbind(2)
-    scores = (q * scale) @ k.mT
-    scores = (scores.unflatten(0, (-1, len(mask))) + mask).flatten(0, 1)
-    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-
-
-@_differentiable("attend", "(Tensor qkv, Tensor mask, float scale) -> Tensor")
-class _Attention(Function):
-    """Keeps queries, keys and values; the scores are made again, part by part."""
-
-    @staticmethod
-    def forward(qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
-        q, k, v = qkv.detach().unbind(2)  # torch's fused kernel takes no mask that learns
-        return fast.attend(q, k, v, mask.detach(), scale).flatten(2).contiguous()
-
-    @staticmethod
-    def fake(qkv: Tensor, mask: Tensor, scale: float) -> Tensor:
-        rows, length, _, heads, d = qkv.shape
-        return qkv.new_empty(rows, length, heads * d)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        qkv, mask, ctx.scale = inputs
-        ctx.save_for_backward(qkv, mask)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        qkv, mask = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _plainly(_plain_attend, (qkv, mask, ctx.scale), grad)
-        learns = ctx.needs_input_grad[1]
-        dqkv, dmask = torch.ops.transom.attend_backward(grad, qkv, mask, ctx.scale, learns)
-        return dqkv, dmask if learns else None, None
-
-
-@_operator(
-    "attend_backward",
-    "(Tensor grad, Tensor qkv, Tensor mask, float scale, bool learns) -> (Tensor, Tensor)",
-)
-def _attend_grads(
-    grad: Tensor, qkv: Tensor, mask: Tensor, scale: float, learns: bool
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """learns: does the mask, whose gradient is the second answer?  Nothing, if not."""
-    heads, d = qkv.shape[3:]
-    grad, result = grad.unflatten(-1, (heads, d)), torch.empty_like(qkv)
-    bias = torch.zeros_like(mask if learns else mask[:0])
-    for part in _rows(qkv, mask):
-        own = qkv[part].permute(2, 0, 3, 1, 4)
-        q, k, v = own.reshape(3, -1, qkv.shape[1], d)
-        dy = grad[part].transpose(1, 2).reshape(q.shape)
-        q = q * scale
-        weights = _scores(q, k, mask, heads).softmax(-1)
-        ds = torch.ops.aten._softmax_backward_data(dy @ v.mT, weights, -1, weights.dtype)
-        if learns:
-            bias += ds.view(-1, *bias.shape).sum(0)
-        grads = q.new_empty(3, *q.shape)
-        torch.bmm(ds, k, out=grads[0])
-        torch.bmm(ds.mT, q, out=grads[1])
-        torch.bmm(weights.mT, dy, out=grads[2])
-        grads[0] *= scale
-        result[part] = grads.view(own.shape).permute(1, 3, 0, 2, 4)
-    return result, bias
-
-
-@register_fake("transom::attend_backward")
-def _(
-    grad: Tensor, qkv: Tensor, mask: Tensor, scale: float, learns: bool
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return torch.empty_like(qkv), torch.empty_like(mask if learns else mask[:0])
-
-
-def _scores(q: Tensor, k: Tensor, mask: Tensor, heads: int) -> Tensor:
-    """(rows * heads, l, l)."""
-    added = mask.expand(-1, heads, -1, -1).flatten(0, 1)
-    return torch.baddbmm(added.repeat(len(q) // len(added), 1, 1), q, k.mT)
-
-
-def _rows(qkv: Tensor, mask: Tensor) -> Iterator[slice]:
-    """Rows whose scores stay in the cache: whole images where each group has its own mask."""
-    unit = len(mask)
-    numbers = unit * qkv.shape[3] * qkv.shape[1] ** 2
-    step = unit * max(SCORES // (numbers * qkv.element_size()), 1)
-    return fast.slices(len(qkv), step)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attention
 from analysis import counting
-from attention import SpecError, branch, cores, fast, learning, ordering, products
+from attention import SpecError, branch, cores, fast, learning, ordering, products, scores
 from backbones import weights
 from backbones.layers import MLP
 
@@ -222,7 +222,7 @@ def gradients(module, x, grad):
 @pytest.mark.parametrize("name", sorted(attention.names()))
 def test_gradients_equal_the_plain_path(name, monkeypatch, taken):
     monkeypatch.setattr(learning, "HIDDEN", 1)
-    monkeypatch.setattr(learning, "SCORES", 1)
+    monkeypatch.setattr(scores, "SCORES", 1)
     rng = random.Random(name)
     for _ in range(15):
         case = draw_case(rng, name)
