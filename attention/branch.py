@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from attention import fast, fused, learning, scores
 from attention.configs import SoftmaxConfig
 from attention.folding import Keeper
-from attention.groups import Groups, copied
+from attention.groups import Groups, copied, known
 from attention.position import LePE, LogCPB, RelativeBias, cosine_normalize, cosine_normalize_
 from attention.registry import Cost
 
@@ -153,7 +153,7 @@ class Branch(Keeper):
         """The same on a map: (b, h, w, 3, dim) -> (b, h, w, dim).  `cut` is of this map, on
         which the pads of `groups` may stand already; its own are zeros."""
         tokens = qkv.flatten(3)
-        if cut.n == 1 and not cut.padded:
+        if known(cut.n == 1) and not cut.padded:
             return self.learn(tokens.flatten(1, 2), groups).unflatten(1, tokens.shape[1:3])
         return learning.outward(self.learn(learning.inward(tokens, cut), groups), cut)
 

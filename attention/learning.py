@@ -86,7 +86,7 @@ def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
 
 @register_fake("transom::mlp")
 def _(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    return x.new_empty(len(x), len(w2))
+    return x.new_empty(x.shape[0], w2.shape[0])  # len() would be one number in a graph
 
 
 def _plain_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class _MLP(Function):
     def fake(
         x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        return x.new_empty(len(x), len(w2)), x.new_empty(len(x), len(w1))
+        return x.new_empty(x.shape[0], w2.shape[0]), x.new_empty(x.shape[0], w1.shape[0])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -14,6 +14,7 @@ import backbones
 from attention import fast
 from attention.token_mlp import TokenMLPMixer
 from backbones import export
+from backbones.layers import MLP
 
 MIXERS = [pytest.param(name, index, id=f"{name}-{index}")
           for name in attention.names() for index in (0, 1)]  # fmt: skip
@@ -281,6 +282,10 @@ def test_few_compiles_of_a_mixer(name):
     """At most 3 for batches 1 to 8 at three sizes."""
     shapes = [(b, *size, 8) for size in ((9, 17), (14, 14), (20, 5)) for b in range(1, 9)]
     assert check_compiles(mixer(name, 1), shapes) <= 3
+
+
+def test_few_compiles_of_an_mlp():
+    assert check_compiles(MLP(8, 16), [(b, h, 9, 8) for h in (7, 12) for b in range(1, 9)]) <= 2
 
 
 @pytest.mark.slow
