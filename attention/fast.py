@@ -153,7 +153,7 @@ def _traced(x: Tensor) -> bool:
         return False
     if torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
         return False
-    if _hooked():
+    if _hooked() or not path_is("fast"):
         return False
     from torch._inductor import config
 

@@ -57,6 +57,20 @@ def test_compiled_is_the_plain_map(family, grad, made):
     assert made and (found - want).abs().max() <= 1e-5 * want.abs().max()
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_plain_path_is_compiled_as_it_is(grad, made):
+    """And is another graph than the one before it."""
+    model, x = short("swin"), images(2, 3, 61, 100)
+    run = compiled(model)
+    with torch.set_grad_enabled(grad):
+        run(x)
+        assert made
+        with fast.plain():
+            made.clear()
+            assert torch.equal(run(x), model(x)) and not made
+        assert torch.equal(run(x), model(x)) and made
+
+
 @pytest.mark.parametrize("dtype", fast.DTYPES)
 @pytest.mark.parametrize("grad", [False, True])
 def test_types(dtype, grad, made):
