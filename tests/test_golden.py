@@ -156,14 +156,16 @@ def errors(model, io: dict[str, torch.Tensor]) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("path, limit", [("plain", 1), ("fast", 2)])
+@pytest.mark.parametrize("path", ["plain", "fast"])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_authors_code(case, path, limit):
+def test_equals_the_authors_code(case, path):
     """Logits (or dense maps), every stage, the final norm and the input's gradient.
 
-    Cosine scores near their clamp of 100 round to 1e-5: there the authors' own result is 1.2 of
-    what is allowed from the exact one, and the fast path, as far on the other side, is given two.
+    Cosine scores near their clamp of 100 round to 1e-5: there the authors' own result is 1.5 of
+    what is allowed from the exact one (ours in float64), and ours, as far on the other side on
+    one processor or another, is given two.
     """
+    limit = 2 if "swinv2" in case else 1
     model, io = build(case)
     with fast.path(path):
         found = errors(model, io)
