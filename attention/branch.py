@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from attention import fast, fused, learning, scores
 from attention.configs import SoftmaxConfig
 from attention.folding import Keeper
-from attention.groups import Groups, copied, known
+from attention.groups import Groups
 from attention.position import LePE, LogCPB, RelativeBias, cosine_normalize, cosine_normalize_
 from attention.registry import Cost
+from attention.sizes import copied, known
 
 
 class QKV(nn.Module):

@@ -23,9 +23,10 @@ from attention.attend import add_costs
 from attention.branch import Branch, projection
 from attention.configs import PaleConfig
 from attention.folding import Keeper
-from attention.groups import Groups, axis, whole
+from attention.groups import Groups, axis
 from attention.mixer import TokenMixer, map_size
 from attention.registry import Cost, register
+from attention.sizes import whole
 
 KERNEL = 3
 

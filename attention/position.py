@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from attention import fast
-from attention.groups import Groups, copied
+from attention.groups import Groups
+from attention.sizes import copied
 
 CPB_WIDTH = 512
+SHORTEST = 1e-12  # what is shorter is not stretched to its length
 
 
 def relative_index(gh: int, gw: int, device: torch.device) -> Tensor:
@@ -105,7 +107,7 @@ class LePE(nn.Module):
 
 
 def cosine_normalize(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
-    """Of this length along the last axis; at least in float32, where 1e-12 is not 0."""
+    """Of this length along the last axis; at least in float32, where SHORTEST is not 0."""
     wide = _widened(x)
     return (wide * _stretch(wide, length)).to(x.dtype)
 
@@ -118,9 +120,26 @@ def cosine_normalize_(x: Tensor, length: Tensor | float = 1.0) -> None:
         x.copy_(wide)
 
 
+def cosine_gradient(
+    x: Tensor, grad: Tensor, length: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What `cosine_normalize` hands back: the gradients of x and, (..., 1), of every length."""
+    wide, dtype = _widened(x), x.dtype
+    norm, grad = _norm(wide), grad.to(wide.dtype)
+    along = (wide * grad).sum(-1, keepdim=True)
+    lost = (along / norm.square()).masked_fill_(norm < SHORTEST, 0)  # which have no direction
+    shortest = norm.clamp_(min=SHORTEST)
+    moved = torch.addcmul(grad, wide, lost, value=-1).mul_(length / shortest)
+    return moved.to(dtype), (along / shortest).to(dtype)
+
+
 def _widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
 def _stretch(x: Tensor, length: Tensor | float) -> Tensor:
-    return length / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12)
+    return length / _norm(x).clamp(min=SHORTEST)

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from attention import fast
 from attention.configs import TokenMLPConfig
-from attention.groups import Axis, Groups, axis, smaller, whole
+from attention.groups import Axis, Groups, axis
 from attention.mixer import TokenMixer, map_size
 from attention.registry import Cost, register
+from attention.sizes import smaller, whole
 
 AXES = "m gh gw b nh nw d"  # one product for all groups of a head
 

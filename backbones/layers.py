@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 import attention
 from attention import fast, learning, products
 from attention.folding import Keeper
-from attention.groups import known, whole
 from attention.mixer import TokenMixer
+from attention.sizes import known, whole
 from backbones.spec import BackboneSpec, StageSpec
 
 
