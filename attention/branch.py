@@ -137,12 +137,10 @@ class Branch(Keeper):
         length = groups.tokens // groups.n
         own = qkv.reshape(-1, length, 3, self.heads, self.dim // self.heads)
         mask = self.mask(groups, qkv, hidden=self.hides(groups))
-        q, k, v = own.unbind(2)
-        if self.logit_scale is not None:
-            q = cosine_normalize(q, self.learned_scale(q)[:, 0])
-            own = torch.stack([q, cosine_normalize(k), v], dim=2)
-        out = scores.attend(own, mask, self.scale)
+        gain = None if self.logit_scale is None else self.learned_scale(own).flatten()
+        out = scores.attend(own, mask, self.scale, gain)
         if self.lepe is not None:
+            v = own[:, :, 2]
             if self.hides(groups):  # what is hidden is not a neighbour either
                 real = groups.inward(v.new_ones(1, groups.rows.length, groups.cols.length, 1))
                 v = v.unflatten(0, (-1, groups.n)) * real.view(groups.n, length, 1, 1)

@@ -107,39 +107,18 @@ class LePE(nn.Module):
 
 
 def cosine_normalize(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
-    """Of this length along the last axis; at least in float32, where SHORTEST is not 0."""
-    wide = _widened(x)
-    return (wide * _stretch(wide, length)).to(x.dtype)
+    """Of this length along the last axis."""
+    return (x * cosine_stretch(x, length)).to(x.dtype)
 
 
 def cosine_normalize_(x: Tensor, length: Tensor | float = 1.0) -> None:
     """The same in place."""
-    wide = _widened(x)
-    wide.mul_(_stretch(wide, length))
-    if wide is not x:
-        x.copy_(wide)
+    x.mul_(cosine_stretch(x, length))
 
 
-def cosine_gradient(
-    x: Tensor, grad: Tensor, length: Tensor | float = 1.0
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What `cosine_normalize` hands back: the gradients of x and, (..., 1), of every length."""
-    wide, dtype = _widened(x), x.dtype
-    norm, grad = _norm(wide), grad.to(wide.dtype)
-    along = (wide * grad).sum(-1, keepdim=True)
-    lost = (along / norm.square()).masked_fill_(norm < SHORTEST, 0)  # which have no direction
-    shortest = norm.clamp_(min=SHORTEST)
-    moved = torch.addcmul(grad, wide, lost, value=-1).mul_(length / shortest)
-    return moved.to(dtype), (along / shortest).to(dtype)
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-
-
-def _stretch(x: Tensor, length: Tensor | float) -> Tensor:
-    return length / _norm(x).clamp(min=SHORTEST)
+def cosine_stretch(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
+    """(..., 1): what the last axis is multiplied by; at least in float32, where SHORTEST is not
+    0."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    return length / norm.clamp(min=SHORTEST)
