@@ -74,11 +74,11 @@ class PadFirst(TokenMixer):
 
     def _learn(self, x: Tensor, groups: Groups) -> Tensor:
         """With gradients: the same permutations and products, and no scores kept."""
-        y = learning.inward(x, groups)
-        y = learning.linear(y, self.qkv.weight, self.qkv.whole_bias())
+        inward, outward = learning.moves(groups, x.device)
+        y = learning.linear(inward(x), self.qkv.weight, self.qkv.whole_bias())
         y = self.branch.learn(y, groups)
         y = learning.linear(y, self.proj.weight, self.proj.bias)
-        return learning.outward(y, groups)
+        return outward(y)
 
     def cost(self, h: int, w: int) -> Cost:
         groups = self.cut(h, w)

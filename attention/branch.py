@@ -154,7 +154,8 @@ class Branch(Keeper):
         tokens = qkv.flatten(3)
         if known(cut.n == 1) and not cut.padded:
             return self.learn(tokens.flatten(1, 2), groups).unflatten(1, tokens.shape[1:3])
-        return learning.outward(self.learn(learning.inward(tokens, cut), groups), cut)
+        inward, outward = learning.moves(cut, qkv.device)
+        return outward(self.learn(inward(tokens), groups))
 
     def hides(self, groups: Groups) -> bool:
         """Are pads hidden from the real tokens of this map?"""

@@ -7,8 +7,8 @@ operators, recorded when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch.library import register_fake
 from attention import fast, products
 from attention.groups import Groups
 from attention.operators import differentiable, operator, plainly
+from attention.ordering import Order, order
 
 # Bytes of a part's hidden layer.  More than forward's: every part also reads and writes the sums
 # of the weights' gradients.
@@ -58,10 +59,20 @@ class _Linear(Function):
         need = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
         return (
-            torch.ops.transom.linear(grad.contiguous(), weight.t(), None) if need[0] else None,
+            _linear_back(rows, weight).view(x.shape) if need[0] else None,
             rows.t() @ x.reshape(-1, x.shape[-1]) if need[1] else None,
             rows.sum(0) if bias is not None and need[2] else None,
         )
+
+
+@operator("linear_back", "(Tensor grad, Tensor weight) -> Tensor")
+def _linear_back(grad: Tensor, weight: Tensor) -> Tensor:
+    return products.back(grad, weight)
+
+
+@register_fake("transom::linear_back")
+def _(grad: Tensor, weight: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape[0], weight.shape[1])
 
 
 # -- an MLP ------------------------------------------------------------------------------------
@@ -71,7 +82,7 @@ def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     """(..., dim) -> (..., dim): two linear layers with GELU between them."""
     rows = x.reshape(-1, x.shape[-1])
     if not torch.is_grad_enabled():
-        out = torch.ops.transom.mlp(rows, w1, b1, w2, b2)
+        out = _mlp(rows, w1, b1, w2, b2)
     elif torch.compiler.is_compiling():
         out, _ = torch.ops.transom.mlp_learn(rows, w1, b1, w2, b2)
     else:
@@ -94,9 +105,10 @@ def _plain_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Ten
 
 
 def _parts(x: Tensor, w1: Tensor) -> Iterator[slice]:
-    """Rows whose hidden layer stays in the cache."""
+    """Rows whose hidden layer stays in the cache, as many in each part."""
     step = max(HIDDEN // (len(w1) * x.element_size()), 1)
-    return fast.slices(len(x), step)
+    parts = max(-(-len(x) // step), 1)
+    return fast.slices(len(x), max(-(-len(x) // parts), 1))
 
 
 @differentiable(
@@ -135,7 +147,7 @@ class _MLP(Function):
         if torch.is_grad_enabled():
             return plainly(_plain_mlp, inputs, grad)
         x, w1, _, w2, _ = inputs
-        return tuple(torch.ops.transom.mlp_backward(grad, x, w1, w2, hidden))
+        return tuple(_mlp_grads(grad, x, w1, w2, hidden))
 
 
 @operator(
@@ -149,13 +161,13 @@ def _mlp_grads(
     dx, d1, d2 = torch.empty_like(x), torch.empty_like(w1), torch.empty_like(w2)
     s1, s2 = w1.new_zeros(len(w1)), w2.new_zeros(len(w2))
     for part in _parts(x, w1):
-        dy, h = grad[part].contiguous(), hidden[part]
-        dh = torch.ops.aten.gelu_backward(products.linear(dy, w2.t(), None), h)
+        dy, h = grad[part], hidden[part]
+        dh = torch.ops.aten.gelu_backward(products.back(dy, w2), h)
         d2.addmm_(dy.t(), F.gelu(h), beta=int(part.start > 0))  # 0: what was there does not count
         d1.addmm_(dh.t(), x[part], beta=int(part.start > 0))
         s2 += dy.sum(0)
         s1 += dh.sum(0)
-        dx[part] = products.linear(dh, w1.t(), None)
+        products.back(dh, w1, out=dx[part])
     return dx, d1, s1, d2, s2
 
 
@@ -168,38 +180,30 @@ def _(grad: Tensor, x: Tensor, w1: Tensor, w2: Tensor, hidden: Tensor) -> tuple[
 # -- the map in the order of its groups --------------------------------------------------------
 
 
-class _Permute(Function):
-    """index_select along axis 1 whose gradient is the inverse one, not a scattered sum; places
-    of -1 are zeros."""
+class _Move(Function):
+    """To the order of the groups, or back; its gradient moves the other way."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(index, inverse)
-        return _select(x, index)
+    def forward(ctx: Any, x: Tensor, order: Order, inward: bool) -> Tensor:
+        ctx.order, ctx.inward = order, inward
+        return order.take(x, slice(0, order.groups.tokens)) if inward else order.back(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        index, inverse = ctx.saved_tensors
-        return _Permute.apply(grad, inverse, index), None, None
+        return _Move.apply(grad, ctx.order, not ctx.inward), None, None
 
 
-def _select(x: Tensor, index: Tensor) -> Tensor:
-    pads = (index < 0).nonzero()[:, 0]
-    y = x.index_select(1, index.clamp(min=0))
-    return y.index_fill_(1, pads, 0) if len(pads) else y
+def moves(groups: Groups, device: torch.device) -> tuple[Callable[[Tensor], Tensor], ...]:
+    """`groups.inward` and `groups.outward`, in one copy each."""
+    if torch.compiler.is_compiling():  # which makes one of them, too
+        return groups.inward, groups.outward
+    there = order(groups, device)
 
+    def inward(x: Tensor) -> Tensor:
+        return cast(Tensor, _Move.apply(x.flatten(1, 2), there, True))
 
-def inward(x: Tensor, groups: Groups) -> Tensor:
-    """`groups.inward`, in one copy."""
-    if torch.compiler.is_compiling():  # which makes one of it, too
-        return groups.inward(x)
-    there, back = groups.order(x.device)
-    return _Permute.apply(x.flatten(1, 2), there, back)
+    def outward(y: Tensor) -> Tensor:
+        size = groups.rows.length, groups.cols.length
+        return cast(Tensor, _Move.apply(y, there, False)).unflatten(1, size)
 
-
-def outward(y: Tensor, groups: Groups) -> Tensor:
-    """`groups.outward`, in one copy."""
-    if torch.compiler.is_compiling():
-        return groups.outward(y)
-    there, back = groups.order(y.device)
-    return _Permute.apply(y, back, there).unflatten(1, (groups.rows.length, groups.cols.length))
+    return inward, outward

@@ -7,22 +7,49 @@ masked attention as operators: the compiler would take BLAS's products and keep 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op, register_autograd, register_fake
 
+from attention import fast
 
-def operator(name: str, schema: str) -> Callable[..., Any]:
-    return custom_op(f"transom::{name}", mutates_args=(), device_types="cpu", schema=schema)
+
+def operator(name: str, schema: str) -> Callable[[Any], Any]:
+    """The function as an operator where somebody looks at operators, a graph or a mode; itself
+    in eager, which takes less time to call."""
+
+    def register(function: Any) -> Any:
+        made = _made(name, schema, function)
+
+        @wraps(function)
+        def call(x: Tensor, *rest: Any) -> Any:
+            return (made if _seen(x) else function)(x, *rest)
+
+        return call
+
+    return register
+
+
+def _seen(x: Tensor) -> bool:
+    if type(x) is not Tensor or torch.compiler.is_compiling() or fast.watched():
+        return True
+    return torch._C._functorch.is_legacy_batchedtensor(x)  # autograd.grad(is_grads_batched=True)
+
+
+def _made(name: str, schema: str, function: Any) -> Any:
+    return custom_op(
+        f"transom::{name}", function, mutates_args=(), device_types="cpu", schema=schema
+    )
 
 
 def differentiable(name: str, schema: str) -> Callable[[Any], Any]:
-    """The function as an operator, too: for graphs.  In eager it takes less time to call."""
+    """A torch.autograd.Function as an operator, too."""
 
     def register(function: Any) -> Any:
-        operator(name, schema)(function.forward)
+        _made(name, schema, function.forward)
         register_fake(f"transom::{name}")(function.fake)
         register_autograd(
             f"transom::{name}", function.backward, setup_context=function.setup_context

@@ -57,7 +57,7 @@ class Order(NamedTuple):
         """(images, tokens of a map, c) -> (images, places, c); zeros for pads."""
         if self.inward is None:
             return tokens
-        return self.clear(tokens.index_select(1, self.inward[places]), places)
+        return self.clear(select(tokens, self.inward[places]), places)
 
     def clear(self, y: Tensor, places: slice) -> Tensor:
         """y with zeros at the pads, in place; its tokens are (images, places) in any split."""
@@ -72,7 +72,7 @@ class Order(NamedTuple):
 
     def back(self, out: Tensor) -> Tensor:
         """(b, all places, c) -> (b, tokens of a map, c)."""
-        return out if self.outward is None else out.index_select(1, self.outward)
+        return out if self.outward is None else select(out, self.outward)
 
 
 def order(groups: Groups, device: torch.device) -> Order:
@@ -81,3 +81,12 @@ def order(groups: Groups, device: torch.device) -> Order:
     inward, outward = groups.order(device)
     pads = inward < 0 if groups.padded else None
     return Order(groups, inward.clamp(min=0), outward, pads)
+
+
+def select(x: Tensor, index: Tensor) -> Tensor:
+    """(b, l, c) -> (b, len(index), c): index_select along axis 1, as one along axis 0, which takes
+    half the time."""
+    b, length, c = x.shape
+    places = index if b == 1 else (torch.arange(b, device=x.device)[:, None] * length + index)
+    y = x.reshape(b * length, c).index_select(0, places.flatten())
+    return y.view(b, len(index), c)

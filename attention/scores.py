@@ -76,9 +76,7 @@ class _Attention(Function):
         if torch.is_grad_enabled():
             return plainly(_plain_attend, (qkv, mask, ctx.scale, gain), grad)
         learns = ctx.needs_input_grad[1]
-        dqkv, dmask, dgain = torch.ops.transom.attend_backward(
-            grad, qkv, mask, ctx.scale, gain, learns
-        )
+        dqkv, dmask, dgain = _attend_grads(grad, qkv, mask, ctx.scale, gain, learns)
         return dqkv, dmask if learns else None, None, None if gain is None else dgain
 
 

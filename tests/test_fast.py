@@ -240,6 +240,51 @@ def test_gradients_equal_the_plain_path(name, monkeypatch, taken):
     assert len(taken) > 15 or name == "token_mlp"
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_gradients_of_cosine_scores(masked):
+    """Of queries and keys that are 0, too short to be stretched to their length, or long."""
+    qkv = images(6, 5, 3, 2, 4).double()
+    for i, length in enumerate((0.0, 1e-14, 0.9e-12, 1.1e-12)):
+        qkv[:, i, :2] *= length / qkv[:, i, :2].norm(dim=-1, keepdim=True)
+    mask = images(3, 2, 5, 5).double().requires_grad_() if masked else None
+    gain = torch.tensor([0.3, 7.0]).double().requires_grad_()
+    leaves = [t for t in (qkv.requires_grad_(), gain, mask) if t is not None]
+    grad = images(6, 5, 8, seed=1).double()
+    found, wanted = (
+        torch.autograd.grad(attend(qkv, mask, 1.0, gain), leaves, grad)
+        for attend in (scores.attend, scores._plain_attend)
+    )
+    assert float(wanted[0].abs().max()) > 1e10  # of the shortest
+    for one, other in zip(found, wanted, strict=True):
+        assert ((one - other).abs() <= 1e-9 * other.abs() + 1e-12).all()
+
+
+@pytest.mark.parametrize("at_home", [True, False])
+def test_gradients_by_either_product(at_home, monkeypatch):
+    monkeypatch.setattr(products, "_MKL_AT_HOME", at_home)
+    grad, weight = images(7, 6)[:, ::2], images(3, 5)
+    want, out = grad.double() @ weight.double(), torch.empty(7, 5)
+    assert relative(products.back(grad, weight).double(), want) <= 1e-6
+    assert products.back(grad, weight, out=out) is out and relative(out.double(), want) <= 1e-6
+
+
+def test_gradients_in_batches():
+    net, x = create("swinv2"), images(1, 3, 32, 32).requires_grad_()
+    out = net(x)
+    grads = images(3, *out.shape, seed=1)
+    together = torch.autograd.grad(out, x, grads, retain_graph=True, is_grads_batched=True)[0]
+    for grad, found in zip(grads, together, strict=True):
+        wanted = torch.autograd.grad(out, x, grad, retain_graph=True)[0]
+        assert relative(found, wanted) <= 1e-4
+
+
+@pytest.mark.parametrize("b", [0, 1, 3])
+def test_tokens_are_selected(b):
+    x, index = images(b, 6, 4), torch.tensor([5, 0, 0, 3])
+    for t in (x, x[..., ::2], x.transpose(1, 2).contiguous().transpose(1, 2)):
+        assert torch.equal(ordering.select(t, index), t[:, index])
+
+
 @pytest.mark.parametrize("numbers", [1, 13, 1000])
 def test_gradients_of_an_mlp_are_summed_over_its_parts(numbers, monkeypatch):
     monkeypatch.setattr(learning, "HIDDEN", 8 * numbers)
@@ -335,7 +380,7 @@ def test_planted_mistakes_are_seen(monkeypatch):
         with torch.no_grad():
             assert relative(mixer(x), wanted[0]) > 1e-3
     with monkeypatch.context() as patch:
-        patch.setattr(learning._Permute, "backward", lambda ctx, grad: (grad, None, None))
+        patch.setattr(learning._Move, "backward", lambda ctx, grad: (grad, None, None))
         assert relative(gradients(mixer, x, grad)[1], wanted[1]) > 1e-3
 
 

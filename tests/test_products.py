@@ -221,16 +221,19 @@ OPERANDS = {
     ],
     "mlp": [(images(n, 32), images(48, 32), images(48), images(32, 48), images(32))
             for n in (5, 0)],
-    "attend": [(qkv(6), mask, 0.3) for mask in (
+    "linear_back": [(images(n, 48), images(48, 32)) for n in (5, 0)],
+    "attend": [(qkv(6), mask, 0.3, None) for mask in (
         images(1, 1, 4, 4), images(1, 2, 4, 4), images(3, 2, 4, 4), images(6, 1, 4, 4))]
-    + [(qkv(0), images(3, 2, 4, 4), 0.3)],
+    + [(qkv(0), images(3, 2, 4, 4), 0.3, None)]
+    + [(qkv(6), mask, 1.0, images(2)) for mask in (images(3, 2, 4, 4), None)],
 }  # fmt: skip
 OPERANDS["mlp_learn"] = OPERANDS["mlp"]
 OPERANDS["mlp_backward"] = [
     (images(n, 32), images(n, 32), images(48, 32), images(32, 48), images(n, 48)) for n in (5, 0)
 ]
 OPERANDS["attend_backward"] = [
-    (images(6, 4, 16), *OPERANDS["attend"][i], learns) for i in (0, 2) for learns in (False, True)
+    (images(6, 4, 16), *OPERANDS["attend"][i], learns)
+    for i, learns in ((0, False), (0, True), (2, False), (2, True), (5, True), (6, False))
 ]
 LEARN = "linear", "mlp_learn", "attend"
 
