@@ -61,8 +61,13 @@ class _Linear(Function):
         return (
             _linear_back(rows, weight).view(x.shape) if need[0] else None,
             rows.t() @ x.reshape(-1, x.shape[-1]) if need[1] else None,
-            rows.sum(0) if bias is not None and need[2] else None,
+            _total(rows) if bias is not None and need[2] else None,
         )
+
+
+def _total(rows: Tensor) -> Tensor:
+    """`rows.sum(0)`, as a product, which takes half the time."""
+    return (rows.new_ones(1, rows.shape[0]) @ rows)[0]
 
 
 @operator("linear_back", "(Tensor grad, Tensor weight) -> Tensor")
@@ -165,8 +170,8 @@ def _mlp_grads(
         dh = torch.ops.aten.gelu_backward(products.back(dy, w2), h)
         d2.addmm_(dy.t(), F.gelu(h), beta=int(part.start > 0))  # 0: what was there does not count
         d1.addmm_(dh.t(), x[part], beta=int(part.start > 0))
-        s2 += dy.sum(0)
-        s1 += dh.sum(0)
+        s2 += _total(dy)
+        s1 += _total(dh)
         products.back(dh, w1, out=dx[part])
     return dx, d1, s1, d2, s2
 
