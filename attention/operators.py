@@ -34,9 +34,11 @@ def operator(name: str, schema: str) -> Callable[[Any], Any]:
 
 
 def _seen(x: Tensor) -> bool:
-    if type(x) is not Tensor or torch.compiler.is_compiling() or fast.watched():
-        return True
-    return torch._C._functorch.is_legacy_batchedtensor(x)  # autograd.grad(is_grads_batched=True)
+    return (
+        torch.compiler.is_compiling()
+        or fast.watched()
+        or torch._C._functorch.is_legacy_batchedtensor(x)  # autograd.grad(is_grads_batched=True)
+    )
 
 
 def _made(name: str, schema: str, function: Any) -> Any:
