@@ -68,3 +68,12 @@ def inline(monkeypatch):
     monkeypatch.setattr(campaign, "work", work)
     monkeypatch.setattr("analysis.timing.PATIENCE", 0.0)
     monkeypatch.setattr("benchmarks.options.SIDES", {"cpu": (32, 64)})
+
+
+@pytest.fixture(params=[2, 3])
+def two_or_three(request):
+    """Threads torch may use, whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

@@ -55,19 +55,31 @@ def short(family: str) -> nn.Module:
     return randomise(backbones.create(spec, stages=spec.stages[:2])).eval()
 
 
+def farthest(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+    """The largest error among all tensors, as a share of the largest number."""
+    top = max(float(t.abs().amax()) for t in wanted)
+    return max(map(error, found, wanted)) / top
+
+
+def exact_results(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    wide = copy.deepcopy(model).double()
+    return results(wide, wide, x.double())
+
+
 def check(model: nn.Module, x: torch.Tensor, backend: str, limit: float | None = None) -> None:
     """Compiled as one graph, forward, backward and without gradients: bit-equal to what a user
-    gets in eager, or within limit x max."""
+    gets in eager, or within limit x max; gradients that float32 itself rounds by more (Swin V2's,
+    with random weights) at most twice as far from float64 as eager's."""
     eager = results(model, model, x)
     run = torch.compile(model, backend=backend, fullgraph=True)
     compiled = results(model, run, x)
-    top = max(float(t.abs().amax()) for t in eager[1:])
-    for i, (found, wanted) in enumerate(zip(compiled, eager, strict=True)):
-        if limit is None:
-            assert torch.equal(found, wanted), i
-        else:
-            largest = float(wanted.abs().amax()) if i == 0 else top
-            assert error(found, wanted) <= limit * largest, i
+    if limit is None:
+        assert all(map(torch.equal, compiled, eager))
+    else:
+        assert error(compiled[0], eager[0]) <= limit * float(eager[0].abs().amax())
+        assert farthest(compiled[1:], eager[1:]) <= limit or farthest(
+            compiled[1:], exact := exact_results(model, x)[1:]
+        ) <= 2 * farthest(eager[1:], exact)
     with torch.no_grad():
         x = x[:1] if any(map(has_few_columns, model.modules())) else x
         found, wanted = run(x), model(x)
@@ -117,6 +129,23 @@ def test_options_compile_bit_equal(text):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_backbones_compile_bit_equal(family):
     check(short(family), images(2, 3, 40, 56), "aot_eager")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", [
+    f if f in ("swin", "cswin") else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES
+])  # fmt: skip
+def test_dealt_out_over_cores_compiles_bit_equal_or_close(family, two_or_three):
+    """Eager gives every core images of its own and every branch a product of its own; the graph
+    has one product of all.  Equal but where few rows are summed in another order: at a last map
+    of one token."""
+    model = short(family)
+    few_columns = any(map(has_few_columns, model.modules()))
+    run = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
+    for size in 40, 8:
+        found, wanted = run(x := images(6, 3, size, size)), model(x)
+        limit = 1e-6 if size == 8 or few_columns else 0
+        assert error(found, wanted) <= limit * wanted.abs().max(), size
 
 
 @pytest.mark.slow
@@ -222,7 +251,18 @@ def check_any_size(model: nn.Module, channels, sizes, least: int, axes: tuple[in
     for i, size in enumerate(sizes):
         for b in (BATCHES[i % 5], BATCHES[(i + 2) % 5]):
             x = images(*shape(b, *size), seed=b)
-            assert torch.equal(run(x), model(x)), (b, size)
+            wanted = model(x)
+            limit = 1e-6 if hides_nothing(model, size) else 0
+            assert error(run(x), wanted) <= limit * wanted.abs().max(), (b, size)
+
+
+def hides_nothing(model: nn.Module, size: tuple[int, int]) -> bool:
+    """Has a branch that would hide pads none here?  Eager needs no mask then; the graph of any
+    size adds one of zeros, which torch's attention rounds otherwise."""
+    cuts = getattr(model, "cuts", None)  # a window's bias is a mask, pads or not
+    if cuts is None or not getattr(model.config, "mask_padding", False):
+        return False
+    return not all(groups.padded for groups in cuts(*size))
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,6 @@ from attention import cores, fast, products
 word: ContextVar[str] = ContextVar("word", default="outside")
 
 
-@pytest.fixture(params=[2, 3])
-def two_or_three(request):
-    """Threads torch may use, whatever the machine has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("number", range(8))
 def test_every_part_runs_once_and_what_is_left_over_runs_here(number, two_or_three):
     met, seen = threading.Barrier(two_or_three), []

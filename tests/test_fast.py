@@ -8,10 +8,11 @@ import random
 import pytest
 import torch
 from strategies import draw_case
-from tiny import FAMILIES, create, images, randomise
+from tiny import FAMILIES, create, images, notation, randomise
 from torch.utils.flop_counter import FlopCounterMode
 
 import attention
+import backbones
 from analysis import counting
 from attention import SpecError, branch, cores, fast, learning, ordering, products, scores
 from backbones import weights
@@ -452,6 +453,22 @@ def test_what_undoes_folding(name, change):
         found = model.eval()(x)
         with fast.plain():
             assert relative(found, model(x)) <= 1e-4  # what is stale is wrong by its own size
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folded_model_sees_each_tensor_change(family):
+    """Any parameter or running statistic, alone and in place."""
+    spec = backbones.parse(notation(family, "1.depth=2", "2.depth=1"))
+    model = randomise(backbones.create(spec, stages=spec.stages[:2])).eval()
+    x = images(2, 3, 64, 64)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            model.fold((64, 64))
+            tensor.mul_(1.5)
+            with fast.plain():
+                wanted = model(x)
+            assert relative(model(x), wanted) <= 1e-5, name
 
 
 def test_a_folded_model_trains_frozen_parts_and_counts_as_ever():
