@@ -81,17 +81,19 @@ def bounded(mebibytes: float) -> Iterator[None]:
 
 
 class _Memory(NamedTuple):
-    """again: will every module be called again?"""
+    """again: will every module be called again?  learning: with gradients?"""
 
     made: dict[Hashable, Any]
     again: bool
+    learning: bool
 
 
 @contextmanager
-def forward(*, again: bool) -> Iterator[None]:
+def forward(*, again: bool = False, learning: bool = False) -> Iterator[None]:
     """Inside, what modules ask to `remember` is made once.  Whoever opens it has seen that
-    `applies` holds for all of them, and says whether they are called more than once."""
-    token = _made.set(_Memory({}, again))
+    `unseen` holds for all of them, and `learns` or not, and says whether they are called more
+    than once."""
+    token = _made.set(_Memory({}, again, learning))
     try:
         yield
     finally:
@@ -125,7 +127,9 @@ def learns(x: Tensor, module: nn.Module) -> bool:
     """Will somebody ask for gradients of x or of the parameters, or is a graph traced?"""
     if torch.compiler.is_compiling():
         return True
-    if not torch.is_grad_enabled() or _made.get() is not None:
+    if (memory := _made.get()) is not None:
+        return memory.learning
+    if not torch.is_grad_enabled():
         return False
     return x.requires_grad or any(p.requires_grad for p in module.parameters())
 

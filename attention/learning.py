@@ -202,7 +202,7 @@ def moves(groups: Groups, device: torch.device) -> tuple[Callable[[Tensor], Tens
     """`groups.inward` and `groups.outward`, in one copy each."""
     if torch.compiler.is_compiling():  # which makes one of them, too
         return groups.inward, groups.outward
-    there = order(groups, device)
+    there = fast.remember(("order", groups, device), lambda: order(groups, device))
 
     def inward(x: Tensor) -> Tensor:
         return cast(Tensor, _Move.apply(x.flatten(1, 2), there, True))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.library import custom_op, register_autograd, register_fake
 
 from attention import fast
@@ -47,16 +48,26 @@ def _made(name: str, schema: str, function: Any) -> Any:
     )
 
 
-def differentiable(name: str, schema: str) -> Callable[[Any], Any]:
-    """A torch.autograd.Function as an operator, too."""
+def differentiable(name: str, schema: str) -> Callable[[type[Function]], type[Function]]:
+    """A torch.autograd.Function, which has also a `fake`, as an operator; and the same for eager,
+    with a single forward: where the context is set up apart, torch binds the arguments by their
+    signature at every call, which takes longer than a small product.  Only function transforms
+    need it apart, and they see the plain path."""
 
-    def register(function: Any) -> Any:
+    def register(function: Any) -> type[Function]:
         _made(name, schema, function.forward)
         register_fake(f"transom::{name}")(function.fake)
         register_autograd(
             f"transom::{name}", function.backward, setup_context=function.setup_context
         )
-        return function
+
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = function.forward(*inputs)
+            function.setup_context(ctx, inputs, output)
+            return output
+
+        own = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+        return type(function.__name__, (Function,), own)  # whose name profilers show
 
     return register
 

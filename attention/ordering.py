@@ -66,6 +66,15 @@ class Order(NamedTuple):
             y.view(-1, places.stop - places.start, *y.shape[2:]).index_fill_(1, pads, 0)
         return y
 
+    def share(self, i: int, n: int, device: torch.device) -> Order:
+        """The same where a token's channels are `n` equal parts, of which part `i` is taken; maps
+        without pads of their own are then (b, n * tokens of a map, c / n)."""
+        assert self.pads is None
+        inward = self.inward
+        if inward is None:
+            inward = torch.arange(self.groups.tokens, device=device)
+        return self._replace(inward=inward * n + i)
+
     def grouped(self, y: Tensor, heads: int) -> tuple[Tensor, ...]:
         """(..., 3 * heads * d) -> q, k, v as views (rows, tokens of a group, heads, d)."""
         return y.view(-1, self.length, 3, heads, y.shape[-1] // (3 * heads)).unbind(2)

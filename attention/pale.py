@@ -49,32 +49,29 @@ class SeparableProjection(Keeper):
         return rearrange(self.norm(self.depthwise(image)), "b c h w -> b h w c")
 
     def learn(self, x: Tensor) -> Tensor:
-        if self.training or torch.is_grad_enabled():
-            return learning.linear(self.spread(x), self.pointwise.weight, self.pointwise.bias)
-        return learning.linear(self.still(x), *self._folded())
+        still = not (self.training or torch.is_grad_enabled())
+        x = self.still(x) if still else self.spread(x)
+        return learning.linear(x, self.pointwise.weight, self.pointwise.bias)
+
+    def fast(self, x: Tensor) -> Tensor:
+        weight = self.packed("pointwise", self.pointwise.weight)
+        return products.linear(self.still(x), weight, self.pointwise.bias)
 
     def still(self, x: Tensor) -> Tensor:
-        """`spread` without the norm, whose statistics stand still, so that it can be a part of
-        `last`."""
-        return self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
-
-    def last(self, own: slice) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the norm and the pointwise layer in one, for some of the channels."""
-        norm, last = self.norm, self.pointwise
-        sources = *norm.parameters(), norm.running_mean, norm.running_var, *last.parameters()
-        key = "last", own.start, own.stop, last.weight.dtype
-        return self.once(key, partial(self._last, own), *sources)
-
-    def _last(self, own: slice) -> tuple[Tensor, Tensor]:
-        weight, bias = self._folded()
-        return weight[own] if self.kept is None else products.pack(weight[own]), bias[own]
+        """`spread` where the norm's statistics stand still, so that the convolution holds it."""
+        conv, norm = self.depthwise, self.norm
+        sources = conv.weight, *norm.parameters(), norm.running_mean, norm.running_var
+        weight, bias = self.once(("still", conv.weight.dtype), self._folded, *sources)
+        image = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=KERNEL // 2, groups=len(bias))
+        return image.permute(0, 2, 3, 1).contiguous()
 
     def _folded(self) -> tuple[Tensor, Tensor]:
-        norm, last = self.norm, self.pointwise
+        """Weight and bias of the convolution and the norm in one."""
+        norm = self.norm
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        shift = F.linear(norm.bias - norm.running_mean * scale, last.weight, last.bias)
-        return last.weight * scale, shift
+        weight = self.depthwise.weight * scale.view(-1, 1, 1, 1)
+        return weight, norm.bias - norm.running_mean * scale
 
 
 @register("pale", config=PaleConfig)
@@ -119,31 +116,29 @@ class PaleMixer(TokenMixer):
     def _fast(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
         """The map is padded once and both branches order the padded one."""
         x = cuts[0].pad(x)
-        own = [project.still(x).flatten(1, 2) for project in (self.q, self.k, self.v)]
-        out = [self._alone(x, i, groups, own) for i, groups in enumerate(cuts)]
+        own = [project.fast(x) for project in (self.q, self.k, self.v)]
+        out = [self._alone(own, i, groups) for i, groups in enumerate(cuts)]
         y = cuts[0].crop(torch.cat(out, dim=-1).view(x.shape))
         return products.linear(y, self.packed("proj", self.proj.weight), self.proj.bias)
 
-    def _alone(self, x: Tensor, i: int, groups: Groups, own: list[Tensor]) -> Tensor:
-        """One branch, from what all pointwise layers read to its channels: (b, tokens of the
-        padded map, c)."""
-        branch, whole = cast(Branch, self.branches[i]), self.cuts(*x.shape[1:3])[i]
-        order, masks = self.order(whole, x.device), branch.masks(groups, x)
-        channels = slice(i * branch.dim, (i + 1) * branch.dim)
-        last = [project.last(channels) for project in (self.q, self.k, self.v)]
-        shape = -1, order.length, branch.heads, branch.dim // branch.heads
+    def _alone(self, own: list[Tensor], i: int, groups: Groups) -> Tensor:
+        """One branch, from queries, keys and values of the padded map to its channels: (b, tokens
+        of the padded map, c)."""
+        x, branch = own[0], cast(Branch, self.branches[i])
+        whole, masks = self.cuts(*map_size(x))[i], branch.masks(groups, x)
+        order = self.order(whole, x.device)
         # what is hidden is not a neighbour either
         real = self.order(groups, x.device) if branch.lepe and branch.hides(groups) else order
+        mine = self.once(("share", i, whole, x.device), partial(order.share, i, 2, x.device))
+        halves = [t.view(len(x), -1, branch.dim) for t in own]
+        shape = -1, order.length, branch.heads, branch.dim // branch.heads
 
         def run(images: slice, part: slice, places: slice) -> Tensor:
-            q, k, v = (
-                products.linear(order.take(t[images], places), *layer)
-                for t, layer in zip(own, last, strict=True)
-            )
+            q, k, v = (mine.take(t[images], places) for t in halves)
             q, k, v = (t.view(shape) for t in (q, k, real.clear(v, places)))
             return branch.inside(q, k, v, groups, masks(part))
 
-        return order.over(x, 3 * branch.dim, run)
+        return mine.over(x, 3 * branch.dim, run)
 
     def _learn(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
         x = cuts[0].pad(x)

@@ -24,6 +24,18 @@ def relative_index(gh: int, gw: int, device: torch.device) -> Tensor:
     return row * (2 * gw - 1) + col
 
 
+def log_steps(extent: tuple[int, int], unit: tuple[int, int], like: Tensor) -> Tensor:
+    """((2gh - 1)(2gw - 1), 2): the steps of `relative_index` on a log scale, on which those of a
+    group of `unit` end at 1 (Swin V2, section 3.3)."""
+    wide = torch.promote_types(like.dtype, torch.float32)  # never made in half
+    steps = [
+        torch.arange(1 - length, length, device=like.device, dtype=wide) / max(one - 1, 1)
+        for length, one in zip(extent, unit, strict=True)
+    ]
+    coords = 8 * torch.stack(torch.meshgrid(*steps, indexing="ij"), dim=-1).flatten(0, 1)
+    return (coords.sign() * torch.log2(coords.abs() + 1) / math.log2(8)).to(like.dtype)
+
+
 def _spread(table: Tensor, groups: Groups) -> Tensor:
     """(relative steps, heads) -> (heads, l, l), contiguous, as attention reads it fastest."""
     key = "relative", groups.extent, table.device
@@ -65,16 +77,10 @@ class LogCPB(nn.Module):
 
     def forward(self, groups: Groups) -> Tensor:
         weight = next(self.mlp.parameters())
-        wide = torch.promote_types(weight.dtype, torch.float32)  # coordinates never in half
-        steps = [
-            torch.arange(1 - extent, extent, device=weight.device, dtype=wide)
-            / max((self.pretrained or groups.extent)[i] - 1, 1)
-            for i, extent in enumerate(groups.extent)
-        ]
-        coords = 8 * torch.stack(torch.meshgrid(*steps, indexing="ij"), dim=-1).flatten(0, 1)
-        coords = coords.sign() * torch.log2(coords.abs() + 1) / math.log2(8)
-        table = 16 * torch.sigmoid(self.mlp(coords.to(weight.dtype)))
-        return _spread(table, groups)
+        steps = self.pretrained or groups.extent
+        key = "log steps", groups.extent, steps, weight.dtype, weight.device
+        coords = fast.remember(key, lambda: log_steps(groups.extent, steps, weight))
+        return _spread(16 * torch.sigmoid(self.mlp(coords)), groups)
 
     def cost(self, groups: Groups) -> int:
         gh, gw = groups.extent

@@ -153,10 +153,10 @@ def _straighten(grad: Tensor, x: Tensor, stretch: Tensor, gain: Tensor) -> Tenso
 
 def _scores(q: Tensor, k: Tensor, mask: Tensor | None, heads: int) -> Tensor:
     """(rows * heads, l, l)."""
-    if mask is None:
-        return q @ k.mT
-    added = mask.expand(-1, heads, -1, -1).flatten(0, 1)
-    return torch.baddbmm(added.repeat(len(q) // len(added), 1, 1), q, k.mT)
+    scores = q @ k.mT
+    if mask is not None:
+        scores.view(-1, len(mask), heads, *scores.shape[1:]).add_(mask)
+    return scores
 
 
 def _rows(qkv: Tensor, mask: Tensor | None) -> Iterator[slice]:

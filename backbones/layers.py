@@ -257,14 +257,21 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = nhwc(self.downsample(x))
-        if not self.training and fast.applies(x, self):
-            return nchw(self._fast(x))
+        if torch.compiler.is_compiling() or not fast.unseen(x, self):
+            return nchw(self._whole(x))
+        if fast.learns(x, self):
+            with fast.forward(learning=True):
+                return nchw(self._whole(x))
+        return nchw(self._whole(x) if self.training else self._fast(x))
+
+    def _whole(self, x: Tensor) -> Tensor:
+        """The whole batch through block after block, some of which run again in backward."""
         per = self.checkpointing if torch.is_grad_enabled() else None
         if per == "stage":
-            return nchw(checkpoint(self._blocks, x, use_reentrant=False))
+            return checkpoint(self._blocks, x, use_reentrant=False)
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if per == "block" else block(x)
-        return nchw(x)
+        return x
 
     def _blocks(self, x: Tensor) -> Tensor:
         for block in self.blocks:
