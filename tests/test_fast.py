@@ -385,6 +385,43 @@ def test_planted_mistakes_are_seen(monkeypatch):
         assert relative(gradients(mixer, x, grad)[1], wanted[1]) > 1e-3
 
 
+@pytest.mark.parametrize("per", [None, "block", "stage"])
+def test_tables_of_places_are_made_once_a_stage_in_training(monkeypatch, per):
+    """Once for every cut of the map; where blocks run again in backward, again.  The biases,
+    which learn, are made by each block."""
+    model = create("swinv2", "3.depth=6", in_channels=3).train()
+    model.set_grad_checkpointing(per is not None, **({"per": per} if per else {}))
+    made, position, groups = [], attention.position, attention.groups.Groups
+
+    def spied(name, real):
+        return lambda *args, **options: (made.append(name), real(*args, **options))[1]
+
+    for owner, name in (
+        (ordering, "order"), (learning, "order"), (position, "relative_index"),
+        (position, "log_steps"), (groups, "parted"), (branch.Branch, "mask"),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, spied(name, getattr(owner, name)))
+    out = model(images(1, 3, 128, 128))  # windows shift in stages 1 and 2 and cover 3 and 4
+    once = {"order": 6, "relative_index": 4, "log_steps": 4, "parted": 6, "mask": 12}
+    assert {name: made.count(name) for name in once} == once
+    out.sum().backward()
+    assert (len(made) > sum(once.values())) == (per is not None)
+
+
+def test_tables_are_told_apart():
+    """Blocks of one stage whose cuts are equal and whose tables are not."""
+    mixers = "cosine:size=4,pretrained_window=7+cosine:size=4+window:size=4+window:size=4x3"
+    model = create("swinv2", f"1={mixers}", "1.depth=8", in_channels=3).double()
+    x, grad = images(2, 3, 64, 64).double(), images(2, 10).double()
+    with fast.plain():
+        wanted = gradients(model, x, grad)
+    for one, other in zip(gradients(model, x, grad), wanted, strict=True):
+        assert relative(one, other) <= 1e-10
+    with torch.no_grad():
+        assert relative(model(x), wanted[0]) <= 1e-10
+        assert relative(model.fold((64, 64))(x), wanted[0]) <= 1e-10
+
+
 # -- folded ------------------------------------------------------------------------------------
 
 
