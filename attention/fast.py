@@ -232,11 +232,13 @@ def parts(x: Tensor, n: int, length: int, width: int) -> Iterator[tuple[slice, s
 
 
 def images(x: Tensor) -> list[slice]:
-    """Slices of the batch whose maps stay in the cache from block to block, some for every core
-    if there are as many images."""
-    bound, share = _bound.get(), len(x) // (cores.threads() if _on_cpu(x) else 1)
-    step = (MAPS if bound is None else bound) // max(x[:1].numel() * x.element_size(), 1)
-    return list(slices(len(x), max(min(step, share) if share else step, 1)))
+    """Equal slices of the batch whose maps stay in the cache from block to block, as many for
+    every core if there are as many images."""
+    n, bound, share = len(x), _bound.get(), cores.threads() if _on_cpu(x) else 1
+    most = (MAPS if bound is None else bound) // max(x[:1].numel() * x.element_size(), 1)
+    rounds = -(-n // (max(most, 1) * share))
+    parts = max(min(rounds * share, n), 1)
+    return [slice(i * n // parts, (i + 1) * n // parts) for i in range(parts)]
 
 
 def each(

@@ -46,6 +46,17 @@ def test_a_thread_of_the_user_starts_with_all_cores(two_or_three):
     assert counts == [two_or_three]
 
 
+@pytest.mark.parametrize("n", range(10))
+@pytest.mark.parametrize("most", [1, 2, 3, 7])
+def test_a_batch_is_cut_into_equal_parts_as_many_for_every_core(n, most, two_or_three, monkeypatch):
+    monkeypatch.setattr(fast, "MAPS", most * 16)
+    parts = fast.images(torch.zeros(n, 4))
+    sizes = [part.stop - part.start for part in parts]
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(n))
+    assert max(sizes) <= most and max(sizes) - min(sizes) <= 1
+    assert len(parts) % two_or_three == 0 or len(parts) == max(n, 1)
+
+
 def test_parts_run_in_the_modes_of_the_caller(two_or_three):
     seen = set()
 
