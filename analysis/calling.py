@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from analysis import pieces
 from analysis.entries import Entry
 from attention import fast
 from backbones.model import HierarchicalBackbone
@@ -25,7 +26,7 @@ class Step:
     def __init__(self, entry: Entry, model: nn.Module, shape: tuple[int, ...]) -> None:
         self.device, self.shape, self.path = torch.device(entry.device), shape, entry.path
         self.dtype = getattr(torch, entry.dtype)
-        self.trains = entry.mode == "train"
+        self.trains, self.without = entry.mode == "train", entry.without
         self.mixed = self.trains and entry.dtype in ("float16", "bfloat16")
         self.inner = torch.float32 if self.mixed else self.dtype
         images = entry.kind != "mixer"
@@ -37,7 +38,8 @@ class Step:
             model.to(memory_format=torch.channels_last)
         if self.path == "folded":
             assert isinstance(model, HierarchicalBackbone)
-            model.fold(entry.size)
+            with pieces.off(entry.without):
+                model.fold(entry.size)
         self.net: Any = model
         if entry.compile:
             with contextlib.suppress(AttributeError):  # older: as many as it takes by default
@@ -51,7 +53,8 @@ class Step:
         return x.requires_grad_(self.gradient)
 
     def call(self, x: Tensor) -> Any:
-        with fast.plain() if self.path == "plain" else contextlib.nullcontext():
+        plain = fast.plain() if self.path == "plain" else contextlib.nullcontext()
+        with plain, pieces.off(self.without):
             return self._train(x) if self.trains else self._infer(x)
 
     def _infer(self, x: Tensor) -> Any:

@@ -33,6 +33,7 @@ class Entry:
     size: (h, w) of the image in pixels, of the map in tokens for a mixer.
     name: what a table calls it.  compile: torch.compile.  threads: 0 for torch's own choice.
     path: fast; plain: ours without its fast path; folded: a backbone of ours after `fold`.
+    without: the piece of the engine that is switched off (analysis.pieces), "" for none.
     malloc: what the C library does with freed memory while the clock runs.  keep: nothing, so
     that no call waits for the kernel to clear pages; default: as it likes.
     """
@@ -54,6 +55,7 @@ class Entry:
     dim: int = 0
     heads: int = 0
     index: int = 0
+    without: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", (int(self.size[0]), int(self.size[1])))
@@ -70,7 +72,8 @@ class Entry:
         if self.name or self.kind == "peer":
             return self.name or self.library
         own = "transom" if self.kind == "backbone" else self.what
-        return own if self.path == "fast" else f"{own} {self.path}"
+        own = own if self.path == "fast" else f"{own} {self.path}"
+        return f"{own} without {self.without}" if self.without else own
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "size": list(self.size)}

@@ -1,0 +1,130 @@
+"""What does each piece of the CPU engine bring?  Every one is switched off by itself.
+
+Ours as it is, without one piece after another, by its reference path and beside timm on the same
+weights, interleaved in one process: inference, training, compiled inference and peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from analysis.campaign import Plan
+from analysis.entries import Entry
+from attention import table, terminal
+from benchmarks import options
+
+MODELS = ("swin_t", "swinv2_t_w8", "cswin_t", "pale_t")
+MODES = ("infer", "train", "compile")
+NOTE = (
+    "ms: least of all rounds; x: time without the piece over time with it, least over least: above "
+    "1 the piece pays; memory: the same of the most that a step holds"
+)
+EPILOG = """examples:
+  python -m benchmarks.ablation --backbone swin_t --mode infer --batch 8 --samples 7
+  python -m benchmarks.ablation --store ablation.jsonl --resume
+  python -m benchmarks.ablation --table benchmarks/results/*/ablation.jsonl --format md
+
+exit code: 0 all were measured, 1 one failed or is invalid, 2 a bad request"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = terminal.parser("benchmarks.ablation", __doc__, EPILOG)
+    add = parser.add_argument
+    add(
+        "--backbone", nargs="+", default=list(MODELS), metavar="NAME",
+        help=f"our notation (default {' '.join(MODELS)})",
+    )  # fmt: skip
+    add(
+        "--mode", type=options.listed("mode", MODES), default=list(MODES), metavar="A,B",
+        help="infer, train, compile: compiled inference (default all)",
+    )  # fmt: skip
+    add("--batch", type=options.counts, default=[1, 8], metavar="1,8", help="default: 1,8")
+    options.add_measuring(parser)
+    terminal.add_output(parser)
+    return parser
+
+
+def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
+    """A group for every model, mode and batch: ours first.  Raises SpecError."""
+    from analysis.counterparts import has_one
+    from analysis.pieces import IN
+    from backbones.notation import parse
+
+    found = []
+    for mode in args.mode:
+        for name in args.backbone:
+            spec = parse(name)
+            for batch in args.batch:
+                shared: dict[str, Any] = {
+                    "what": name, "size": spec.img_size, "batch": batch,
+                    "mode": "train" if mode == "train" else "infer", "compile": mode == "compile",
+                    **options.place(args),
+                }  # fmt: skip
+                own = {"kind": "backbone", **shared}
+                cosine = any(getattr(m, "scores", "") == "cosine" for m in spec.stages[0].mixers)
+                group = [Entry(**own)]
+                for piece, modes in IN.items():
+                    if mode in modes and (cosine or "cosine" not in piece):
+                        group.append(Entry(without=piece, **own))
+                if mode == "infer":
+                    group.append(Entry(path="folded", **own))
+                    group.append(Entry(path="folded", without="packed weights", **own))
+                if mode != "compile":
+                    group.append(Entry(path="plain", **own))
+                if has_one(spec):
+                    group.append(Entry(kind="peer", library="timm", **shared))
+                found.append(group)
+    return found
+
+
+def rows_of(lines: list[Any]) -> list[dict[str, Any]]:
+    """A row per line, with its ratio to ours of the same group."""
+    whole = {
+        line.group: line for line in lines
+        if line.entry.kind == "backbone" and line.entry.path == "fast" and not line.entry.without
+    }  # fmt: skip
+    found = []
+    for line in lines:
+        entry, ours = line.entry, whole.get(line.group)
+        least, unit = _least(line), ours and _least(ours)
+        row: dict[str, Any] = {
+            "model": entry.what, "mode": "compile" if entry.compile else entry.mode,
+            "batch": line.batch, "what": entry.label, "ms": least and 1e3 * least,
+            "x": least / unit if least and unit else None,
+        }  # fmt: skip
+        held = ours.peak_bytes if ours else None
+        row["memory"] = line.peak_bytes / held if line.peak_bytes and held else None
+        row["n"] = sum(map(len, line.times.values()))
+        row["note"] = line.note if line.usable else f"{line.status}: {line.reason}"
+        found.append(row)
+    return found
+
+
+def _least(line: Any) -> float | None:
+    return min((s for samples in line.times.values() for s in samples), default=None)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    terminal.load_plugins(args.plugin)
+
+    def plan() -> Plan:
+        return options.plan_of(args, groups_of(args), plugins=args.plugin)
+
+    rows, bad = options.rows_of(args, plan)
+
+    from analysis import reporting, results
+
+    lines = results.lines(rows)
+    shown = rows_of(lines)
+    text = table.render(
+        shown, terminal.chosen_format(args), note=f"{NOTE}\n{reporting.places(lines)}"
+    )
+    terminal.emit(text, args.out)
+    well = all(line.usable for line in lines) and not bad
+    return terminal.AGREED if well else terminal.DIFFER
+
+
+if __name__ == "__main__":
+    terminal.run(main)
