@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -16,7 +16,8 @@ from analysis.calling import Step, answer_of, random_tensor, read, relative, tou
 from analysis.entries import Entry
 from analysis.influence import randomise
 from analysis.timing import Runner
-from attention import fast
+from attention.backends import Choice, backend
+from attention.dispatch import recorded
 from attention.options import SpecError
 from backbones.model import HierarchicalBackbone
 from backbones.notation import parse
@@ -29,7 +30,8 @@ class Built:
 
     macs: of one image forward; None where nobody counts them.  compiled: off, on, or partial
     where a graph broke.  logits_error: of the peer in eager float32, from ours, by the largest
-    logit; answer_error: of the timed call, from eager float32.
+    logit; answer_error: of the timed call, from eager float32.  backends: which one computes each
+    stage or mixer of ours, and why.
     """
 
     runner: Runner
@@ -39,6 +41,7 @@ class Built:
     compiled: str
     logits_error: float | None
     answer_error: float | None
+    backends: dict[str, str] = field(default_factory=dict)
 
 
 Made = TypeVar("Made")
@@ -113,8 +116,8 @@ def macs_of(entry: Entry, model: nn.Module) -> int | None:
 # -- timing ----------------------------------------------------------------------------------
 
 
-def build(entry: Entry, *, check: bool = True, first: int | None = None) -> Built:
-    """Built, and called once, on the first so many of a batch, so that whatever compiles has.
+def build(entry: Entry, *, check: bool = True) -> Built:
+    """Built, and called, so that whatever compiles or chooses a backend has.
 
     check: compare the answers and count.  Raises whatever a model raises.
     """
@@ -126,25 +129,35 @@ def build(entry: Entry, *, check: bool = True, first: int | None = None) -> Buil
     wanted = logits_error = answer_error = macs = None
     if check:
         macs = macs_of(entry, ours)
-        with torch.no_grad(), fast.plain():  # as it is written, step by step
+        with torch.no_grad(), backend("reference"):  # as it is written, step by step
             wanted = answer_of(ours(probe))
             if model is not ours:
                 logits_error = relative(answer_of(model(probe)), wanted)
     del ours
     step, before = Step(entry, model, shape), _seen()
-    x = step.fresh(0)[:first]
+    x = step.fresh(0)
     if wanted is not None and not (entry.mode == "train" and _uses_statistics(model)):
         with torch.no_grad():
             x[:1] = probe.to(x)  # first in the very shape that is timed
         answer_error = relative(answer_of(step.call(x))[:1], wanted)
     else:
         step.call(x)
+    with recorded() as chosen:
+        step.call(x)
     weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     return Built(
         runner=Runner(entry.label, step.fresh, step.call, read, toucher(step.device)), model=model,
         macs=macs, weight_bytes=weights, compiled=_state(entry, before),
-        logits_error=logits_error, answer_error=answer_error,
+        logits_error=logits_error, answer_error=answer_error, backends=_named(model, chosen),
     )  # fmt: skip
+
+
+def _named(model: nn.Module, chosen: list[tuple[nn.Module, Choice]]) -> dict[str, str]:
+    """Which backend ran and why, by the name of the stage or mixer ("" for the model itself)."""
+    names = {part: name for name, part in model.named_modules()}
+    return {
+        names[part]: f"{choice.name}: {choice.reason}" for part, choice in chosen if choice.final
+    }
 
 
 def _uses_statistics(model: nn.Module) -> bool:

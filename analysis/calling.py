@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from analysis import pieces
 from analysis.entries import Entry
-from attention import fast
-from backbones.model import HierarchicalBackbone
+from attention.backends import backend
+from attention.options import SpecError
 
 
 class Step:
@@ -24,8 +24,10 @@ class Step:
     """
 
     def __init__(self, entry: Entry, model: nn.Module, shape: tuple[int, ...]) -> None:
-        self.device, self.shape, self.path = torch.device(entry.device), shape, entry.path
+        self.device, self.shape, self.backend = torch.device(entry.device), shape, entry.backend
         self.dtype = getattr(torch, entry.dtype)
+        if entry.backend == "folded":
+            raise SpecError("backend=folded: only rows of before have it; models are not folded")
         self.trains, self.without = entry.mode == "train", entry.without
         self.mixed = self.trains and entry.dtype in ("float16", "bfloat16")
         self.inner = torch.float32 if self.mixed else self.dtype
@@ -36,10 +38,6 @@ class Step:
         self.model = model.to(self.device, self.inner).train(self.trains)
         if self.last:
             model.to(memory_format=torch.channels_last)
-        if self.path == "folded":
-            assert isinstance(model, HierarchicalBackbone)
-            with pieces.off(entry.without):
-                model.fold(entry.size)
         self.net: Any = model
         if entry.compile:
             with contextlib.suppress(AttributeError):  # older: as many as it takes by default
@@ -53,8 +51,7 @@ class Step:
         return x.requires_grad_(self.gradient)
 
     def call(self, x: Tensor) -> Any:
-        plain = fast.plain() if self.path == "plain" else contextlib.nullcontext()
-        with plain, pieces.off(self.without):
+        with backend(self.backend), pieces.off(self.without):
             return self._train(x) if self.trains else self._infer(x)
 
     def _infer(self, x: Tensor) -> Any:

@@ -57,17 +57,11 @@ def _quiet_eval(model: nn.Module) -> Iterator[None]:
 # -- torch, on the meta device ---------------------------------------------------------------
 
 _aten = torch.ops.aten
-_NORMS = frozenset(
-    (
-        _aten.native_layer_norm,
-        _aten.native_batch_norm,
-        _aten.native_group_norm,
-        _aten._native_batch_norm_legit,
-        _aten._native_batch_norm_legit_no_training,
-        _aten._fused_rms_norm,
-        _aten.cudnn_batch_norm,
-    )
-)
+_NAMES = """
+    native_layer_norm native_batch_norm native_group_norm _native_batch_norm_legit
+    _native_batch_norm_legit_no_training _fused_rms_norm cudnn_batch_norm
+"""  # not every version of torch has all of them
+_NORMS = frozenset(getattr(_aten, name) for name in _NAMES.split() if hasattr(_aten, name))
 _APART = {norm: lambda x, *args, **kwargs: math.prod(x) for norm in _NORMS}
 _VECTORS = {  # torch's counter has no vector products
     _aten.mv: lambda matrix, vector, **kwargs: 2 * math.prod(matrix),

@@ -17,7 +17,8 @@ from attention.options import SpecError, nearest
 KINDS = ("backbone", "peer", "named", "mixer", "matmul")
 MODES = ("infer", "train")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-PATHS = ("fast", "plain", "folded")
+BACKENDS = ("auto", "reference", "cpu", "kernel", "folded")  # folded: only in rows of before
+_PATHS = {"fast": "auto", "plain": "reference", "folded": "folded"}  # of rows of before
 LAYOUTS = ("contiguous", "channels_last")
 DEVICES = ("cpu", "cuda")
 MALLOCS = ("keep", "default")
@@ -32,7 +33,7 @@ class Entry:
     alone, with dim, heads and index) or matmul (`what` = "MxKxN").
     size: (h, w) of the image in pixels, of the map in tokens for a mixer.
     name: what a table calls it.  compile: torch.compile.  threads: 0 for torch's own choice.
-    path: fast; plain: ours without its fast path; folded: a backbone of ours after `fold`.
+    backend: of ours, as `attention.backend` takes it.
     without: the piece of the engine that is switched off (analysis.pieces), "" for none.
     malloc: what the C library does with freed memory while the clock runs.  keep: nothing, so
     that no call waits for the kernel to clear pages; default: as it likes.
@@ -45,7 +46,7 @@ class Entry:
     mode: str = "infer"
     dtype: str = "float32"
     compile: bool = False
-    path: str = "fast"
+    backend: str = "auto"
     layout: str = "contiguous"
     device: str = "cpu"
     threads: int = 0
@@ -72,7 +73,7 @@ class Entry:
         if self.name or self.kind == "peer":
             return self.name or self.library
         own = "transom" if self.kind == "backbone" else self.what
-        own = own if self.path == "fast" else f"{own} {self.path}"
+        own = own if self.backend == "auto" else f"{own} {self.backend}"
         return f"{own} without {self.without}" if self.without else own
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,18 +81,21 @@ class Entry:
 
 
 _ALLOWED = {
-    "kind": KINDS, "path": PATHS, "mode": MODES, "dtype": DTYPES, "layout": LAYOUTS,
+    "kind": KINDS, "backend": BACKENDS, "mode": MODES, "dtype": DTYPES, "layout": LAYOUTS,
     "device": DEVICES, "malloc": MALLOCS,
 }  # fmt: skip
 
 
 def from_dict(config: Mapping[str, Any]) -> Entry:
     """The entry of a row's config.  Raises SpecError for a field that is not known."""
+    config = dict(config)
+    if "path" in config:
+        config["backend"] = _PATHS.get(path := config.pop("path"), path)
     names = [field.name for field in dataclasses.fields(Entry)]
     for key in config:
         if key not in names:
             raise SpecError(f"an entry has no field {key!r}{nearest(key, names)}")
-    return Entry(**dict(config))
+    return Entry(**config)
 
 
 def canonical(content: Any) -> str:

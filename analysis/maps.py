@@ -1,8 +1,7 @@
 """What modules really do, as arrays on the map: masks, attention, biases, receptive fields.
 
-Nothing is computed a second time here: a listener takes the groups, queries, keys and mask that
-a branch hands to `scaled_dot_product_attention`, and the softmax is that same function applied
-to the identity.
+Nothing is computed a second time here: a hook takes the groups, queries, keys and mask that a
+branch hands to its attention, and the softmax is torch's own applied to the identity.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from attention.branch import Branch
 from attention.groups import Groups
@@ -40,38 +38,29 @@ class Call(NamedTuple):
     scale: float | None
 
 
-class _Listener(TorchFunctionMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.now: tuple[Branch, Groups] | None = None
-        self.calls: list[Call] = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and self.now is not None:
-            mask, scale = kwargs.get("attn_mask"), kwargs.get("scale")
-            self.calls.append(Call(*self.now, args[0], args[1], mask, scale))
-        return func(*args, **kwargs)
-
-
 @contextmanager
 def listen(module: nn.Module) -> Iterator[list[Call]]:
     """Inside, the list grows by every softmax attention of `module`."""
-    listener = _Listener()
+    calls: list[Call] = []
+    now: list[tuple[Branch, Groups]] = []
 
     def enter(branch: nn.Module, args: tuple[Any, ...]) -> None:
-        listener.now = cast("Branch", branch), args[3]
+        now[:] = [(cast("Branch", branch), args[3])]
 
-    def leave(*_: Any) -> None:
-        listener.now = None
+    def attends(_: nn.Module, args: tuple[Any, ...]) -> None:
+        (branch, groups), (q, k, _, mask, scale) = now[0], args
+        q, k = (t.transpose(2, 3).flatten(1, 2) for t in (q, k))
+        if mask is not None:
+            mask = mask.expand(groups.n, branch.heads, -1, -1).flatten(0, 1)
+        calls.append(Call(branch, groups, q, k, mask, scale))
 
     hooks = []
     for branch in module.modules():
         if isinstance(branch, Branch):
-            hooks += [branch.register_forward_pre_hook(enter), branch.register_forward_hook(leave)]
+            hooks.append(branch.register_forward_pre_hook(enter))
+            hooks.append(branch.attention.register_forward_pre_hook(attends))
     try:
-        with listener:
-            yield listener.calls
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()
@@ -139,7 +128,7 @@ def _masks(call: Call) -> Masks:
     )
     origin = groups.roll(at[None])[0]
     came = (origin < at).int() @ torch.tensor([1, 2], dtype=torch.int32)
-    ids, pad = (groups.merge(t[None, :, :, None])[0, :, :, 0] for t in (ids, ~real))
+    ids, pad = (groups.merge(t[None, ..., None])[0, :, :, 0] for t in (ids, ~real))
     return Masks(groups, hidden, ids, came, pad)
 
 
@@ -150,7 +139,7 @@ def token_ids(groups: Groups) -> Tensor:
     """(groups, l) int: 1 + row * w + column of the token at each place, 0 for a pad."""
     h, w = groups.rows.length, groups.cols.length
     ids = torch.arange(1, h * w + 1).view(1, h, w, 1)
-    return groups.split(groups.roll(groups.pad(ids)))[0, :, :, 0]
+    return groups.partition(ids)[0, :, :, 0]
 
 
 def attention_of(call: Call, query: Grid) -> tuple[Tensor, Tensor]:

@@ -95,6 +95,7 @@ class Job:
                 "warm": own.warm, "unstable": own.unstable, "compiled": one.compiled,
                 "macs": one.macs, "weight_bytes": one.weight_bytes,
                 "logits_error": one.logits_error, "answer_error": one.answer_error,
+                "backends": one.backends,
             })  # fmt: skip
 
 

@@ -30,10 +30,8 @@ def peak(entry: Entry) -> dict[str, Any]:
 
 
 def _on_cpu(entry: Entry) -> dict[str, Any]:
-    # the first step makes what libraries keep for every thread: on few images, one for each, so
-    # that little else is hidden by it
-    few = None if entry.compile else min(entry.batch, torch.get_num_threads())
-    built = building.build(entry, check=False, first=few)
+    # the first steps make what libraries keep for every thread, and choose the backend
+    built = building.build(entry, check=False)
     built.model.zero_grad(set_to_none=True)
     growth, by = grown(lambda: built.runner.call(built.runner.fresh(1)))
     return _row(built, growth, built.weight_bytes + growth, by)

@@ -73,7 +73,7 @@ def compiles(model: nn.Module, inputs: Sequence[Tensor]) -> int | str:
 def row_of(name: str, text: str) -> table.Row:
     """One row: how many graphs, then a difference or "no" per format and request."""
     from analysis.influence import randomise
-    from attention import fast
+    from attention.backends import backend
     from backbones.model import create
 
     model = create(text)
@@ -85,7 +85,7 @@ def row_of(name: str, text: str) -> table.Row:
 
     row: table.Row = {"family": name}
     notes = []
-    with fast.plain(), tempfile.TemporaryDirectory() as folder:
+    with backend("reference"), tempfile.TemporaryDirectory() as folder:
         row["compile"] = compiles(model, inputs(REQUESTS["batch,size"]))
         for format in export.TOLERANCE:
             for what, request in REQUESTS.items():

@@ -99,7 +99,7 @@ def judged(found: results.Comparison) -> Row:
 
 
 def _is_ours(line: Line) -> bool:
-    return line.entry.kind == "backbone" and line.entry.path != "plain"
+    return line.entry.kind == "backbone" and line.entry.backend != "reference"
 
 
 def _ours(mates: Sequence[Line], compiled: bool) -> Line | None:
@@ -128,7 +128,8 @@ def short(lines: Sequence[Line], *, force: bool = False) -> list[Row]:
             same = state == ours.entry.compile
             if not same and not (peers and force):
                 continue
-            name = ours.entry.what + (" folded" if ours.entry.path == "folded" else "")
+            name, backend = ours.entry.what, ours.entry.backend
+            name = name if backend == "auto" else f"{name} {backend}"
             row: Row = {"model": name, **{name: own[name] for name in SHORT}}
             row |= {"best peer": None, "its ms": None, "its ci": None, "speedup": None}
             row |= {"in a process": None, "verdict": None, "memory": None}

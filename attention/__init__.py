@@ -5,6 +5,7 @@
 Names, options and errors are plain Python; torch is imported when a mixer is built.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from attention import configs as _configs  # noqa: F401  (declares the built-in names)
@@ -12,17 +13,18 @@ from attention.options import SpecError, option
 from attention.registry import Cost, MixerConfig, build, create, make_config, names, parse, register
 
 if TYPE_CHECKING:
+    from attention.backends import backend
+    from attention.dispatch import backend_of
     from attention.mixer import TokenMixer
 
 __all__ = [
-    "Cost", "MixerConfig", "SpecError", "TokenMixer", "build", "create", "make_config", "names",
-    "option", "parse", "register",
+    "Cost", "MixerConfig", "SpecError", "TokenMixer", "backend", "backend_of", "build", "create",
+    "make_config", "names", "option", "parse", "register",
 ]  # fmt: skip
+_NEED_TORCH = {"TokenMixer": "mixer", "backend": "backends", "backend_of": "dispatch"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "TokenMixer":  # the one name here that needs torch
-        from attention.mixer import TokenMixer
-
-        return TokenMixer
+    if name in _NEED_TORCH:
+        return getattr(importlib.import_module(f"attention.{_NEED_TORCH[name]}"), name)
     raise AttributeError(f"module 'attention' has no attribute {name!r}")

@@ -1,21 +1,22 @@
-"""The two walks that lead a map to softmax attention inside groups.
+"""The two orders in which a map comes to softmax attention inside groups.
 
-`PadFirst`      pad, roll, project, attend, project, roll back, crop   (window, cosine, shuffle)
-`ProjectFirst`  project, then each branch: pad, attend, crop; project  (axial, cross, full)
+`PadFirst`      pad, roll, partition, project, attend, project, reverse   (window, cosine, shuffle)
+`ProjectFirst`  project, then each branch: pad, partition, attend, reverse; project
+                                                                          (axial, cross, full)
 
 A leaf says only how it cuts a map: one `Groups` per branch.
 """
 
 from __future__ import annotations
 
-from functools import partial, reduce
-from typing import cast
+from functools import reduce
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from attention import fast, fused, learning, products
-from attention.branch import QKV, Branch, projection
+from attention.backends import Reference
+from attention.branch import Branch, projection
 from attention.configs import SoftmaxConfig
 from attention.groups import Groups
 from attention.mixer import TokenMixer, map_size
@@ -26,59 +27,74 @@ def add_costs(*costs: Cost) -> Cost:
     return Cost(*map(sum, zip(*costs, strict=True)))
 
 
-class PadFirst(TokenMixer):
-    """One branch on the padded map: pads become keys and values that are the projection's bias."""
+class SoftmaxMixer(TokenMixer):
+    """A mixer whose branches are softmax attention inside groups, one cut for each.
+
+    Queries, keys and values are one linear layer `qkv`.  Cosine scores have no key bias (Swin
+    V2's code: it would not be a constant of the softmax there, and the published weights were
+    trained without), so that the biases of queries and values stand beside the layer.
+    """
 
     config: SoftmaxConfig
 
     def __init__(self, config: SoftmaxConfig, *, dim: int, heads: int, index: int = 0) -> None:
         super().__init__(config, dim=dim, heads=heads, index=index)
-        self.qkv = QKV(dim, bias=config.qkv_bias, key_bias=config.scores == "dot")
+        cosine = config.scores == "cosine"
+        self.qkv = projection(dim, 3 * dim, bias=config.qkv_bias and not cosine)
+        apart = config.qkv_bias and cosine
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if apart else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if apart else None
+
+    def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
+        """One cut of an (h, w) map for every branch."""
+        raise NotImplementedError
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(..., dim) -> queries, keys and values, (..., dim) each."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if self.q_bias is not None and self.v_bias is not None:
+            q, v = q + self.q_bias, v + self.v_bias
+        return q, k, v
+
+    def kernel_refusal(self, x: Tensor) -> str | None:
+        from attention import fused
+
+        size = map_size(x)
+        reasons = (fused.supported(x, cut, heads=self.heads) for cut in self.cuts(*size))
+        return next(filter(None, reasons), None)
+
+    def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
+        return reduce(torch.logical_or, (cut.region(query) for cut in self.cuts(h, w)))
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("q_bias", "v_bias"):  # where they stood at first
+            if (first := f"{prefix}qkv.{name}") in state:
+                state[prefix + name] = state.pop(first)
+        super()._load_from_state_dict(state, prefix, *args)
+
+
+class PadFirst(SoftmaxMixer):
+    """One branch on the padded map: pads become keys and values that are the projection's bias."""
+
+    def __init__(self, config: SoftmaxConfig, *, dim: int, heads: int, index: int = 0) -> None:
+        super().__init__(config, dim=dim, heads=heads, index=index)
         self.branch = Branch(config, dim=dim, heads=heads, extent=self.cut(1, 1).extent)
-        self.proj = projection(dim)
+        self.proj = projection(dim, dim)
 
     def cut(self, h: int, w: int) -> Groups:
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
+        return (self.cut(h, w),)
+
+    def run(self, x: Tensor, backend: Reference) -> Tensor:
         groups = self.cut(*map_size(x))
-        if fast.unseen(x, self, self.proj):
-            return self._learn(x, groups) if fast.learns(x, self) else self._fast(x, groups)
-        heads = self.branch.heads
-        return fused.attends(self, groups, x, heads=heads, kernel=self._fused, usual=self._plain)
 
-    def _plain(self, x: Tensor, groups: Groups) -> Tensor:
-        q, k, v = self.qkv(groups.roll(groups.pad(x)))
-        y = self.proj(self.branch(q, k, v, groups))
-        return groups.crop(groups.unroll(y))
+        def body(part: slice, tokens: Tensor) -> Tensor:
+            q, k, v = self.project(tokens)
+            return self.proj(backend.attend(self.branch, q, k, v, groups, part))
 
-    def _fused(self, x: Tensor, groups: Groups) -> Tensor:
-        q, k, v = self.qkv(groups.pad(x))
-        return groups.crop(self.proj(self.branch.by_kernel(q, k, v, groups)))
-
-    def _fast(self, x: Tensor, groups: Groups) -> Tensor:
-        order = self.order(groups, x.device)
-        masks, bias = self.branch.masks(groups, x), self.qkv.whole_bias()
-        inner, outer = self.packed("qkv", self.qkv.weight), self.packed("proj", self.proj.weight)
-        tokens = x.flatten(1, 2).contiguous()
-
-        def run(images: slice, part: slice, places: slice) -> Tensor:
-            y = products.linear(order.take(tokens[images], places), inner, bias)
-            q, k, v = order.grouped(y, self.heads)
-            if self.branch.lepe is not None and self.branch.hides(groups):
-                order.clear(v, places)
-            y = self.branch.inside(q, k, v, groups, masks(part))
-            return products.linear(y, outer, self.proj.bias)
-
-        return order.over(x, 3 * self.dim, run).view(x.shape)
-
-    def _learn(self, x: Tensor, groups: Groups) -> Tensor:
-        """With gradients: the same permutations and products, and no scores kept."""
-        inward, outward = learning.moves(groups, x.device)
-        y = learning.linear(inward(x), self.qkv.weight, self.qkv.whole_bias())
-        y = self.branch.learn(y, groups)
-        y = learning.linear(y, self.proj.weight, self.proj.bias)
-        return outward(y)
+        return backend.over_groups(body, groups, x, width=3 * self.dim)
 
     def cost(self, h: int, w: int) -> Cost:
         groups = self.cut(h, w)
@@ -87,72 +103,22 @@ class PadFirst(TokenMixer):
         projections = Cost(4 * groups.tokens * square, 0, 0, 4 * pads * square)
         return add_costs(projections, self.branch.cost(groups))
 
-    def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
-        return self.cut(h, w).region(query)
 
-
-class ProjectFirst(TokenMixer):
+class ProjectFirst(SoftmaxMixer):
     """Branches that share one projection of the real map, each with an equal part of the
     channels and heads; pads are keys and values that are 0."""
-
-    config: SoftmaxConfig
 
     def __init__(self, config: SoftmaxConfig, *, dim: int, heads: int, index: int = 0) -> None:
         super().__init__(config, dim=dim, heads=heads, index=index)
         n = len(self.cuts(1, 1))
-        self.qkv = QKV(dim, bias=config.qkv_bias, key_bias=config.scores == "dot")
         self.branches = nn.ModuleList(
             Branch(config, dim=dim // n, heads=heads // n) for _ in range(n)
         )
-        self.proj = projection(dim)
+        self.proj = projection(dim, dim)
 
-    def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor, backend: Reference) -> Tensor:
         cuts = self.cuts(*map_size(x))
-        if fast.unseen(x, self, self.proj):
-            return self._learn(x, cuts) if fast.learns(x, self) else self._fast(x, cuts)
-        qkv = [t.chunk(len(cuts), dim=-1) for t in self.qkv(x)]
-        out = []
-        for branch, groups, *parts in zip(self.branches, cuts, *qkv, strict=True):
-            q, k, v = (groups.pad(part) for part in parts)
-            out.append(groups.crop(branch.attend(q, k, v, groups)))
-        return self.proj(torch.cat(out, dim=-1))
-
-    def _fast(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
-        out = [self._alone(x, i, groups) for i, groups in enumerate(cuts)]
-        y, outer = torch.cat(out, dim=-1), self.packed("proj", self.proj.weight)
-        return products.linear(y, outer, self.proj.bias).view(x.shape)
-
-    def _alone(self, x: Tensor, i: int, groups: Groups) -> Tensor:
-        """One branch, from its own part of the projection to its channels: (b, h * w, c)."""
-        branch, tokens = cast(Branch, self.branches[i]), x.flatten(1, 2).contiguous()
-        own = slice(i * branch.dim, (i + 1) * branch.dim)
-        weight = self.once(("qkv", i), partial(self._weight, own), self.qkv.weight)
-        bias = self.qkv.whole_bias()
-        own_bias = None if bias is None else bias.unflatten(0, (3, -1))[:, own].flatten()
-        order, masks = self.order(groups, x.device), branch.masks(groups, x)
-
-        def run(images: slice, part: slice, places: slice) -> Tensor:
-            y = products.linear(order.take(tokens[images], places), weight, own_bias)
-            q, k, v = order.grouped(order.clear(y, places), branch.heads)
-            return branch.inside(q, k, v, groups, masks(part))
-
-        return order.over(x, 3 * branch.dim, run)
-
-    def _learn(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
-        y = learning.linear(x, self.qkv.weight, self.qkv.whole_bias())
-        parts = y.unflatten(3, (3, len(cuts), -1)).unbind(4)
-        branches = cast("list[Branch]", self.branches)
-        own = zip(branches, parts, cuts, strict=True)
-        out = [branch.learn_apart(qkv, groups, groups) for branch, qkv, groups in own]
-        return learning.linear(torch.cat(out, dim=-1), self.proj.weight, self.proj.bias)
-
-    def _weight(self, own: slice) -> Tensor:
-        """Of the queries, keys and values of one branch's channels."""
-        weight = self.qkv.weight.unflatten(0, (3, -1))[:, own].flatten(0, 1)
-        return weight if self.kept is None else products.pack(weight)
+        return self.proj(in_branches(self.branches, self.project(x), cuts, cuts, backend))
 
     def cost(self, h: int, w: int) -> Cost:
         projections = Cost(4 * h * w * self.dim * self.dim, 0)
@@ -160,5 +126,28 @@ class ProjectFirst(TokenMixer):
         costs = (b.cost(groups) for b, groups in zip(branches, self.cuts(h, w), strict=True))
         return add_costs(projections, *costs)
 
-    def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
-        return reduce(torch.logical_or, (cut.region(query) for cut in self.cuts(h, w)))
+
+def in_branches(
+    branches: nn.ModuleList, qkv: tuple[Tensor, ...], cuts: tuple[Groups, ...],
+    moved: tuple[Groups, ...], backend: Reference,
+) -> Tensor:  # fmt: skip
+    """Every branch on its own part of the channels.
+
+    Args:
+        qkv: three maps (b, h, w, c).
+        cuts: a cut for each branch; its pads may be hidden.
+        moved: the same cuts of these maps, on which pads may stand already.
+
+    Returns:
+        (b, h, w, c).
+    """
+    out, n = [], len(cuts)
+    parts = zip(*(t.chunk(n, dim=-1) for t in qkv), strict=True)
+    for branch, groups, cut, maps in zip(branches, cuts, moved, parts, strict=True):
+
+        def body(part: slice, *tokens: Tensor, _own: Any = (branch, groups)) -> Tensor:
+            q, k, v = tokens
+            return backend.attend(_own[0], q, k, v, _own[1], part)
+
+        out.append(backend.over_groups(body, cut, *maps, width=3 * maps[0].shape[-1]))
+    return out[0] if n == 1 else torch.cat(out, dim=-1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attention.attend import ProjectFirst, add_costs
+from attention.backends import Reference
 from attention.configs import AxialConfig
 from attention.groups import Groups, axis
 from attention.mixer import TokenMixer
@@ -46,10 +47,13 @@ class AxialMixer(TokenMixer):
         layers = (_Halves,) if config.order == "parallel" else (_Columns, _Rows)
         self.layers = nn.ModuleList(layer(config, dim=dim, heads=heads) for layer in layers)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor, backend: Reference) -> Tensor:
         for layer in self.layers:
             x = layer(x)
         return x
+
+    def kernel_refusal(self, x: Tensor) -> str | None:
+        return ""  # each layer is asked
 
     def cost(self, h: int, w: int) -> Cost:
         return add_costs(*(layer.cost(h, w) for layer in cast("list[ProjectFirst]", self.layers)))

@@ -41,6 +41,16 @@ class SoftmaxConfig(MixerConfig):
         None, optional(read_size), "window whose coordinates log_cpb was trained in"
     )
 
+    @property
+    def mask_value(self) -> float | None:
+        """What is added to pairs that a shift parts, where it is an option; None: -inf."""
+        return None
+
+    @property
+    def mask_padding(self) -> bool:
+        """Whether pads are hidden, where it is an option."""
+        return False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scores == "cosine" and self.qk_scale is not None:

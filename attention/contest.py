@@ -1,110 +1,145 @@
-"""Which of two ways through a module is the faster one on this GPU: both are run, compared, timed.
+"""Which of several backends is the fastest for one kind of call: all are run, compared and timed.
 
-The usual way stays wherever the other one fails, gives another result, or is not faster; the
-first two are said in a warning.  A verdict holds for one device, one question (`key`) and inputs
-of about one size for the life of the process, so that recomputation in backward takes the way
-that forward took.
+The reference is always among them.  Another one is refused where it fails or gives another
+result, which a warning says with its name, and taken where it is not slower.  A choice holds for
+the life of the process; `save` and `load` carry choices from one process to another.
 """
 
 from __future__ import annotations
 
-import statistics
+import json
+import os
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-ROUNDS = 5  # timings of each way, one after the other
-GAIN = 1.03  # less is not worth another order of sums
+from attention import torch_private
+from attention.backends import BY_NAME, KERNEL, REFERENCE, Choice, Reference, running
+from attention.options import SpecError
+
+ROUNDS = 3  # timings of each backend, one after the other; the least counts
+GAIN = {KERNEL.name: 1.03}  # how many times as fast one must be; the kernel sums in another order
 # ||a - b|| / ||b||, of results; gradients went through two roundings and may differ twice as much
-LIMITS = {torch.bfloat16: 4e-2, torch.float16: 5e-3, torch.float32: 5e-5}
+LIMITS = {
+    torch.bfloat16: 4e-2, torch.float16: 5e-3, torch.float32: 5e-5, torch.float64: 1e-10,
+}  # fmt: skip
 
-Way = Callable[..., Tensor]
+Run = Callable[[Tensor, Reference], Tensor]
 
-_verdicts: dict[Hashable, bool] = {}
-
-
-def won(
-    key: Hashable, other: Way, usual: Way, inputs: Sequence[Tensor], parameters: Iterable[Tensor]
-) -> bool:
-    """Is `other(*inputs)` faster than `usual(*inputs)`, with gradients where somebody asks for
-    those of the inputs or parameters?  Decided the first time; nothing outside is changed."""
-    x, learned = inputs[0], [p for p in parameters if p.requires_grad]
-    key = key, x.device, torch.is_grad_enabled(), bool(learned), *(_about(t) for t in inputs)
-    if key not in _verdicts:
-        capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
-        if capturing or any(p._backward_hooks for p in learned):
-            return False
-        verdict = _held(other, usual, inputs, learned)
-        if verdict is None:
-            return False
-        _verdicts[key] = verdict
-    return _verdicts[key]
+_choices: dict[str, Choice] = {}
 
 
-def _about(t: Tensor) -> tuple[int, ...]:
-    """Its channels, and how often its numbers double: training on many sizes asks a few times."""
-    return t.shape[-1], t.numel().bit_length(), t.requires_grad
+def fastest(
+    key: str, candidates: Sequence[Reference], run: Run, x: Tensor, parameters: Sequence[Tensor]
+) -> Choice:
+    """The fastest backend of `run(x, backend)`, measured on the first call of the kind `key`.
+
+    parameters: whose gradients are part of the work, where they are asked for.  Nothing outside
+    is changed.
+    """
+    if key in _choices:
+        return _choices[key]
+    learned = [p for p in parameters if p.requires_grad]
+    if _ranks() > 1:
+        return Choice(REFERENCE, "ranks must agree: load saved choices, or name a backend")
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return Choice(REFERENCE, "a CUDA graph is captured")
+    if any(map(torch_private.tensor_hooked, learned)):
+        return Choice(REFERENCE, "a parameter has a hook")
+    choice = _measured(candidates, run, x, learned)
+    if choice is None:
+        return Choice(REFERENCE, "its answer is not finite here, which decides nothing")
+    _choices[key] = choice
+    return choice
 
 
-def _held(
-    other: Way, usual: Way, inputs: Sequence[Tensor], parameters: list[Tensor]
-) -> bool | None:  # fmt: skip
-    """None where the usual way has no finite answer to compare with."""
-    leaves = [t.detach().requires_grad_(t.requires_grad) for t in inputs]
-    wanted = [t for t in leaves if t.requires_grad] + parameters
-    learns = torch.is_grad_enabled() and bool(wanted)
+def _ranks() -> int:
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    return distributed.get_world_size()
 
-    def run(way: Way) -> list[Tensor]:
-        out = way(*leaves)
-        if not learns:
+
+def _measured(
+    candidates: Sequence[Reference], run: Run, x: Tensor, parameters: Sequence[Tensor]
+) -> Choice | None:  # fmt: skip
+    leaf = x.detach().requires_grad_(x.requires_grad)
+    wanted = [t for t in (leaf, *parameters) if t.requires_grad]
+
+    def step(backend: Reference) -> list[Tensor]:
+        out = run(leaf, backend)
+        if not (torch.is_grad_enabled() and wanted):
             return [out]
         return [out, *torch.autograd.grad(out, wanted, out.detach(), materialize_grads=True)]
 
+    def calls(backend: Reference) -> list[Tensor]:
+        with running(Choice(backend, "measured")):
+            return step(backend)
+
+    limit, right, refused = LIMITS.get(x.dtype, 0.0), list[Reference](), list[str]()
+    if torch.get_float32_matmul_precision() != "highest" and x.dtype is torch.float32:
+        limit = LIMITS[torch.float16]  # TF32 has float16's ten bits
+    if torch.is_autocast_enabled(x.device.type):
+        limit = LIMITS.get(torch.get_autocast_dtype(x.device.type), limit)
     with saved_tensors_hooks(lambda t: t, lambda t: t):  # none of a caller's who counts tensors
-        try:
-            same, *wanted_grads = run(usual)
-            if not all(t.isfinite().all() for t in (same, *wanted_grads)):
-                return None
-            (out, *grads), limit = run(other), _limit(same.dtype)
-            apart = _apart([out], [same]), _apart(grads, wanted_grads) / 2
-            if not max(apart) <= limit:
-                return _warned(f"its result is off by {max(apart):.2g}, more than {limit}")
-            return _faster(lambda: run(other), lambda: run(usual), inputs[0].device)
-        except Exception as error:  # whatever a compiler or a driver says, the usual way is there
-            return _warned(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+        want = calls(REFERENCE)
+        if not all(t.isfinite().all() for t in want):
+            return None
+        for backend in candidates:
+            if backend is REFERENCE or not (reason := _refusal(calls, backend, want, limit)):
+                right.append(backend)
+                continue
+            warnings.warn(f"the {backend.name} backend is not used here: {reason}", stacklevel=2)
+            refused.append(f"{backend.name} is refused: {reason}")
+        del want
+        times: dict[str, list[float]] = {backend.name: [] for backend in right}
+        for _ in range(ROUNDS if len(right) > 1 else 0):
+            for backend in right:
+                times[backend.name].append(seconds(partial(calls, backend), x.device))
+    return _best({name: min(own) for name, own in times.items() if own}, refused)
 
 
-def _limit(dtype: torch.dtype) -> float:
-    """TF32, where torch may use it, has float16's ten bits."""
-    exact = torch.get_float32_matmul_precision() == "highest"
-    return LIMITS[dtype if exact or dtype is not torch.float32 else torch.float16]
+def _best(times: Mapping[str, float], refused: Sequence[str]) -> Choice:
+    if not times:
+        return Choice(REFERENCE, "; ".join(refused))
+    scaled = {name: GAIN.get(name, 1.0) * least for name, least in times.items()}
+    # where two are as fast the later one is taken, which saves memory
+    name = min(reversed(list(scaled)), key=scaled.__getitem__)
+    told = ", ".join(f"{other} {1e3 * least:.3g} ms" for other, least in times.items())
+    return Choice(BY_NAME[name], "; ".join([f"measured: {told}", *refused]))
 
 
-def _warned(reason: str) -> bool:
-    warnings.warn(f"the fused attention kernel is not used here: {reason}", stacklevel=2)
-    return False
+def _refusal(
+    calls: Callable[[Reference], list[Tensor]], backend: Reference, want: list[Tensor],
+    limit: float,
+) -> str:  # fmt: skip
+    """Why the backend is not used, "" if it gives what the reference gives."""
+    try:
+        out, *grads = calls(backend)
+    except Exception as error:  # whatever a compiler or a driver says, the reference is there
+        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    off = max(distance([out], want[:1]), distance(grads, want[1:]) / 2)
+    return "" if off <= limit else f"its result is off by {off:.2g}, more than {limit}"
 
 
-def _apart(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     """||a - b|| / ||b|| of all numbers together: single ones may be nothing but rounding."""
     pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(found, wanted, strict=True)]
     off = sum(float((a - b).square().sum()) for a, b in pairs)
     size = sum(float(b.square().sum()) for _, b in pairs)
-    return (off / max(size, 1e-30)) ** 0.5
-
-
-def _faster(other: Callable[[], object], usual: Callable[[], object], on: torch.device) -> bool:
-    times = [(seconds(other, on), seconds(usual, on)) for _ in range(ROUNDS)]
-    one, two = (statistics.median(column) for column in zip(*times, strict=True))
-    return two >= GAIN * one
+    ratio = (off / max(size, 1e-30)) ** 0.5
+    return ratio if ratio == ratio else float("inf")
 
 
 def seconds(call: Callable[[], object], on: torch.device) -> float:
-    """Of the kernels and whatever they wait for."""
+    """Of the call and of the kernels that it started."""
     if on.type == "cuda":
         torch.cuda.synchronize(on)
     start = time.perf_counter()
@@ -112,3 +147,49 @@ def seconds(call: Callable[[], object], on: torch.device) -> float:
     if on.type == "cuda":
         torch.cuda.synchronize(on)
     return time.perf_counter() - start
+
+
+# -- choices of other processes ----------------------------------------------------------------
+
+
+def choices() -> dict[str, Choice]:
+    """What was chosen in this process or loaded into it, by the kind of the call."""
+    return dict(_choices)
+
+
+def save(path: str | os.PathLike[str]) -> None:
+    """Writes every choice of this process to a JSON file, whole or not at all."""
+    path = Path(path)
+    content = {key: {"backend": c.name, "reason": c.reason} for key, c in sorted(_choices.items())}
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            json.dump(content, file, indent=1)
+            file.write("\n")
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | os.PathLike[str]) -> None:
+    """Reads choices that `save` wrote; they hold here without being measured, all or none.
+
+    Raises:
+        SpecError: in one line, for a file that is none.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = {
+            str(key): Choice(BY_NAME[own["backend"]], f"loaded: {own['reason']}"[:300])
+            for key, own in content.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise SpecError(f"{path}: no file of saved choices ({text})") from None
+    _choices.update(found)
+
+
+def forget() -> None:
+    """Measure anew."""
+    _choices.clear()

@@ -12,14 +12,14 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from attention import contest, fast
+from attention.backends import backend
 from attention.fused_launch import WHOLE, Call, groups_of
 from attention.groups import Groups
 
@@ -28,14 +28,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 HEAD_DIMS = range(16, 65)
 LARGEST_GROUP = 4096  # tokens
-UNASKED = ("cuda",)  # devices whose mixers try the kernel by themselves
 OLDEST = 8  # major compute capability: bfloat16 products
-
-Way = Callable[..., Tensor]
 
 
 def supported(q: Tensor, groups: Groups, *, heads: int) -> str | None:
-    """Why the kernel cannot run on queries q (b, hp, wp, heads * d), by name; None if it can."""
+    """Why the kernel cannot run on queries q (..., heads * d), by name; None if it can."""
     d, length = q.shape[-1] // heads, math.prod(groups.extent)
     if not HAS_TRITON:
         return "Triton is not installed"
@@ -53,58 +50,16 @@ def supported(q: Tensor, groups: Groups, *, heads: int) -> str | None:
 
 
 def kernel() -> AbstractContextManager[None]:
-    """Inside, mixers attend by the kernel, and refuse by name what it cannot run."""
-    return fast.path("kernel")
-
-
-def attends(
-    module: nn.Module, groups: Groups, *inputs: Tensor, heads: int, kernel: Way, usual: Way
-) -> Tensor:
-    """`kernel` or `usual` of (*inputs, groups), two ways through `module`: the kernel where it
-    was asked for, or is faster here, and nobody looks at the module's parts.  Raises ValueError
-    where it was asked for and cannot run."""
-    return (kernel if _chosen(module, groups, inputs, heads, kernel, usual) else usual)(
-        *inputs, groups
-    )
-
-
-def _chosen(
-    module: nn.Module, groups: Groups, inputs: Sequence[Tensor], heads: int, kernel: Way, usual: Way
-) -> bool:  # fmt: skip
-    x, asked = inputs[0], fast.path_is("kernel")
-    if torch.compiler.is_compiling():
-        if asked:
-            require(x, groups, heads=heads)
-        return asked
-    if not asked and not _welcome(x):
-        return False
-    if fast.watched() or not fast.untouched(module, x):
-        return False
-    if asked:
-        require(x, groups, heads=heads)
-        return True
-    if supported(x, groups, heads=heads):
-        return False
-    ways = (lambda *tensors: kernel(*tensors, groups)), (lambda *tensors: usual(*tensors, groups))
-    cast = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type)
-    cut = groups.padded, *((axis.extent, axis.shift > 0, axis.interlaced) for axis in groups)
-    key = type(module), module.config, heads, cut, x.dtype, cast
-    return contest.won(key, *ways, inputs, module.parameters())
-
-
-def _welcome(x: Tensor) -> bool:
-    """May the kernel stand in for torch's without being asked for?  Where torch may choose among
-    kernels itself, and is not held to one order of sums."""
-    cuda = torch.backends.cuda
-    free = cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled()
-    return x.device.type in UNASKED and free and not torch.are_deterministic_algorithms_enabled()
+    """Inside, mixers attend by the kernel, and refuse by name what it cannot run:
+    `attention.backend("kernel")`."""
+    return backend("kernel")
 
 
 def require(q: Tensor, groups: Groups, *, heads: int) -> None:
     """Raises ValueError, in one line, where the kernel was asked for by name and cannot run."""
     reason = supported(q, groups, heads=heads)
     if reason:
-        raise ValueError(f"fused attention: {reason}; the plain path runs anywhere")
+        raise ValueError(f"fused attention: {reason}; the reference backend runs anywhere")
 
 
 def attend(

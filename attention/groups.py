@@ -4,7 +4,7 @@ Axis letters here and in every mixer:
 
     b  batch                      h w    rows and columns of the map
     nh nw  groups along an axis   gh gw  extent of a group
-    m  heads                      d      channels of a head
+    c  channels
 
 The two patterns are the whole geometry of the field, and differ in the order inside a bracket:
 a contiguous group takes neighbouring rows, an interlaced one takes every nh-th row.
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from attention.sizes import around, between, copied, known, rolled, smaller, whole
 
-CONTIGUOUS = "b nh gh nw gw m d"
-INTERLACED = "b gh nh gw nw m d"
-GROUPED = "b nh nw m gh gw d"
+CONTIGUOUS = "b nh gh nw gw c"
+INTERLACED = "b gh nh gw nw c"
+GROUPED = "b nh nw gh gw c"
 
 
 class Axis(NamedTuple):
@@ -42,13 +42,6 @@ class Axis(NamedTuple):
     def n(self) -> int:
         """Groups along this axis."""
         return self.padded // self.extent
-
-    def part(self, some: slice) -> tuple[slice, Axis]:
-        """Some groups of neighbours, nothing rolled: their real tokens, and the axis of them."""
-        first, last = some.start * self.extent, some.stop * self.extent
-        start, stop = max(first - self.before, 0), min(last - self.before, self.length)
-        before = max(self.before - first, 0)
-        return slice(start, stop), Axis(stop - start, self.extent, before, last - first, 0, False)
 
     def split(self, x: Tensor) -> Tensor:
         """(padded,) -> (n, extent)."""
@@ -156,44 +149,24 @@ class Groups(NamedTuple):
         back = (axis.padded - axis.shift for axis in self)
         return rolled(x, *back) if self.shifted else x
 
-    def split(self, x: Tensor, heads: int = 1) -> Tensor:
-        """The padded map -> (b, groups * heads, tokens of a group, channels of a head)."""
-        return self.arrange(x, heads, GROUPED).flatten(4, 5).flatten(1, 3)
+    def split(self, x: Tensor) -> Tensor:
+        """The padded map (b, hp, wp, c) -> (b, groups, tokens of a group, c)."""
+        x = x.unflatten(2, self._sizes[1]).unflatten(1, self._sizes[0])
+        return copied(rearrange(x, f"{self._pattern} -> {GROUPED}")).flatten(3, 4).flatten(1, 2)
 
-    def merge(self, x: Tensor, heads: int = 1) -> Tensor:
+    def merge(self, x: Tensor) -> Tensor:
         """The inverse of `split`."""
-        x = x.unflatten(2, self.extent).unflatten(1, (self.rows.n, self.cols.n, heads))
-        return self.restore(x, GROUPED)
+        x = x.unflatten(2, self.extent).unflatten(1, (self.rows.n, self.cols.n))
+        x = copied(rearrange(x, f"{GROUPED} -> {self._pattern}"))
+        return x.flatten(3, 4).flatten(1, 2)
 
-    def arrange(self, x: Tensor, heads: int, axes: str) -> Tensor:
-        """The padded map -> a copy with these axes, by their letters above."""
-        x = x.unflatten(3, (heads, -1)).unflatten(2, self._sizes[1]).unflatten(1, self._sizes[0])
-        return copied(rearrange(x, f"{self._pattern} -> {axes}"))
+    def partition(self, x: Tensor) -> Tensor:
+        """(b, h, w, c) -> (b, groups, tokens of a group, c): padded with zeros, rolled, cut."""
+        return self.split(self.roll(self.pad(x)))
 
-    def restore(self, x: Tensor, axes: str) -> Tensor:
-        """The inverse of `arrange`."""
-        x = copied(rearrange(x, f"{axes} -> {self._pattern}"))
-        return x.flatten(5, 6).flatten(3, 4).flatten(1, 2)
-
-    def inward(self, x: Tensor) -> Tensor:
-        """(b, h, w, c) -> (b, tokens, c), group by group, zeros for pads."""
-        return self.split(self.roll(self.pad(x))).flatten(1, 2)
-
-    def outward(self, x: Tensor) -> Tensor:
-        """(b, tokens, c), group by group -> (b, h, w, c)."""
-        return self.crop(self.unroll(self.merge(x.unflatten(1, (self.n, -1)))))
-
-    def order(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Two permutations instead of `inward` and `outward`: for each token of each group its
-        place on the real map (-1 for a pad), and for each real token its place among the groups'
-        tokens."""
-        h, w = self.rows.length, self.cols.length
-        places = torch.arange(1, h * w + 1, device=device).view(1, h, w, 1)
-        inward = self.inward(places).flatten() - 1
-        among = torch.arange(self.tokens, device=device)
-        outward = torch.empty(h * w + 1, dtype=among.dtype, device=device)
-        outward[inward] = among  # pads write to the last place, -1
-        return inward, outward[: h * w]
+    def reverse(self, x: Tensor) -> Tensor:
+        """The inverse of `partition`; pads are dropped."""
+        return self.crop(self.unroll(self.merge(x)))
 
     @property
     def _interlaced(self) -> bool:

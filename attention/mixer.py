@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from attention import ordering
-from attention.folding import Keeper
-from attention.groups import Groups
+from attention import chunks
+from attention.dispatch import Executable
 from attention.registry import Cost, MixerConfig
 
 
-class TokenMixer(Keeper):
+class TokenMixer(Executable):
     """Maps (b, h, w, c) to (b, h, w, c) for any h, w >= 1.
 
     It owns padding, shifting and masking, and knows nothing of norms, MLPs, residuals or stages;
-    the shapes of its parameters depend on the config only.
+    the shapes of its parameters depend on the config only.  A mixer says either `forward`, or
+    `run`, which several backends can execute.
 
-    config: its MixerConfig.  dim: channels c.  heads: divides dim.
-    index: how many earlier blocks of the stage have an equal config.
+    Args:
+        config: its MixerConfig.
+        dim: channels c.
+        heads: divides dim.
+        index: how many earlier blocks of the stage have an equal config.
     """
 
     def __init__(self, config: MixerConfig, *, dim: int, heads: int, index: int = 0) -> None:
         super().__init__()
         self.config, self.dim, self.heads, self.index = config, dim, heads, index
-
-    def forward(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def cost(self, h: int, w: int) -> Cost:
         """Exact multiply-adds of one image on an (h, w) map, padding and shift included.
@@ -44,9 +42,14 @@ class TokenMixer(Keeper):
         """
         raise NotImplementedError
 
-    def order(self, groups: Groups, device: torch.device) -> ordering.Order:
-        """The permutations of the fast path, made once for all mixers that cut alike."""
-        return self.once(("order", groups, device), partial(ordering.order, groups, device))
+    def is_cut(self, x: Tensor) -> bool:
+        return x.shape[0] > 1 or chunks.exceeds(3 * x.numel() * x.element_size())
+
+    def kernel_refusal(self, x: Tensor) -> str | None:
+        return "there is no kernel for this mixer"
+
+    def signature(self) -> str:
+        return f"{self.config} dim={self.dim} heads={self.heads} block={self.index % 2}"
 
     def extra_repr(self) -> str:
         return f"{self.config}, dim={self.dim}, heads={self.heads}, index={self.index}"

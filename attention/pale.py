@@ -10,19 +10,16 @@ side of the padding (here bottom and right, visible unless mask_padding).
 
 from __future__ import annotations
 
-from functools import partial
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from attention import fast, learning, products
-from attention.attend import add_costs
+from attention.attend import add_costs, in_branches
+from attention.backends import Reference
 from attention.branch import Branch, projection
 from attention.configs import PaleConfig
-from attention.folding import Keeper
 from attention.groups import Groups, axis
 from attention.mixer import TokenMixer, map_size
 from attention.registry import Cost, register
@@ -31,47 +28,18 @@ from attention.sizes import whole
 KERNEL = 3
 
 
-class SeparableProjection(Keeper):
+class SeparableProjection(nn.Module):
     """Depthwise 3x3, batch norm, pointwise: (b, h, w, c) -> (b, h, w, c)."""
 
     def __init__(self, dim: int, *, bias: bool) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(dim, dim, KERNEL, padding=KERNEL // 2, groups=dim, bias=False)
         self.norm = nn.BatchNorm2d(dim)
-        self.pointwise = projection(dim, bias)
+        self.pointwise = projection(dim, dim, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise(self.spread(x))
-
-    def spread(self, x: Tensor) -> Tensor:
-        """All but the pointwise layer."""
         image = rearrange(x, "b h w c -> b c h w")
-        return rearrange(self.norm(self.depthwise(image)), "b c h w -> b h w c")
-
-    def learn(self, x: Tensor) -> Tensor:
-        still = not (self.training or torch.is_grad_enabled())
-        x = self.still(x) if still else self.spread(x)
-        return learning.linear(x, self.pointwise.weight, self.pointwise.bias)
-
-    def fast(self, x: Tensor) -> Tensor:
-        weight = self.packed("pointwise", self.pointwise.weight)
-        return products.linear(self.still(x), weight, self.pointwise.bias)
-
-    def still(self, x: Tensor) -> Tensor:
-        """`spread` where the norm's statistics stand still, so that the convolution holds it."""
-        conv, norm = self.depthwise, self.norm
-        sources = conv.weight, *norm.parameters(), norm.running_mean, norm.running_var
-        weight, bias = self.once(("still", conv.weight.dtype), self._folded, *sources)
-        image = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=KERNEL // 2, groups=len(bias))
-        return image.permute(0, 2, 3, 1).contiguous()
-
-    def _folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the convolution and the norm in one."""
-        norm = self.norm
-        assert norm.running_mean is not None and norm.running_var is not None
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        weight = self.depthwise.weight * scale.view(-1, 1, 1, 1)
-        return weight, norm.bias - norm.running_mean * scale
+        return self.pointwise(rearrange(self.norm(self.depthwise(image)), "b c h w -> b h w c"))
 
 
 @register("pale", config=PaleConfig)
@@ -90,7 +58,7 @@ class PaleMixer(TokenMixer):
         self.branches = nn.ModuleList(
             Branch(config, dim=dim // 2, heads=heads // 2) for _ in range(2)
         )
-        self.proj = projection(dim)
+        self.proj = projection(dim, dim)
 
     def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
         """Both branches cut the map that is padded to whole pales."""
@@ -100,55 +68,19 @@ class PaleMixer(TokenMixer):
         cols = Groups(axis(h, hp, padded=hp), axis(w, sw, interlaced=True))
         return rows, cols
 
-    def forward(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor, backend: Reference) -> Tensor:
         cuts = self.cuts(*map_size(x))
-        if fast.unseen(x, self, self.proj):
-            still = not (fast.learns(x, self) or self.training)
-            return self._fast(x, cuts) if still else self._learn(x, cuts)
-        x = cuts[0].pad(x)
-        qkv = [project(x).chunk(2, dim=-1) for project in (self.q, self.k, self.v)]
-        out = [
-            branch.attend(q, k, v, groups)
-            for branch, groups, q, k, v in zip(self.branches, cuts, *qkv, strict=True)
-        ]
-        return self.proj(cuts[0].crop(torch.cat(out, dim=-1)))
+        x = cuts[0].pad(x)  # both branches pad alike
+        qkv = self.q(x), self.k(x), self.v(x)
+        y = in_branches(self.branches, qkv, cuts, self.cuts(*map_size(x)), backend)
+        return self.proj(cuts[0].crop(y))
 
-    def _fast(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
-        """The map is padded once and both branches order the padded one."""
-        x = cuts[0].pad(x)
-        own = [project.fast(x) for project in (self.q, self.k, self.v)]
-        out = [self._alone(own, i, groups) for i, groups in enumerate(cuts)]
-        y = cuts[0].crop(torch.cat(out, dim=-1).view(x.shape))
-        return products.linear(y, self.packed("proj", self.proj.weight), self.proj.bias)
+    def kernel_refusal(self, x: Tensor) -> str | None:
+        from attention import fused
 
-    def _alone(self, own: list[Tensor], i: int, groups: Groups) -> Tensor:
-        """One branch, from queries, keys and values of the padded map to its channels: (b, tokens
-        of the padded map, c)."""
-        x, branch = own[0], cast(Branch, self.branches[i])
-        whole, masks = self.cuts(*map_size(x))[i], branch.masks(groups, x)
-        order = self.order(whole, x.device)
-        # what is hidden is not a neighbour either
-        real = self.order(groups, x.device) if branch.lepe and branch.hides(groups) else order
-        mine = self.once(("share", i, whole, x.device), partial(order.share, i, 2, x.device))
-        halves = [t.view(len(x), -1, branch.dim) for t in own]
-        shape = -1, order.length, branch.heads, branch.dim // branch.heads
-
-        def run(images: slice, part: slice, places: slice) -> Tensor:
-            q, k, v = (mine.take(t[images], places) for t in halves)
-            q, k, v = (t.view(shape) for t in (q, k, real.clear(v, places)))
-            return branch.inside(q, k, v, groups, masks(part))
-
-        return mine.over(x, 3 * branch.dim, run)
-
-    def _learn(self, x: Tensor, cuts: tuple[Groups, ...]) -> Tensor:
-        x = cuts[0].pad(x)
-        q, k, v = (project.learn(x) for project in (self.q, self.k, self.v))
-        parts = torch.cat([q, k, v], dim=-1).unflatten(3, (3, 2, -1)).unbind(4)
-        branches, whole = cast("list[Branch]", self.branches), self.cuts(*x.shape[1:3])
-        own = zip(branches, parts, cuts, whole, strict=True)
-        out = [branch.learn_apart(qkv, groups, cut) for branch, qkv, groups, cut in own]
-        y = cuts[0].crop(torch.cat(out, dim=-1))
-        return learning.linear(y, self.proj.weight, self.proj.bias)
+        size = map_size(x)
+        reasons = (fused.supported(x, cut, heads=self.heads) for cut in self.cuts(*size))
+        return next(filter(None, reasons), None)
 
     def cost(self, h: int, w: int) -> Cost:
         cuts = self.cuts(h, w)

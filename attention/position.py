@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from attention import fast
 from attention.groups import Groups
 from attention.sizes import copied
+from attention.tables import cached
 
 CPB_WIDTH = 512
 SHORTEST = 1e-12  # what is shorter is not stretched to its length
@@ -39,7 +39,7 @@ def log_steps(extent: tuple[int, int], unit: tuple[int, int], like: Tensor) -> T
 def _spread(table: Tensor, groups: Groups) -> Tensor:
     """(relative steps, heads) -> (heads, l, l), contiguous, as attention reads it fastest."""
     key = "relative", groups.extent, table.device
-    index = fast.remember(key, lambda: relative_index(*groups.extent, table.device))
+    index = cached(key, lambda: relative_index(*groups.extent, table.device))
     return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)
 
 
@@ -76,10 +76,10 @@ class LogCPB(nn.Module):
         self.mlp = nn.Sequential(steps, nn.ReLU(), out)
 
     def forward(self, groups: Groups) -> Tensor:
-        weight = next(self.mlp.parameters())
+        weight = next(self.mlp.parameters(), torch.empty(0))  # a quantised layer has none
         steps = self.pretrained or groups.extent
         key = "log steps", groups.extent, steps, weight.dtype, weight.device
-        coords = fast.remember(key, lambda: log_steps(groups.extent, steps, weight))
+        coords = cached(key, lambda: log_steps(groups.extent, steps, weight))
         return _spread(16 * torch.sigmoid(self.mlp(coords)), groups)
 
     def cost(self, groups: Groups) -> int:
@@ -95,36 +95,21 @@ class LePE(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
-    def forward(self, v: Tensor, groups: Groups, heads: int) -> Tensor:
-        """v as `Groups.split` gives it, and so is the result."""
-        n = groups.n
-        image = v.unflatten(2, groups.extent).unflatten(1, (n, heads)).movedim(-1, -3)
-        image = copied(image).flatten(2, 3).flatten(0, 1)  # (b n) (m d) gh gw
-        image = self.conv(image).unflatten(1, (heads, -1)).unflatten(0, (-1, n)).movedim(-3, -1)
-        return copied(image).flatten(3, 4).flatten(1, 2)
-
-    def inside(self, v: Tensor, groups: Groups) -> Tensor:
-        """v: (rows, heads, l, d), of any strides -> (rows, l, dim), channels last."""
-        image = v.transpose(1, 2).flatten(2).unflatten(1, groups.extent)
-        return self.conv(image.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
+    def forward(self, v: Tensor, groups: Groups) -> Tensor:
+        """(b, n, l, c), the tokens of some groups -> the same."""
+        b, n = v.shape[:2]
+        image = v.flatten(0, 1).unflatten(1, groups.extent).permute(0, 3, 1, 2)  # (b n) c gh gw
+        return copied(self.conv(image).permute(0, 2, 3, 1)).flatten(1, 2).unflatten(0, (b, n))
 
     def cost(self, groups: Groups, tokens: int) -> int:
         return 9 * tokens * self.conv.in_channels
 
 
 def cosine_normalize(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
-    """Of this length along the last axis."""
-    return (x * cosine_stretch(x, length)).to(x.dtype)
+    """x with this length along its last axis; what is shorter than SHORTEST stays short.
 
-
-def cosine_normalize_(x: Tensor, length: Tensor | float = 1.0) -> None:
-    """The same in place."""
-    x.mul_(cosine_stretch(x, length))
-
-
-def cosine_stretch(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
-    """(..., 1): what the last axis is multiplied by; at least in float32, where SHORTEST is not
-    0."""
+    Norms are taken in float32 at least, in which SHORTEST is not 0.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-    return length / norm.clamp(min=SHORTEST)
+    return (x * (length / norm.clamp(min=SHORTEST))).to(x.dtype)

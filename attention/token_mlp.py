@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attention import fast
+from attention.backends import Reference
 from attention.configs import TokenMLPConfig
 from attention.groups import Axis, Groups, axis
 from attention.mixer import TokenMixer, map_size
 from attention.registry import Cost, register
-from attention.sizes import smaller, whole
-
-AXES = "m gh gw b nh nw d"  # one product for all groups of a head
+from attention.sizes import copied, smaller, whole
 
 
 def _axis(length: int, extent: int, shift: int) -> Axis:
@@ -44,21 +42,17 @@ class TokenMLPMixer(TokenMixer):
             _axis(h, gh, gh // 2 if shifted else 0), _axis(w, gw, gw // 2 if shifted else 0)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor, backend: Reference) -> Tensor:
         groups = self.cut(*map_size(x))
-        if not fast.applies(x, self):
-            return self._mix(x, groups)
-        out, (rows, cols) = torch.empty_like(x), groups
-        for images, band in fast.parts(x, rows.n, rows.extent * cols.padded, self.dim):
-            real, own = rows.part(band)
-            out[images, real] = self._mix(x[images, real], Groups(own, cols))
-        return out
+        return backend.over_groups(self._mix, groups, x, width=2 * self.dim)
 
-    def _mix(self, x: Tensor, groups: Groups) -> Tensor:
-        tokens = groups.arrange(groups.pad(x), self.heads, AXES)
-        mixed = torch.bmm(self.weight, tokens.flatten(3).flatten(1, 2)).add_(self.bias[..., None])
-        mixed = mixed.unflatten(2, tokens.shape[3:]).unflatten(1, groups.extent)
-        return groups.crop(groups.restore(mixed, AXES))
+    def _mix(self, part: slice, tokens: Tensor) -> Tensor:
+        b, n = tokens.shape[:2]
+        d = self.dim // self.heads
+        # one product for all groups of a head
+        x = tokens.unflatten(3, (self.heads, d)).permute(3, 2, 0, 1, 4)  # m l b n d
+        mixed = torch.bmm(self.weight, copied(x).flatten(2)).add_(self.bias[..., None])
+        return mixed.unflatten(2, (b, n, d)).permute(2, 3, 1, 0, 4).flatten(3)  # b n l (m d)
 
     def cost(self, h: int, w: int) -> Cost:
         groups = self.cut(h, w)

@@ -17,11 +17,12 @@ from backbones.notation import parse  # noqa: E402
 from backbones.spec import BackboneSpec, StageSpec, from_dict  # noqa: E402
 
 if TYPE_CHECKING:
+    from attention.dispatch import backend_of
     from backbones.model import HierarchicalBackbone, create
 
 __all__ = [
-    "BackboneSpec", "HierarchicalBackbone", "SpecError", "StageSpec", "create", "from_dict",
-    "parse",
+    "BackboneSpec", "HierarchicalBackbone", "SpecError", "StageSpec", "backend_of", "create",
+    "from_dict", "parse",
 ]  # fmt: skip
 
 
@@ -30,4 +31,8 @@ def __getattr__(name: str) -> Any:
         from backbones import model
 
         return getattr(model, name)
+    if name == "backend_of":
+        from attention.dispatch import backend_of
+
+        return backend_of
     raise AttributeError(f"module 'backbones' has no attribute {name!r}")

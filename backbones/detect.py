@@ -19,7 +19,7 @@ HF_PART = re.compile(
     r"(encoder\.layers\.\d+\.blocks\.\d+\.attention\.)(?:self\.)?"
     r"(query|key|value|[qkv]_proj)\.(weight|bias)"
 )
-HF_WHOLE = re.compile(r"(encoder\..+\.attention\.)qkv\.(weight|bias|q_bias|v_bias)")
+HF_WHOLE = re.compile(r"(encoder\..+\.attention\.)(?:qkv\.)?(weight|bias|q_bias|v_bias)")
 INNER = re.compile(r"(.*\.)(?:patch_embed\.proj|stage1_conv_embed\.0|stem\.conv)\.weight")
 
 
@@ -76,6 +76,8 @@ def prepare(state: Mapping[str, Any], source: str) -> dict[str, Any]:
     out = {str(key): tensor for key, tensor in state.items()}
     if source != "transom" and out and all(key.startswith("module.") for key in out):
         out = {key.removeprefix("module."): tensor for key, tensor in out.items()}
+    if source == "transom":  # our first files have these inside qkv
+        out = {re.sub(r"\bqkv\.([qv]_bias)$", r"\1", key): tensor for key, tensor in out.items()}
     if source == "torchvision" and any(key.endswith("logit_scale") for key in out):
         out = _split(out)
     if source == "transformers":
@@ -124,7 +126,7 @@ def _split(state: dict[str, Any]) -> dict[str, Any]:
             q, k, v = tensor.chunk(3)
             if k.any():
                 raise WeightsError(f"{key}: its key bias is not 0, as cosine scores need it")
-            stem = key.removesuffix("bias")
+            stem = key.removesuffix("qkv.bias")
             out[stem + "q_bias"], out[stem + "v_bias"] = q, v
         else:
             out[key] = tensor
@@ -147,7 +149,7 @@ def _join(state: dict[str, Any]) -> dict[str, Any]:
         if alike and set(parts) == {"q", "k", "v"}:
             out[f"{stem}qkv.{kind}"] = torch.cat(tensors)
         elif alike and kind == "bias" and set(parts) == {"q", "v"}:
-            out[f"{stem}qkv.q_bias"], out[f"{stem}qkv.v_bias"] = tensors
+            out[f"{stem}q_bias"], out[f"{stem}v_bias"] = tensors
         else:
             out.update(parts.values())
     return out

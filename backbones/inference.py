@@ -220,7 +220,7 @@ class _Facts:
         return side, side
 
     def _bias(self, block: str) -> str:
-        has = {block + "qkv.bias", block + "qkv.q_bias"} & set(self.named)
+        has = {block + "qkv.bias", block + "q_bias"} & set(self.named)
         return "" if has else ",qkv_bias=false"
 
     def _pretrained(self, i: int) -> Size | None:

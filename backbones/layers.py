@@ -6,7 +6,6 @@ Stems, downsamplers and stages map NCHW to NCHW in channels-last memory; blocks 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
@@ -16,8 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import attention
-from attention import fast, learning, products
-from attention.folding import Keeper
+from attention import backends, chunks
+from attention.backends import Reference
+from attention.branch import projection as linear
+from attention.dispatch import Executable
 from attention.mixer import TokenMixer
 from attention.sizes import known, whole
 from backbones.spec import BackboneSpec, StageSpec
@@ -35,14 +36,6 @@ class Macs(NamedTuple):
     column: str
     macs: int
     padding: int = 0
-
-
-def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs, bias=bias)
-    nn.init.trunc_normal_(layer.weight, std=0.02)
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer
 
 
 def nhwc(x: Tensor) -> Tensor:
@@ -80,7 +73,7 @@ class Resample(nn.Module):
         return h * w * self.conv.weight.numel()
 
 
-class Merge(Keeper):
+class Merge(nn.Module):
     """2x2 neighbours concatenated, column by column, and projected (Swin, section 3.1); the norm
     before the projection, or after it (Swin V2's code)."""
 
@@ -91,29 +84,9 @@ class Merge(Keeper):
         self.norm = nn.LayerNorm(outputs if post else 4 * inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pad_to(x, 2)
-        if not fast.unseen(x, self, self.reduction):
-            return nchw(self._project(x, self.reduction))
-        if not fast.learns(x, self):
-            return nchw(self._fast(x))
-        return nchw(self._project(x, lambda y: learning.linear(y, self.reduction.weight, None)))
-
-    def _project(self, x: Tensor, reduction: Callable[[Tensor], Tensor]) -> Tensor:
-        x = self._neighbours(x)
-        return self.norm(reduction(x)) if self.post else reduction(self.norm(x))
-
-    def _neighbours(self, x: Tensor) -> Tensor:
         # from channels last, so that the gradient is, too
-        return rearrange(nhwc(x), "b (h y) (w x) c -> b h w (x y c)", y=2, x=2)
-
-    def _fast(self, x: Tensor) -> Tensor:
-        """A few images at a time: four copies of a map never stand side by side."""
-        weight = self.packed("reduction", self.reduction.weight)
-
-        def run(x: Tensor) -> Tensor:
-            return self._project(x, lambda y: products.linear(y, weight, None))
-
-        return fast.each(x, fast.images(x), run, spread=True)
+        x = rearrange(nhwc(pad_to(x, 2)), "b (h y) (w x) c -> b h w (x y c)", y=2, x=2)
+        return nchw(self.norm(self.reduction(x)) if self.post else self.reduction(self.norm(x)))
 
     def cost(self, h: int, w: int) -> int:
         return h * w * self.reduction.weight.numel()
@@ -153,24 +126,18 @@ def make_downsample(spec: BackboneSpec, inputs: int, outputs: int) -> Resample |
     return Resample(inputs, outputs, kernel=3, stride=2, padding=1, norm=norm)
 
 
-class MLP(Keeper):
+class MLP(nn.Module):
+    """Two linear layers with GELU between them: (..., dim) to (..., dim)."""
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1, self.fc2 = linear(dim, hidden), linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not fast.unseen(x, self, self.fc1, self.fc2):
-            return self.fc2(F.gelu(self.fc1(x)))
-        return self._learn(x) if fast.learns(x, self) else self._fast(x)
+        return backends.current().over_rows(self._rows, x, self.fc1.out_features)
 
-    def _learn(self, x: Tensor) -> Tensor:
-        one, two = self.fc1, self.fc2
-        return learning.mlp(x, one.weight, one.bias, two.weight, two.bias)
-
-    def _fast(self, x: Tensor) -> Tensor:
-        one, two = self.packed("fc1", self.fc1.weight), self.packed("fc2", self.fc2.weight)
-        rows = x.reshape(-1, x.shape[-1])
-        return products.mlp(rows, one, self.fc1.bias, two, self.fc2.bias).view(x.shape)
+    def _rows(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
 
     def cost(self, h: int, w: int) -> int:
         return h * w * (self.fc1.weight.numel() + self.fc2.weight.numel())
@@ -234,13 +201,17 @@ class Block(nn.Module):
         return parts
 
 
-class Stage(nn.Module):
-    """Downsampling (but for the first stage), then blocks: NCHW to NCHW, self-contained."""
+class Stage(Executable):
+    """Downsampling (but for the first stage), then blocks: NCHW to NCHW, self-contained.
+
+    The cpu backend takes a few images through all blocks before the next.
+    """
 
     def __init__(
         self, stage: StageSpec, spec: BackboneSpec, *, inputs: int | None, drop_path: list[float]
     ) -> None:
         super().__init__()
+        self.spec = stage
         self.downsample: Resample | Merge | nn.Identity = (
             nn.Identity() if inputs is None else make_downsample(spec, inputs, stage.dim)
         )
@@ -255,17 +226,12 @@ class Stage(nn.Module):
 
         self.checkpointing: str | None = None  # what runs again in backward: block or stage
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = nhwc(self.downsample(x))
-        if torch.compiler.is_compiling() or not fast.unseen(x, self):
-            return nchw(self._whole(x))
-        if fast.learns(x, self):
-            with fast.forward(learning=True):
-                return nchw(self._whole(x))
-        return nchw(self._whole(x) if self.training else self._fast(x))
+    def run(self, x: Tensor, backend: Reference) -> Tensor:
+        return nchw(backend.over_images(self._whole, x, self._image_bytes(x)))
 
     def _whole(self, x: Tensor) -> Tensor:
-        """The whole batch through block after block, some of which run again in backward."""
+        """(b, c, h, w) -> (b, h, w, c) after every block, some of which run again in backward."""
+        x = nhwc(self.downsample(x))
         per = self.checkpointing if torch.is_grad_enabled() else None
         if per == "stage":
             return checkpoint(self._blocks, x, use_reentrant=False)
@@ -278,11 +244,24 @@ class Stage(nn.Module):
             x = block(x)
         return x
 
-    def _fast(self, x: Tensor) -> Tensor:
-        """Depth first: a few images go through all blocks before the next."""
-        parts = fast.images(x)
-        with fast.forward(again=len(parts) > 1):
-            return fast.each(x, parts, self._blocks, spread=True)
+    def _image_bytes(self, x: Tensor) -> int:
+        """Of the map of one image inside this stage."""
+        h, w = x.shape[2:]
+        step = 1 if isinstance(self.downsample, nn.Identity) else 2
+        return -(-h // step) * -(-w // step) * self.spec.dim * x.element_size()
+
+    def is_cut(self, x: Tensor) -> bool:
+        wide = max(3 * self.spec.dim, self.spec.hidden) // self.spec.dim
+        size = self._image_bytes(x)
+        return len(chunks.image_parts(x.shape[0], size)) > 1 or chunks.exceeds(
+            x.shape[0] * size * wide
+        )
+
+    def signature(self) -> str:
+        spec = self.spec
+        mixers = "+".join(map(str, spec.mixers))
+        down = type(self.downsample).__name__
+        return f"{down} {spec.depth}x({mixers}) dim={spec.dim} heads={spec.heads}"
 
     def cost(self, h: int, w: int) -> list[Macs]:
         """h, w: of this stage's map."""

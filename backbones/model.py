@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
-from attention import folding
+from attention import backends
+from attention.dispatch import Executable
 from attention.options import SpecError
 from backbones.layers import Macs, Stage, Stem, linear, nchw, nhwc
 from backbones.notation import parse
@@ -21,6 +21,8 @@ class HierarchicalBackbone(nn.Module):
     Images (b, in_channels, H, W) of any H, W >= 1: the map of stage i has
     ceil(H / (patch_size * 2**i)) rows and as many columns by the same rule.
     """
+
+    _backend = "auto"
 
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__()
@@ -63,32 +65,21 @@ class HierarchicalBackbone(nn.Module):
         for stage in cast("list[Stage]", self.stages):
             stage.checkpointing = per if enable else None
 
-    def fold(self, img_size: tuple[int, int] | None = None) -> HierarchicalBackbone:
-        """For inference on images of one size (default: the spec's): what every forward would
-        make again from the parameters and this size is kept (permutations, biases with their
-        masks, batch norms inside projections), and weights a second time in the order the
-        processor's products read them.  Nothing changes but the time and the memory.
-
-        Undone by train(), by loading, by moving or casting, and by `unfold`; a change of a
-        parameter in place undoes what was made from it.  Other sizes still work.  Copies, files
-        and exports are those of the model that is not folded.  Raises SpecError in training.
-        """
-        if self.training:
-            raise SpecError("fold: the model is in training; call eval() first")
-        like = next(self.parameters())
-        size = img_size or self.spec.img_size
-        with torch.no_grad(), folding.keeping(self):
-            self(like.new_zeros(1, self.spec.in_channels, *size))
-        return self
-
-    def unfold(self) -> HierarchicalBackbone:
-        folding.unfold(self)
-        return self
-
     @property
-    def folded(self) -> bool:
-        """Is all that `fold` kept still in use?"""
-        return all(part.current for part in folding.parts(self))
+    def backend(self) -> str:
+        """Which backend computes every stage and mixer: auto, reference, cpu or kernel.
+
+        To be set; `attention.backend(name)` does so for a while, `backbones.backend_of(model, x)`
+        tells which one runs.  Raises SpecError for another name.
+        """
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        self._backend = backends.checked(name, "backend")
+        for part in self.modules():
+            if isinstance(part, Executable):
+                part.backend = name
 
     def cost(self, h: int, w: int) -> list[Macs]:
         """Exact multiply-adds of every part, for one image of h x w pixels."""

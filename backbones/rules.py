@@ -130,8 +130,8 @@ _STEM = [
 ]
 _MLP = [("norm{k}.{x}", "norm{k}.{x}"), ("mlp.fc{k}.{x}", "mlp.fc{k}.{x}")]
 _SCORES = [
-    ("attn.q_bias", "mixer.qkv.q_bias"),  # before qkv.{x}, which would take it on the way back
-    ("attn.v_bias", "mixer.qkv.v_bias"),
+    ("attn.q_bias", "mixer.q_bias"),
+    ("attn.v_bias", "mixer.v_bias"),
     ("attn.qkv.{x}", "mixer.qkv.{x}"),
     ("attn.proj.{x}", "mixer.proj.{x}"),
     ("attn.relative_position_bias_table", "mixer.branch.bias.table"),
@@ -196,6 +196,8 @@ _TRANSFORMERS = [
     *_in_blocks(
         "encoder.layers.{i}.blocks.{j}.",
         ("attention.qkv.{x}", "mixer.qkv.{x}"),
+        ("attention.q_bias", "mixer.q_bias"),
+        ("attention.v_bias", "mixer.v_bias"),
         ("attention.output.dense.{x}", "mixer.proj.{x}"),
         ("attention.self.relative_position_bias_table", "mixer.branch.bias.table"),
         ("attention.self.logit_scale", "mixer.branch.logit_scale"),

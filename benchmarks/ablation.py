@@ -62,16 +62,14 @@ def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
                     **options.place(args),
                 }  # fmt: skip
                 own = {"kind": "backbone", **shared}
-                cosine = any(getattr(m, "scores", "") == "cosine" for m in spec.stages[0].mixers)
                 group = [Entry(**own)]
                 for piece, modes in IN.items():
-                    if mode in modes and (cosine or "cosine" not in piece):
-                        group.append(Entry(without=piece, **own))
-                if mode == "infer":
-                    group.append(Entry(path="folded", **own))
-                    group.append(Entry(path="folded", without="packed weights", **own))
+                    if mode in modes:
+                        by = "cpu" if mode == "infer" else "auto"
+                        group.append(Entry(without=piece, backend=by, **own))
                 if mode != "compile":
-                    group.append(Entry(path="plain", **own))
+                    names = ("cpu", "reference") if mode == "infer" else ("reference",)
+                    group += [Entry(backend=name, **own) for name in names]
                 if has_one(spec):
                     group.append(Entry(kind="peer", library="timm", **shared))
                 found.append(group)
@@ -82,7 +80,7 @@ def rows_of(lines: list[Any]) -> list[dict[str, Any]]:
     """A row per line, with its ratio to ours of the same group."""
     whole = {
         line.group: line for line in lines
-        if line.entry.kind == "backbone" and line.entry.path == "fast" and not line.entry.without
+        if line.entry.kind == "backbone" and line.entry.backend == "auto" and not line.entry.without
     }  # fmt: skip
     found = []
     for line in lines:

@@ -130,7 +130,7 @@ def problem(name: str, batch: int, dtype: str, device: str = "cuda") -> Problem:
     maps = torch.randn(batch, h, w, 3 * dim, **like)
     bias = torch.randn(heads, gh * gw, gh * gw, **like)
     gain = 1 + 4 * torch.rand(heads, device=device) if cosine else None
-    q, k, v = (groups.split(groups.roll(t), heads) for t in maps.chunk(3, -1))
+    q, k, v = (by_heads(groups, t, heads) for t in maps.chunk(3, -1))
     scale = 1.0 if cosine else (dim // heads) ** -0.5
     if gain is not None:
         q = cosine_normalize(q) * gain.to(q.dtype).repeat(groups.n)[:, None, None]
@@ -182,9 +182,15 @@ def contenders(p: Problem, mode: str, flex: Callable[..., Tensor]) -> dict[str, 
     return {"fused": fused_kernel, "sdpa": sdpa, "flex": flexible}
 
 
+def by_heads(groups: Groups, x: Tensor, heads: int) -> Tensor:
+    """The padded map (b, hp, wp, c) -> (b, groups * heads, tokens of a group, c / heads)."""
+    tokens = groups.split(groups.roll(x)).unflatten(-1, (heads, -1))
+    return tokens.transpose(2, 3).flatten(1, 2).contiguous()
+
+
 def in_groups(p: Problem, name: str, out: Tensor) -> Tensor:
     """A result in the one layout in which results are compared."""
-    return p.groups.split(p.groups.roll(out), p.heads) if name == "fused" else out
+    return by_heads(p.groups, out, p.heads) if name == "fused" else out
 
 
 def limit(p: Problem, mode: str, machine: Machine) -> tuple[float, str]:

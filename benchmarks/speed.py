@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis.campaign import Plan
-from analysis.entries import LAYOUTS, MODES, Entry
+from analysis.entries import BACKENDS, LAYOUTS, MODES, Entry
 from analysis.store import to_csv
 from attention import table, terminal
 from attention.options import SpecError
@@ -57,8 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="pixels, 224 or 512x1024 (default: each backbone's own)",
     )  # fmt: skip
     add(
-        "--also", type=options.listed("path", ("plain", "folded")), default=[], metavar="PATH",
-        help="ours once more: plain, in eager without its fast path; folded, for this image size",
+        "--also", type=options.listed("backend", BACKENDS[1:4]), default=[], metavar="NAME",
+        help="ours in eager once more, by this backend: reference,cpu,kernel",
     )  # fmt: skip
     add("--layout", choices=LAYOUTS, default="contiguous", help="of images and weights")
     add("--no-peak", action="store_true", help="do not measure the machine's matrix product")
@@ -107,15 +107,10 @@ def _models(
 ) -> list[Entry]:  # fmt: skip
     found = []
     for compiled in (state == "on" for state in args.compile):
-        paths = ["fast"] + [path for path in args.also if _differs(path, shared["mode"], compiled)]
-        found += [Entry(kind="backbone", path=path, compile=compiled, **shared) for path in paths]
+        names = ["auto"] if compiled else ["auto", *args.also]
+        found += [Entry(kind="backbone", backend=x, compile=compiled, **shared) for x in names]
         found += [Entry(kind="peer", library=x, compile=compiled, **shared) for x in libraries]
     return found
-
-
-def _differs(path: str, mode: str, compiled: bool) -> bool:
-    """Is there another way to run? Graphs are of the plain operators; folding is for inference."""
-    return not compiled if path == "plain" else mode == "infer"
 
 
 def _products(args: argparse.Namespace, spec: BackboneSpec, entry: Entry) -> list[Entry]:

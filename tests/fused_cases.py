@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tiny import randomise
 
 import attention
-from attention import branch, contest, fast, fused, fused_launch
+from attention import backends, branch, contest, dispatch, fused, fused_launch
 from attention.groups import Groups, axis
 
 DEVICE = "cpu" if fused.INTERPRETED else "cuda"
@@ -338,7 +338,11 @@ def test_benchmark_compares_one_function(monkeypatch, cosine):
     calls = kernel.contenders(p, "train", flex_attention)
     fused_grads, sdpa_grads = calls["fused"]()[1:], calls["sdpa"]()[1:]
     if not cosine:  # there, SDPA is given unit vectors
-        maps = torch.cat([p.groups.unroll(p.groups.merge(g, 2)) for g in sdpa_grads[:3]], -1)
+
+        def tokens(g):
+            return g.unflatten(1, (-1, p.heads)).transpose(2, 3).flatten(3)
+
+        maps = torch.cat([p.groups.unroll(p.groups.merge(tokens(g))) for g in sdpa_grads[:3]], -1)
         assert (fused_grads[0] - maps).abs().max() <= 1e-5
     of_bias = sdpa_grads[3].unflatten(0, (-1, 2)).sum(0)
     assert (fused_grads[1] - of_bias).abs().max() <= 1e-5 * of_bias.abs().max()
@@ -361,19 +365,19 @@ def runs(monkeypatch):
 
 
 @pytest.mark.parametrize("name", MIXERS)
-def test_a_mixer_by_kernel_is_the_plain_one(name, runs):
+def test_a_mixer_by_kernel_is_the_reference(name, runs):
     """Its result and the gradients of its input and parameters."""
     mixer = randomise(attention.create(name, dim=64, heads=4, index=1), 0).to(DEVICE)
     x = torch.randn(1, 5, 7, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     x.requires_grad_()
     found = {}
-    for path in ("kernel", "plain"):
-        with fast.path(path):
+    for backend in ("kernel", "reference"):
+        with attention.backend(backend):
             out = mixer(x)
         wanted = [x, *(p for p in mixer.parameters())]
-        found[path] = out, *torch.autograd.grad((out * out.detach()).sum(), wanted)
+        found[backend] = out, *torch.autograd.grad((out * out.detach()).sum(), wanted)
     assert len(runs) == sum(isinstance(part, branch.Branch) for part in mixer.modules())
-    largest = max(t.abs().max() for t in found["plain"])  # a key bias has a gradient of 0
+    largest = max(t.abs().max() for t in found["reference"])  # a key bias has a gradient of 0
     for one, other in zip(*found.values(), strict=True):
         assert (one - other).abs().max() <= 1e-5 * largest
 
@@ -382,11 +386,13 @@ def test_a_mixer_by_kernel_is_the_plain_one(name, runs):
     "name", ["window:size=3x4,mask_padding=true", "cosine:size=4", "pale:size=3"]
 )
 def test_a_mixer_tries_the_kernel_by_itself(name, runs, monkeypatch):
-    """It holds its own against the usual way in a contest, gradients included."""
-    times = iter([1.0, 2.0] * 99)
-    monkeypatch.setattr(contest, "seconds", lambda call, on: next(times))
-    monkeypatch.setattr(fused, "UNASKED", (DEVICE,))
-    monkeypatch.setattr(fast, "DTYPES", ())  # no other path on a CPU either
+    """It holds its own against the reference in a contest, gradients included."""
+    clock = {"reference": 2.0, "kernel": 1.0}
+    monkeypatch.setattr(contest, "seconds", lambda call, on: clock[call.args[0].name])
+    monkeypatch.setattr(dispatch, "TRIED_ON", (DEVICE,))
+    if DEVICE == "cpu":  # as on a GPU
+        monkeypatch.setattr(dispatch, "_rules", lambda module, x, asked: dispatch._on_gpu(
+            module, x) if asked == "auto" else backends.Choice(backends.REFERENCE, ""))  # fmt: skip
     mixer = randomise(attention.create(name, dim=64, heads=4, index=1), 0).to(DEVICE)
     x = torch.randn(1, 5, 7, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     with warnings.catch_warnings():
@@ -394,7 +400,7 @@ def test_a_mixer_tries_the_kernel_by_itself(name, runs, monkeypatch):
         mixer(x)
     tried = len(runs)
     found = mixer(x)
-    with fast.plain():
+    with attention.backend("reference"):
         want = mixer(x)
     assert tried and len(runs) > tried
     assert (found - want).abs().max() <= 1e-5 * want.abs().max()
@@ -412,7 +418,7 @@ def test_a_mixer_by_kernel_compiles_and_gives_way_to_hooks(runs):
         handle = mixer.branch.register_forward_hook(lambda *_: None)
         hooked = mixer(x)
         handle.remove()
-        with fast.plain():
+        with attention.backend("reference"):
             assert torch.equal(hooked, mixer(x))
     assert not runs
 

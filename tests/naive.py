@@ -254,9 +254,9 @@ def _linear(p, name: str, x: torch.Tensor) -> torch.Tensor:
 def _qkv(p, prefix: str, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Channels in the order (q, k, v), each (heads, head_dim); cosine has no key bias."""
     bias = p.get(prefix + "qkv.bias")
-    if prefix + "qkv.q_bias" in p:
-        q_bias = p[prefix + "qkv.q_bias"]
-        bias = torch.cat([q_bias, torch.zeros_like(q_bias), p[prefix + "qkv.v_bias"]])
+    if prefix + "q_bias" in p:
+        q_bias = p[prefix + "q_bias"]
+        bias = torch.cat([q_bias, torch.zeros_like(q_bias), p[prefix + "v_bias"]])
     return F.linear(x, p[prefix + "qkv.weight"], bias).chunk(3, dim=-1)
 
 

@@ -314,8 +314,8 @@ class RollsBeforeItPads(WindowMixer):
 
     def forward(self, x):
         groups = self.cut(*x.shape[1:3])
-        y = self.branch(*self.qkv(groups.pad(groups.roll(x))), groups)
-        return groups.unroll(groups.crop(self.proj(y)))
+        y = self.branch(*self.project(groups.split(groups.pad(groups.roll(x)))), groups)
+        return groups.unroll(groups.crop(groups.merge(self.proj(y))))
 
 
 class PadsInFront(WindowMixer):
@@ -371,8 +371,9 @@ class PadsBeforeItProjects(CrossMixer):
         for i, (branch, groups) in enumerate(
             zip(self.branches, self.cuts(*x.shape[1:3]), strict=True)
         ):
-            q, k, v = (t.chunk(2, dim=-1)[i] for t in self.qkv(groups.pad(x)))
-            out.append(groups.crop(branch(q, k, v, groups)))
+            q, k, v = (t.chunk(2, dim=-1)[i] for t in self.project(groups.pad(x)))
+            q, k, v = (groups.split(t) for t in (q, k, v))
+            out.append(groups.reverse(branch(q, k, v, groups)))
         return self.proj(torch.cat(out, dim=-1))
 
 
@@ -437,12 +438,11 @@ def half_scale(monkeypatch):
 def lepe_on_the_map(monkeypatch):
     """The convolution on the whole map instead of inside each stripe."""
 
-    def forward(self, v, groups, heads):
-        image = groups.merge(v, heads).permute(0, 3, 1, 2)
-        return groups.split(self.conv(image).permute(0, 2, 3, 1), heads)
+    def forward(self, v, groups):
+        image = groups.merge(v).permute(0, 3, 1, 2)
+        return groups.split(self.conv(image).permute(0, 2, 3, 1))
 
     monkeypatch.setattr(attention.position.LePE, "forward", forward)
-    monkeypatch.setattr(attention.fast, "unseen", lambda *_: False)  # the plain path's own
 
 
 @pytest.mark.parametrize(

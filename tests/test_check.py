@@ -97,8 +97,8 @@ class WrongShift(Planted):
 class RollsBeforeItPads(Planted):
     def forward(self, x):
         groups = self.cut(*x.shape[1:3])
-        y = self.branch(*self.qkv(groups.pad(groups.roll(x))), groups)
-        return groups.unroll(groups.crop(self.proj(y)))
+        y = self.branch(*self.project(groups.split(groups.pad(groups.roll(x)))), groups)
+        return groups.unroll(groups.crop(groups.merge(self.proj(y))))
 
 
 class TransposedBias(Planted):
@@ -119,9 +119,9 @@ class NoMask(Planted):
         super().__init__(*args, **options)
         self.branch.mask = self.unmasked
 
-    def unmasked(self, groups, like, *, hidden):
+    def unmasked(self, groups, like, part):
         still = Groups(*(a._replace(shift=0) for a in groups))
-        return Branch.mask(self.branch, still, like, hidden=hidden)
+        return Branch.mask(self.branch, still, like, part)
 
 
 class PadsSwapped(Planted):
@@ -131,7 +131,8 @@ class PadsSwapped(Planted):
         groups = self.cut(*x.shape[1:3])
         down, right = (a.padded - a.length for a in groups)
         x = F.pad(x, (0, 0, 0, down, 0, right))
-        return groups.crop(groups.unroll(self.proj(self.branch(*self.qkv(x), groups))))
+        y = self.branch(*self.project(groups.split(x)), groups)
+        return groups.reverse(self.proj(y))
 
 
 class MasksByAPenalty(Planted):
@@ -141,8 +142,8 @@ class MasksByAPenalty(Planted):
         super().__init__(*args, **options)
         self.branch.mask = self.penalty
 
-    def penalty(self, groups, like, *, hidden):
-        mask = Branch.mask(self.branch, groups, like, hidden=hidden)
+    def penalty(self, groups, like, part):
+        mask = Branch.mask(self.branch, groups, like, part)
         return None if mask is None else mask.clamp(min=-100)
 
 
@@ -182,7 +183,8 @@ class HalvesExchanged(CrossMixer):
 class CropsOneOff(Planted):
     def forward(self, x):
         groups = self.cut(*x.shape[1:3])
-        y = groups.unroll(self.proj(self.branch(*self.qkv(groups.roll(groups.pad(x))), groups)))
+        y = self.branch(*self.project(groups.partition(x)), groups)
+        y = groups.unroll(groups.merge(self.proj(y)))
         first = 1 if groups.padded else 0
         y = y.roll((-first, -first), (1, 2))
         return groups.crop(y)
@@ -194,7 +196,7 @@ class BiasOnOneBranch(CrossMixer):
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         second = self.branches[1]
-        second.mask = lambda groups, like, *, hidden: None
+        second.mask = lambda groups, like, part: None
 
 
 class LeaksAMillionth(Planted):
@@ -350,7 +352,9 @@ def test_against_names_the_twin():
             self.cut = inner.cut
 
         def forward(self, x):
-            return WindowMixer._plain(self, x, self.cut(*x.shape[1:3]))
+            groups = self.cut(*x.shape[1:3])
+            y = self.branch(*self.qkv(groups.partition(x)).chunk(3, -1), groups)
+            return groups.reverse(self.proj(y))
 
     found = verdicts(candidates.mixer(Wrapped(), 8, 2, against=config))
     assert found["equals the registered mixer"].verdict == "pass"

@@ -131,23 +131,6 @@ def test_backbones_compile_bit_equal(family):
     check(short(family), images(2, 3, 40, 56), "aot_eager")
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("family", [
-    f if f in ("swin", "cswin") else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES
-])  # fmt: skip
-def test_dealt_out_over_cores_compiles_bit_equal_or_close(family, two_or_three):
-    """Eager gives every core images of its own and every branch a product of its own; the graph
-    has one product of all.  Equal but where few rows are summed in another order: at a last map
-    of one token."""
-    model = short(family)
-    few_columns = any(map(has_few_columns, model.modules()))
-    run = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
-    for size in 40, 8:
-        found, wanted = run(x := images(6, 3, size, size)), model(x)
-        limit = 1e-6 if size == 8 or few_columns else 0
-        assert error(found, wanted) <= limit * wanted.abs().max(), size
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whole_backbones_compile_bit_equal(family):

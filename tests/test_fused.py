@@ -101,7 +101,7 @@ def test_a_mixer_asked_for_the_kernel_refuses_by_name(name):
     mixer = attention.create(name, dim=8, heads=2)
     x = torch.randn(1, 8, 8, 8)
     assert mixer(x).shape == x.shape
-    with fused.kernel(), pytest.raises(ValueError, match=r"fused attention: .*; the plain path"):
+    with fused.kernel(), pytest.raises(ValueError, match=r"fused attention: .*; the refer"):
         mixer(x)
 
 

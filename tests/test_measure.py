@@ -28,14 +28,15 @@ from analysis import (
     counterparts,
     environment,
     memory,
+    pieces,
     results,
     verdict,
 )
-from analysis.entries import Entry
+from analysis.entries import Entry, from_dict
 from analysis.influence import randomise
 from analysis.results import lines
 from analysis.timing import Clock, Runner, measure
-from attention import fast, products
+from attention import backends
 from attention.options import SpecError
 from backbones.originals import difference
 
@@ -303,9 +304,8 @@ def test_peak_memory_is_what_was_held_together():
     assert memory.grown(lambda: None)[0] < side / 20
 
 
-@pytest.mark.parametrize(("batch", "steps"), [(1, [1, 1]), (2, [2, 2]), (5, [2, 5])])
-def test_what_threads_keep_is_there_before(batch, steps, monkeypatch):
-    """Memory is of the second step; the first gave each of two threads an image."""
+def test_memory_is_of_a_later_step(monkeypatch):
+    """The first ones make what threads keep, and choose the backend."""
     seen, real = [], calling.Step.call
 
     def call(self, x):
@@ -313,9 +313,8 @@ def test_what_threads_keep_is_there_before(batch, steps, monkeypatch):
         return real(self, x)
 
     monkeypatch.setattr(calling.Step, "call", call)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    entry = Entry(kind="mixer", what="window", batch=batch, size=(8, 8), dim=8, heads=1)
-    assert memory.peak(entry)["growth_bytes"] >= 0 and seen == steps
+    entry = Entry(kind="mixer", what="window", batch=5, size=(8, 8), dim=8, heads=1)
+    assert memory.peak(entry)["growth_bytes"] >= 0 and seen == [5, 5, 5]
 
 
 # -- where it was measured ---------------------------------------------------------------------
@@ -513,28 +512,68 @@ def test_what_is_called_compiled(states, monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("path", ["fast", "plain", "folded"])
-def test_the_path_is_taken_that_is_asked_for(path):
+@pytest.mark.parametrize("name", ["auto", "reference", "cpu", "kernel"])
+def test_the_backend_runs_that_is_asked_for(name):
     seen, model = [], tiny.create("swin")
-    entry = Entry(kind="backbone", what="swin_t", path=path, size=(64, 64))
+    entry = Entry(kind="backbone", what="swin_t", backend=name, size=(64, 64))
     step = calling.Step(entry, model, (1, 3, 64, 64))
-    model.stem.register_forward_pre_hook(lambda *_: seen.append(fast.path_is("plain")))
-    step.call(step.fresh(0))
-    assert seen == [path == "plain"] and model.folded == (path == "folded")
-    assert entry.label == ("transom" if path == "fast" else f"transom {path}")
+    model.stem.register_forward_pre_hook(lambda *_: seen.append(backends.asked()))
+    if name == "kernel":
+        with pytest.raises(ValueError, match="fused attention"):
+            step.call(step.fresh(0))
+    else:
+        step.call(step.fresh(0))
+    assert seen == [name]
+    assert entry.label == ("transom" if name == "auto" else f"transom {name}")
 
 
-@pytest.mark.parametrize("mode", ["infer", "train"])
-def test_a_fast_path_that_is_wrong_is_exposed(inline, monkeypatch, mode):
-    """Its answers agree with each other, but not with the plain ones, which are right."""
+def test_rows_of_before_are_read():
+    """Their paths are the backends of today; a folded model is only read, never measured."""
+    old = Entry(kind="backbone", what="swin_t").to_dict()
+    del old["backend"], old["without"]
+    for path, name in (("fast", "auto"), ("plain", "reference"), ("folded", "folded")):
+        assert from_dict(old | {"path": path}).backend == name
+    with pytest.raises(SpecError, match="folded"):
+        calling.Step(Entry(kind="backbone", what="swin_t", backend="folded"), tiny.create("swin"),
+                     (1, 3, 64, 64))  # fmt: skip
+
+
+def test_a_backend_that_is_wrong_is_exposed(inline, monkeypatch):
+    """Its answers agree with each other, but not with the reference's, which are right."""
     group = [
-        Entry(kind="mixer", what="window", dim=8, heads=2, size=(8, 8), mode=mode, path=path)
-        for path in ("fast", "plain")
+        Entry(kind="mixer", what="window", dim=8, heads=2, size=(8, 8), batch=2, backend=name)
+        for name in ("cpu", "reference")
     ]
     one = campaign.Plan(groups=[group], processes=1, samples=2, warm_seconds=0.1, memory=0)
     assert all(line.usable for line in lines(campaign.run(one, environment.header())))
-    real = products.linear
-    monkeypatch.setattr(products, "linear", lambda *a, **k: 1.01 * real(*a, **k))
+    real = type(backends.CPU).over_groups
+    monkeypatch.setattr(
+        type(backends.CPU), "over_groups", lambda *args, **kw: 1.1 * real(*args, **kw)
+    )
     quick, right = lines(campaign.run(one, environment.header()))
     assert quick.status == "invalid" and "from the eager float32 one" in quick.reason
     assert right.usable
+
+
+@pytest.mark.parametrize("piece", pieces.PIECES)
+def test_a_piece_that_is_switched_off_is_gone_and_comes_back(piece):
+    """What the ablation measures: the same answer without the piece, by another way."""
+    places = pieces.PIECES[piece]
+    before = [getattr(place, name) for place, name, _ in places]
+    net, x = tiny.create("swinv2"), tiny.images(3, 3, 64, 64)
+    with torch.no_grad(), attention.backend("cpu"):
+        want = net(x)
+        with pieces.off(piece):
+            assert [getattr(place, name) for place, name, _ in places] != before
+            found = net(x)
+    assert tiny.error(found, want) <= 1e-5 * float(want.abs().amax())
+    assert [getattr(place, name) for place, name, _ in places] == before
+    assert set(pieces.IN) == set(pieces.PIECES)
+
+
+def test_measured_rows_say_which_backend_ran(inline):
+    entry = Entry(kind="backbone", what="swin_t/2.depth=1/3.depth=1/4.depth=1", size=(32, 32))
+    one = campaign.Plan(groups=[[entry]], processes=1, samples=2, warm_seconds=0.1, memory=0)
+    (row,) = campaign.run(one, environment.header())
+    assert set(row["backends"]) == {f"stages.{i}" for i in range(4)}
+    assert row["backends"]["stages.0"] == "reference: small enough for one part"

@@ -216,7 +216,7 @@ def test_names_cover_each_other(source, name):
         named.append(find(source, key)[1])
     named = [n for n in named if n is not None]
     if (source, name) == ("torchvision", "swinv2_t_w8"):  # one bias there, two here
-        merged = [n.removesuffix("bias") for n in named if n.endswith("qkv.bias")]
+        merged = [n.removesuffix("qkv.bias") for n in named if n.endswith("qkv.bias")]
         named = [n for n in named if not n.endswith("qkv.bias")]
         named += [stem + part for stem in merged for part in ("q_bias", "v_bias")]
     assert sorted(named) == sorted(ours)

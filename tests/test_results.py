@@ -146,9 +146,10 @@ def test_failures_stay_and_never_win():
     assert none["best peer"] is None and none["verdict"] == "no peer could be compared"
 
 
-def test_the_plain_path_is_beside_ours_and_never_ours():
-    """Plain first and slower: peers are still judged against the fast path."""
-    found = lines(rows_of(ours(path="plain"), median=3.0) + rows_of(ours()) + rows_of(peer()))
+def test_the_reference_is_beside_ours_and_never_ours():
+    """The reference first and slower: peers are still judged against what runs by itself."""
+    slow = rows_of(ours(backend="reference"), median=3.0)
+    found = lines(slow + rows_of(ours()) + rows_of(peer()))
     assert [row["verdict"] for row in reporting.full(found)][:2] == ["faster", None]
     (short,) = reporting.short(found)
     assert short["ms"] == pytest.approx(1e3, rel=0.02) and short["best peer"] == "timm"
@@ -199,10 +200,10 @@ def test_the_share_is_of_the_best_product_of_the_same_process():
 
 def test_types_of_one_run_stand_beside_each_other():
     """A share is of the products of its own type, a peer of the same type, and each row of ours
-    says how much float32 takes; other runs and other paths do not."""
+    says how much float32 takes; other runs and other backends do not."""
     half = {"dtype": "bfloat16"}
     rows = rows_of(ours(), median=3.0) + rows_of(ours(**half), median=2.0)
-    rows += rows_of(ours(path="folded", **half), median=2.0) + rows_of(peer(**half), median=1.0)
+    rows += rows_of(ours(backend="cpu", **half), median=2.0) + rows_of(peer(**half), median=1.0)
     rows += rows_of(Entry(kind="matmul", what="8x8x8"), median=1.0)
     rows += rows_of(Entry(kind="matmul", what="8x8x8", **half), median=0.5)
     rows += rows_of(ours(**half), median=1.5, group="h")
@@ -210,10 +211,10 @@ def test_types_of_one_run_stand_beside_each_other():
     assert [line.share and round(line.share, 2) for line in found] == [
         pytest.approx(1 / 3, abs=0.01), 0.25, 0.25, 0.5, None,
     ]  # fmt: skip
-    wide, own, folded, apart = reporting.short(found)
+    wide, own, cpu, apart = reporting.short(found)
     assert own["to float32"].startswith("1.5") and own["speedup"] == pytest.approx(0.5, rel=0.01)
     assert not wide["to float32"] and not wide["best peer"]
-    assert not folded["to float32"] and not apart["to float32"]
+    assert not cpu["to float32"] and not apart["to float32"]
 
 
 def test_memory_joins_its_line():

@@ -65,7 +65,7 @@ def store(tmp_path) -> Path:
 @pytest.fixture
 def argv(tmp_path) -> list:
     pytest.importorskip("timm")
-    return ["--backbone", TINY, "--peers", "timm", "--batch", "2", "--also", "plain", "--store",
+    return ["--backbone", TINY, "--peers", "timm", "--batch", "2", "--also", "reference", "--store",
             tmp_path / "own.jsonl", *LITTLE]  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_ours_beside_its_peers_and_resumed(inline, argv, capsys):
     Resuming measures nothing twice, other settings and other code anew."""
     path, argv = argv[argv.index("--store") + 1], [*argv, "--by", "stage"]
     _, found = shown(capsys, speed.main, *argv)
-    rows, names = found["rows"], ["transom", "transom plain", "timm"]
+    rows, names = found["rows"], ["transom", "transom reference", "timm"]
     assert [row["by"] for row in rows] == names
     for row in rows:
         assert row["ms"] > 0 and row["iqr"] >= 0 and (row["n"], row["processes"]) == (6, 2)
@@ -107,17 +107,15 @@ def test_every_type_of_a_model_is_timed_in_the_same_processes():
         assert types[0] == "float32" and types.count("float32") == types.count("bfloat16") > 2
 
 
-def test_the_ways_of_ours():
-    """A graph is of the plain operators, and reads what folding kept; training is never folded."""
-    argv = ["--backbone", TINY, "--also", "plain,folded", "--compile", "off,on", "--no-peak",
+def test_the_backends_of_ours():
+    """A graph is of torch's operators, whatever the backend."""
+    argv = ["--backbone", TINY, "--also", "reference,cpu", "--compile", "off,on", "--no-peak",
             "--mode", "infer,train"]  # fmt: skip
     infer, train = speed.groups_of(speed.build_parser().parse_args(argv))
-    assert [(x.path, x.compile) for x in infer] == [
-        ("fast", False), ("plain", False), ("folded", False), ("fast", True), ("folded", True),
-    ]  # fmt: skip
-    assert [(x.path, x.compile) for x in train] == [
-        ("fast", False), ("plain", False), ("fast", True),
-    ]  # fmt: skip
+    for group in (infer, train):
+        assert [(x.backend, x.compile) for x in group] == [
+            ("auto", False), ("reference", False), ("cpu", False), ("auto", True),
+        ]  # fmt: skip
 
 
 def test_other_settings_and_other_code_are_measured_anew():

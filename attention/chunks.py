@@ -1,0 +1,96 @@
+"""A batch in parts: a few images at a time through a stage, a part of the groups or rows at once.
+
+The parts are of the same body and give the same numbers; what they save is memory and, on a CPU,
+the way of every map to the main memory and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import Tensor
+
+IMAGES = 3 << 19  # bytes of the maps that go through a stage together: they stay in the cache
+WIDEST = 16 << 20  # bytes of what is wider than a map: queries, keys and values, hidden layers
+
+_bound: ContextVar[int | None] = ContextVar("bound", default=None)
+
+
+@contextmanager
+def bounded(mebibytes: float) -> Iterator[None]:
+    """Bounds the memory of inference, on any device.
+
+    Inside, a few images at a time go through a stage, and what is wider than their maps (queries,
+    keys and values inside groups, hidden layers) is made in chunks that take no more than this or
+    hold one group, one token.  Axial, cross, pale and full attention project a whole image.
+
+    Args:
+        mebibytes: the bound, in MiB; more than 0.
+
+    Raises:
+        ValueError: for a bound of nothing.
+
+    Example:
+        >>> import attention
+        >>> from attention.fast import bounded
+        >>> mixer = attention.create("window:size=7", dim=32, heads=2).eval()
+        >>> with torch.inference_mode(), bounded(1):
+        ...     mixer(torch.zeros(1, 56, 56, 32)).shape
+        torch.Size([1, 56, 56, 32])
+    """
+    if not mebibytes > 0:
+        raise ValueError(f"bounded: {mebibytes} MiB; a chunk needs more than 0")
+    token = _bound.set(max(int(mebibytes * 2**20), 1))
+    try:
+        yield
+    finally:
+        _bound.reset(token)
+
+
+def bound() -> int | None:
+    """Bytes of the bound in force, None without one."""
+    return _bound.get()
+
+
+def exceeds(size: int) -> bool:
+    """True if so many bytes are more than one part takes."""
+    return size > (_bound.get() or WIDEST)
+
+
+def image_parts(images: int, image_bytes: int) -> list[slice]:
+    """Slices of the batch, as equal as can be, whose maps of `image_bytes` an image stay in the
+    cache or the bound."""
+    most = max((_bound.get() or IMAGES) // max(image_bytes, 1), 1)
+    n = max(-(-images // most), 1)
+    return [slice(i * images // n, (i + 1) * images // n) for i in range(n)]
+
+
+def row_parts(rows: int, row_bytes: int) -> list[slice]:
+    """Slices of `rows`, at least one, whose widest intermediates of `row_bytes` a row fit."""
+    step = max((_bound.get() or WIDEST) // max(row_bytes, 1), 1)
+    return [slice(i, min(i + step, rows)) for i in range(0, max(rows, 1), step)]
+
+
+def group_parts(images: int, groups: int, group_bytes: int) -> Iterator[tuple[slice, slice]]:
+    """(some images, some of their groups): all groups of several images, or several of one."""
+    several = row_parts(images, groups * group_bytes)
+    for part in several:
+        alone = part.stop - part.start == 1
+        for some in row_parts(groups, group_bytes) if alone else [slice(0, groups)]:
+            yield part, some
+
+
+def joined(x: Tensor, parts: Iterable[slice], run: Callable[[Tensor], Tensor]) -> Tensor:
+    """`run` of every part of x along its first axis, the answers one after another."""
+    out: Tensor | None = None
+    for part in parts:
+        y = run(x[part])
+        if y.shape[0] == x.shape[0]:
+            return y
+        if out is None:  # the first answer tells what all are like
+            out = y.new_empty(x.shape[0], *y.shape[1:])
+        out[part] = y
+    assert out is not None
+    return out
