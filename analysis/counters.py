@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import logging
 import math
 import warnings
@@ -130,6 +131,8 @@ def _without_data(model: nn.Module) -> Iterator[list[Tensor]]:
 
 def on_meta(model: nn.Module, shape: tuple[int, ...]) -> Tally:
     """torch.utils.flop_counter on tensors without data: any size, at once, no memory."""
+    # torch imports it inside a first call, and up to 2.6 that runs products of its own
+    importlib.import_module("torch._dynamo")
     counter = FlopCounterMode(display=False, custom_mapping=_APART | _VECTORS)
     with _without_data(model) as state, _quiet_eval(model):
         dtype = next((t.dtype for t in state if t.is_floating_point()), torch.float32)

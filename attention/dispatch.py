@@ -77,20 +77,22 @@ def _rules(module: Executable, x: Tensor, asked: str) -> Choice:
         return _kernel_asked(module, x)
     if torch.compiler.is_compiling():
         return Choice(REFERENCE, "a traced graph holds torch's operators")
+    gpu = x.device.type != "cpu" and chunks.bound() is None
+    if not gpu:  # the cheapest questions first: most calls end here
+        if torch.is_grad_enabled() and _learns(module, x):
+            return Choice(REFERENCE, "with gradients; set_grad_checkpointing saves memory")
+        if module.training:
+            return Choice(REFERENCE, "in training mode")
+        if asked == "auto" and chunks.bound() is None and not module.is_cut(x):
+            return Choice(REFERENCE, "small enough for one part")
     if reason := observer(module, x):
         return Choice(REFERENCE, reason)
-    if x.device.type != "cpu" and chunks.bound() is None:
+    if gpu:
         return _on_gpu(module, x)
-    if torch.is_grad_enabled() and _learns(module, x):
-        return Choice(REFERENCE, "with gradients; set_grad_checkpointing saves memory")
-    if module.training:
-        return Choice(REFERENCE, "in training mode")
     if asked == "cpu":
         return Choice(CPU, "asked for")
     if chunks.bound() is not None:
         return Choice(CPU, "its memory is bounded")
-    if not module.is_cut(x):
-        return Choice(REFERENCE, "small enough for one part")
     return contest.fastest(_key(module, x), (REFERENCE, CPU), module.run, x, ())
 
 

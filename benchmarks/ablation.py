@@ -23,7 +23,7 @@ NOTE = (
 EPILOG = """examples:
   python -m benchmarks.ablation --backbone swin_t --mode infer --batch 8 --samples 7
   python -m benchmarks.ablation --store ablation.jsonl --resume
-  python -m benchmarks.ablation --table benchmarks/results/*/ablation.jsonl --format md
+  python -m benchmarks.ablation --table benchmarks/results/*/ablation/*.jsonl --format md
 
 exit code: 0 all were measured, 1 one failed or is invalid, 2 a bad request"""
 

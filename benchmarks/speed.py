@@ -31,7 +31,7 @@ EPILOG = """examples:
   python -m benchmarks.speed --backbone swin_t swinv2_t_w8 --peers timm,torchvision,transformers \\
       --mode infer,train --batch 1,8 --compile off,on --store speed.jsonl --resume
   python -m benchmarks.speed --backbone swin_t --by operator --quick
-  python -m benchmarks.speed --table benchmarks/results/speed/*.jsonl --show short --format md
+  python -m benchmarks.speed --table benchmarks/results/*/speed/*.jsonl --show short --format md
 
 exit code: 0 everything was measured, 1 an entry failed, is invalid or has other logits, or a
 stored line cannot be read, 2 a bad request"""

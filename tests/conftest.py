@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from strategies import BUILT_IN
 
+from analysis import environment
 from attention import registry
 
 torch.set_num_threads(1)
@@ -20,6 +21,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("transom")
+
+
+def pytest_report_header():
+    """Which versions a failure is of."""
+    names = ("torch", "torchvision", "timm", "einops", "fvcore", "pandas", "numpy", "safetensors")
+    found = ((name, environment.version(name)) for name in names)
+    return ", ".join(f"{name} {version or 'is not installed'}" for name, version in found)
 
 
 @pytest.fixture(autouse=True)

@@ -82,9 +82,13 @@ def test_empty_batch(family):
 @every_family
 @torch.no_grad()
 def test_memory_layouts(family):
-    """Channels-last, strided, transposed, expanded and offset images; none is written to."""
+    """Channels-last, strided, transposed, expanded and offset images; none is written to.  How far
+    float32 itself is from float64 on this processor is the measure of what may differ."""
     model, x = MODELS[family], images(2, 3, 40, 56)
     want = model(x)
+    exact = copy.deepcopy(model).double()(x.double())
+    limit = 4 * error(want.double(), exact) + 1e-7 * float(want.abs().amax())
+    assert limit <= 1e-4 * float(want.abs().amax())
     layouts = {
         "channels_last": x.to(memory_format=torch.channels_last),
         "strided": images(2, 3, 80, 112).copy_(x.repeat_interleave(2, 2).repeat_interleave(2, 3))[
@@ -96,9 +100,10 @@ def test_memory_layouts(family):
     for name, laid in layouts.items():
         kept = laid.clone()
         assert torch.equal(laid, x), name
-        assert close(model(laid), want, 1e-6), name
+        assert error(model(laid).double(), exact) <= limit, name
         assert torch.equal(laid, kept), name
-    assert close(model(x[:1].expand(3, -1, -1, -1)), want[:1].expand(3, -1), 2e-6)
+    expanded = model(x[:1].expand(3, -1, -1, -1)).double()
+    assert error(expanded, exact[:1].expand(3, -1)) <= limit
 
 
 # -- gradients -------------------------------------------------------------------------------

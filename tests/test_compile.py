@@ -184,6 +184,52 @@ def test_other_numbers_are_seen():
     assert error(found, model(x)) > 1e-3
 
 
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def another_class(mlp):
+    mlp.fc1 = Doubled(8, 16)
+
+
+def hook(mlp):
+    mlp.fc1.register_forward_hook(lambda module, args, y: 3 * y)
+
+
+def hook_before(mlp):
+    mlp.fc2.register_forward_pre_hook(lambda module, args: (5 * args[0],))
+
+
+def parametrize(mlp):
+    nn.utils.parametrizations.weight_norm(mlp.fc1)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("change", [another_class, hook, hook_before, parametrize])
+def test_layers_that_are_others_are_called(change, grad):
+    """What another class, a hook or another weight does is in the graph."""
+    mlp, x = MLP(8, 16), images(5, 3, 4, 8)
+    change(mlp)
+    with torch.set_grad_enabled(grad):
+        found, want = torch.compile(mlp, backend="aot_eager")(x), mlp(x)
+        assert close(found, want)
+
+
+def test_a_graph_holds_torchs_operators():
+    targets = []
+
+    def backend(graph, _):
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    for grad in False, True:
+        with torch.set_grad_enabled(grad), attention.backend("cpu"):
+            torch.compile(short("swin"), backend=backend, fullgraph=True)(images(2, 3, 40, 56))
+    assert any("scaled_dot_product" in name for name in targets)
+    assert not [name for name in targets if "transom" in name]
+
+
 # -- export ------------------------------------------------------------------------------------
 
 

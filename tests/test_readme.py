@@ -15,6 +15,7 @@ import backbones
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+SPEED = (ROOT / "docs" / "speed.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
 
 
@@ -38,17 +39,21 @@ def test_the_outputs_are_what_the_commands_print(command):
 
 
 @pytest.mark.usefixtures("neighbours")  # which benchmarks.shift registers
-@pytest.mark.parametrize("name, part", [("speed", 0), ("mixers", 1), ("shift", 0)])
-def test_a_measured_table_is_what_its_command_prints(name, part, capsys):
+@pytest.mark.parametrize("mark, name, part", [
+    ("speed", "speed", 0), ("ablation", "ablation", 0), ("before", "ablation", 0),
+    ("mixers", "mixers", 1), ("shift", "shift", 0),
+])  # fmt: skip
+def test_a_measured_table_is_what_its_command_prints(mark, name, part, capsys):
     """The command that stands above it, on the rows that are committed."""
+    above, _, rest = SPEED.partition(f"<!-- {mark} -->\n")
     command = f"python -m benchmarks.{name} --table "
-    (line,) = [line for line in README.splitlines() if line.startswith(command)]
-    files, _, rest = line.removeprefix(command).partition(" --")
+    line = [line for line in above.splitlines() if line.startswith(command)][-1]
+    files, _, words = line.removeprefix(command).partition(" --")
     stored = sorted(map(str, ROOT.glob(files)))
     main = importlib.import_module(f"benchmarks.{name}").main
-    main(["--table", *stored, *f"--{rest}".split()])  # 1 where a peer computes something else
+    main(["--table", *stored, *f"--{words}".split()])  # 1 where a peer computes something else
     printed = capsys.readouterr().out.split("\n\n")[part]
-    assert printed == README.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name}")[0]
+    assert printed == rest.partition(f"\n<!-- /{mark}")[0]
 
 
 def test_a_mixer_of_your_own_in_forty_lines(tmp_path):
