@@ -66,7 +66,7 @@ def test_the_faster_one_wins_and_is_asked_once(timed):
     assert winner() == "cpu" and len(timed) == 2 * contest.ROUNDS
     SECONDS["cpu"] = 2.1
     assert winner() == "cpu" and winner(key="another") == "reference"
-    SECONDS["cpu"] = 2.0  # as fast, and it saves memory
+    SECONDS["cpu"] = 2.03  # nearly as fast, and it saves memory
     assert winner(key="a third") == "cpu"
 
 
@@ -79,7 +79,7 @@ def test_a_kernel_that_is_hardly_faster_loses(timed):
 
 
 def test_the_least_of_all_rounds_counts(timed, monkeypatch):
-    once = iter([9.0, 1.0, 9.0, 1.9, 9.0, 9.0])
+    once = iter([9.0, 1.0, 9.0, 1.9, 9.0, 9.0, 9.5, 9.5, 9.5, 9.5])
     monkeypatch.setattr(contest, "seconds", lambda call, on: (call(), next(once))[1])
     assert winner() == "cpu"
     assert "measured: reference 9e+03 ms, cpu 1e+03 ms" in contest.choices()["key"].reason

@@ -513,7 +513,8 @@ def test_tables():
     for way in ("bicubic", "timm"):
         assert torch.equal(resize.table(table, (7, 7), (7, 7), way), table)
         flat = resize.table(torch.full((7 * 15, 3), 0.7), (4, 8), (7, 5), way)
-        assert flat.shape == (13 * 9, 3) and (flat - 0.7).abs().amax() < 1e-6
+        limit = 3e-6  # 16 products in float32
+        assert flat.shape == (13 * 9, 3) and (flat - 0.7).abs().amax() < limit
         wide = resize.table(images(7 * 15, 3), (4, 8), (4, 8), way)
         assert torch.equal(wide, images(7 * 15, 3))
     assert torch.equal(resize.positions(images(1, 3, 4, 6), (4, 6)), images(1, 3, 4, 6))
