@@ -130,7 +130,7 @@ def backend(name: str) -> Iterator[None]:
         SpecError: for another name.
 
     Example:
-        >>> import attention
+        >>> import attention, torch
         >>> with attention.backend("reference"):
         ...     attention.create("window:size=7", dim=32, heads=2)(torch.zeros(1, 9, 9, 32)).shape
         torch.Size([1, 9, 9, 32])

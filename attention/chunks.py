@@ -12,7 +12,7 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
-IMAGES = 3 << 19  # bytes of the maps that go through a stage together: they stay in the cache
+IMAGES = 6 << 20  # bytes of the maps that go through a stage together: they stay in the cache
 WIDEST = 16 << 20  # bytes of what is wider than a map: queries, keys and values, hidden layers
 
 _bound: ContextVar[int | None] = ContextVar("bound", default=None)
@@ -33,7 +33,7 @@ def bounded(mebibytes: float) -> Iterator[None]:
         ValueError: for a bound of nothing.
 
     Example:
-        >>> import attention
+        >>> import attention, torch
         >>> from attention.fast import bounded
         >>> mixer = attention.create("window:size=7", dim=32, heads=2).eval()
         >>> with torch.inference_mode(), bounded(1):

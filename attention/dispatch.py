@@ -188,7 +188,7 @@ def backend_of(model: nn.Module, x: Tensor) -> dict[str, Choice]:
         A choice (name, reason) by the name of the stage or mixer.
 
     Example:
-        >>> import attention
+        >>> import attention, torch
         >>> mixer = attention.create("window:size=7", dim=32, heads=2).eval()
         >>> attention.backend_of(mixer, torch.zeros(1, 9, 9, 32, requires_grad=True))[""].name
         'reference'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import random
 
 import pytest
@@ -512,6 +513,12 @@ def test_planted_mistakes_are_seen(place, name, wrong, monkeypatch, smallest):
     with attention.backend("cpu"):
         found = model.features(x)
     assert any(error(a, b) > 1e-3 for a, b in zip(found, want, strict=True))
+
+
+@pytest.mark.parametrize("module", [backends, chunks, dispatch])
+def test_the_examples_run(module):
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
 
 
 def test_an_executable_says_what_it_is():
