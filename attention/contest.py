@@ -24,7 +24,7 @@ from attention import torch_private
 from attention.backends import BY_NAME, CPU, KERNEL, REFERENCE, Choice, Reference, running
 from attention.options import SpecError
 
-ROUNDS = 5  # timings of each backend, one after the other; the least counts
+ROUNDS = 3  # timings of each backend, one after the other; the least counts
 # How many times as fast one must be: the kernel sums in another order, parts save memory.
 GAIN = {KERNEL.name: 1.03, CPU.name: 0.98}
 # ||a - b|| / ||b||, of results; gradients went through two roundings and may differ twice as much
