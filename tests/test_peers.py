@@ -135,6 +135,9 @@ def small_distance(source, family, size, rule, *, window=4, batch=2, **fields) -
 @pytest.mark.parametrize("size", [(64, 64), (64, 128), (128, 64), (32, 64)])
 def test_timm_shrinks_each_axis(family, size):
     """Maps smaller than the window: small_maps=shrink_axis is timm's rule."""
+    old = tuple(map(int, timm.__version__.split(".")[:3])) < (1, 0, 31)
+    if old and family == "swinv2" and size == (32, 64):
+        pytest.skip("this timm divides by 0 in windows of one row")
     assert small_distance("timm", family, size, "shrink_axis") <= 1
 
 
