@@ -25,8 +25,9 @@ from attention.backends import BY_NAME, CPU, KERNEL, REFERENCE, Choice, Referenc
 from attention.options import SpecError
 
 ROUNDS = 3  # timings of each backend, one after the other; the least counts
-# How many times as fast one must be: the kernel sums in another order, parts save memory.
-GAIN = {KERNEL.name: 1.03, CPU.name: 0.98}
+# How many times as fast one must be.  The kernel sums in another order.  Parts save a third of the
+# memory, and least times of shared machines differ by 5% from one call to the next.
+GAIN = {KERNEL.name: 1.03, CPU.name: 0.95}
 # ||a - b|| / ||b||, of results; gradients went through two roundings and may differ twice as much
 LIMITS = {
     torch.bfloat16: 4e-2, torch.float16: 5e-3, torch.float32: 5e-5, torch.float64: 1e-10,
