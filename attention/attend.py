@@ -27,6 +27,14 @@ def add_costs(*costs: Cost) -> Cost:
     return Cost(*map(sum, zip(*costs, strict=True)))
 
 
+def refusal_of(cuts: tuple[Groups, ...], x: Tensor, heads: int) -> str | None:
+    """Why the GPU kernel cannot attend inside one of these cuts of x, None if it can."""
+    from attention import fused
+
+    reasons = (fused.supported(x, cut, heads=heads) for cut in cuts)
+    return next(filter(None, reasons), None)
+
+
 class SoftmaxMixer(TokenMixer):
     """A mixer whose branches are softmax attention inside groups, one cut for each.
 
@@ -57,11 +65,7 @@ class SoftmaxMixer(TokenMixer):
         return q, k, v
 
     def kernel_refusal(self, x: Tensor) -> str | None:
-        from attention import fused
-
-        size = map_size(x)
-        reasons = (fused.supported(x, cut, heads=self.heads) for cut in self.cuts(*size))
-        return next(filter(None, reasons), None)
+        return refusal_of(self.cuts(*map_size(x)), x, self.heads)
 
     def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
         return reduce(torch.logical_or, (cut.region(query) for cut in self.cuts(h, w)))

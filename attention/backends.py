@@ -145,9 +145,7 @@ def backend(name: str) -> Iterator[None]:
 def checked(name: str, place: str) -> str:
     """The name, if there is a backend of this name.  Raises SpecError."""
     if name not in NAMES:
-        raise SpecError(
-            f"{place}: no backend {name!r}{nearest(name, NAMES)}; there are {', '.join(NAMES)}"
-        )
+        raise SpecError(f"{place}: no backend {name!r}{nearest(name, NAMES)}")
     return name
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from attention.attend import add_costs, in_branches
+from attention.attend import add_costs, in_branches, refusal_of
 from attention.backends import Reference
 from attention.branch import Branch, projection
 from attention.configs import PaleConfig
@@ -76,11 +76,7 @@ class PaleMixer(TokenMixer):
         return self.proj(cuts[0].crop(y))
 
     def kernel_refusal(self, x: Tensor) -> str | None:
-        from attention import fused
-
-        size = map_size(x)
-        reasons = (fused.supported(x, cut, heads=self.heads) for cut in self.cuts(*size))
-        return next(filter(None, reasons), None)
+        return refusal_of(self.cuts(*map_size(x)), x, self.heads)
 
     def cost(self, h: int, w: int) -> Cost:
         cuts = self.cuts(h, w)
