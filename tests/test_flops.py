@@ -373,3 +373,42 @@ def test_the_memory_estimate_follows_what_lives_together():
             return torch.cat([x * i for i in range(1, 5)])
 
     assert counters.on_meta(Held(), (1, 3, 16, 16)).peak_bytes == 8 * image
+
+
+class Several(nn.Module):
+    """Two maps, in whatever they are handed over."""
+
+    def __init__(self, pack):
+        super().__init__()
+        self.fine, self.coarse, self.pack = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 2, 2), pack
+
+    def forward(self, x):
+        fine = self.fine(x)
+        return self.pack(fine, F.relu(self.coarse(fine)))
+
+
+@pytest.mark.parametrize("pack", [
+    lambda *maps: maps[-1], lambda *maps: list(maps), lambda *maps: (*maps, *maps),
+    lambda *maps: dict(zip(("fine", "coarse"), maps, strict=True)),
+    lambda *maps: {"all": [list(maps), maps[0]]},
+], ids=["tensor", "list", "tuple", "dict", "nested"])  # fmt: skip
+def test_activations_are_of_products_whatever_a_model_returns(pack):
+    report = analysis.count(Several(pack), 8)
+    assert report.activations == 4 * 8 * 8 + 6 * 4 * 4
+    assert report.agree and report.macs == 3 * 4 * 64 + 4 * 4 * 6 * 16
+
+
+def test_activations_of_an_operator_with_several_outputs_are_of_its_first():
+    """Fused attention gives log-sums beside its result: they are no activations."""
+
+    class Fused(nn.Module):
+        def forward(self, x):
+            operator = torch.ops.aten._scaled_dot_product_efficient_attention
+            return operator(x, x, x, None, True)[0]
+
+    out = torch.ops.aten._scaled_dot_product_efficient_attention(
+        *[torch.empty(2, 3, 8, 16, device="meta")] * 3, None, True
+    )
+    assert out[1].numel() > 0
+    tally = counters.on_meta(Fused(), (2, 3, 8, 16))
+    assert tally.activations == 2 * 3 * 8 * 16 and tally.macs[""] == 2 * (2 * 3 * 8 * 8 * 16)
