@@ -8,6 +8,7 @@ from typing import Any
 
 from analysis import figures
 from analysis.scaling import Row
+from attention import table
 
 LABELS = {
     "resolution": "image side (pixels)", "size": "side of windows, stripes, pales (tokens)",
@@ -39,8 +40,9 @@ def draw(rows: list[Row], fits: list[Row], found: list[Row], said: list[str], ov
             look = {"color": figures.COLORS[i % 6], "marker": MARKERS[i % len(MARKERS)]}
             axes.plot(
                 [row["value"] for row in own], [row[column] / unit for row in own], **look,
-                linestyle=LINES[i % len(LINES)], markersize=5, gid=f"{part}:{fit['series']}",
-                label=fit["series"].replace("$", r"\$") + power,
+                linestyle=LINES[i % len(LINES)], markersize=5,
+                gid=table.plain(f"{part}:{fit['series']}"),
+                label=figures.words(fit["series"] + power),
             )  # fmt: skip
             padded = [row for row in own if row["padding_%"]]
             axes.plot(
@@ -62,14 +64,15 @@ def draw(rows: list[Row], fits: list[Row], found: list[Row], said: list[str], ov
         own = [row for row in rows if row["series"] == cross["more"]]
         if (x := cross["sampled"]) is not None:
             y = _between(own, x) / unit
+            name = table.plain(f"crossing:{cross['more']}:{cross['less']}")
             panels[1].plot([x], [y], "o", markersize=12, color=figures.INK, markerfacecolor="none",
-                           gid=f"crossing:{cross['more']}:{cross['less']}")  # fmt: skip
+                           gid=name)  # fmt: skip
             over_it = i % 2 == 0  # neighbours keep their letters apart
             panels[1].annotate(
                 f"({chr(97 + i)})", (x, y), (0, 8 if over_it else -8), textcoords="offset points",
                 ha="center", va="bottom" if over_it else "top",
             )  # fmt: skip
-    picture.supxlabel("\n".join(notes).replace("$", r"\$"), x=0.06, ha="left", fontsize=8)
+    picture.supxlabel(figures.words("\n".join(notes)), x=0.06, ha="left", fontsize=8)
     return picture
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attention import files
 from attention.options import SpecError
+from attention.table import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,20 +44,22 @@ def figure(width: float, height: float) -> Figure:
     return Figure((width, height), layout="constrained", facecolor="white")
 
 
+def words(text: str) -> str:
+    """Text as it is drawn: a $ is no mathematics, and a name that begins with _ is in the legend,
+    which leaves such labels out."""
+    shown = "\n".join(map(plain, text.split("\n"))).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
 def save(picture: Figure, out: Path, dpi: int = 130) -> None:
-    """Writes PNG, SVG or PDF by the ending; the file is whole or absent.  Raises SpecError."""
+    """Writes PNG, SVG or PDF by the ending, as `files.write` does.  Raises SpecError."""
     if out.suffix not in ENDINGS:
         raise SpecError(f"--out {out}: expected a name ending in {', '.join(ENDINGS)}")
-    temporary = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
     options: dict[str, Any] = {
         ".png": {"pil_kwargs": {"optimize": True}}, ".svg": {"metadata": {"Date": None}},
         ".pdf": {"metadata": {"CreationDate": None}},
     }  # fmt: skip
-    try:
-        # without the date the same request writes the same bytes
-        picture.savefig(temporary, dpi=dpi, **options.get(out.suffix, {}))
-        temporary.replace(out)
-    except OSError as error:
-        raise SpecError(f"--out {out}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    drawn = io.BytesIO()
+    # without the date the same request writes the same bytes
+    picture.savefig(drawn, format=out.suffix[1:], dpi=dpi, **options[out.suffix])
+    files.write(out, drawn.getvalue())

@@ -104,13 +104,14 @@ def _csv_rows(report: Report, by: str) -> list[dict[str, Any]]:
 def _section(report: Report, style: str, by: str) -> str:
     (h, w), at_least = report.img_size, ">= " if report.uncounted else ""
     head = (
-        f"{report.backbone} at {h}x{w}: {report.params:,} parameters, "
+        f"{table.cell(report.backbone, style)} at {h}x{w}: {report.params:,} parameters, "
         f"{at_least}{_giga(report.macs)} GMACs ({report.macs:,} MACs), "
         f"{at_least}{_giga(report.flops)} GFLOPs; below, in millions:"
     )
     rows = [_headings(row) for row in getattr(report, by + "s")]
     lines = [f"### {head}", ""] if style == "md" else [head]
-    return "\n".join([*lines, table.grid(rows, style), *lines[1:2], "trust: " + report.trust])
+    trust = "trust: " + table.cell(report.trust, style)
+    return "\n".join([*lines, table.grid(rows, style), *lines[1:2], trust])
 
 
 def _giga(value: int) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from analysis.figures import COLORS, FAINT, HEAT, INK, SIGNED, figure
+from analysis.figures import COLORS, FAINT, HEAT, INK, SIGNED, figure, words
 from analysis.pictures import Panel, grid_of, legend, mark, rows_and_columns, title
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def draw_erf(panels: Sequence[Panel], heading: str) -> Figure:
     norm = LogNorm(max(least, 10.0**-DECADES), 1)
     for place, panel, values in zip(axes, panels, maps, strict=True):
         shown = place.imshow(np.ma.masked_equal(values, 0), cmap=shades, norm=norm)
-        place.set_title(panel.title)
-        place.set_xlabel(panel.text, fontsize=8)
+        place.set_title(words(panel.title))
+        place.set_xlabel(words(panel.text), fontsize=8)
     bar = picture.colorbar(shown, ax=axes, shrink=0.7, extend="min")
     bar.set_label("gradient, 1 = strongest pixel")
     if any((m == 0).any() for m in maps):
@@ -58,8 +58,8 @@ def draw_attention(photo: np.ndarray, panels: Sequence[Panel], heading: str) -> 
             large = np.kron(strong, np.ones((tall // h, wide // w)))[:height, :width, None]
             colors = colormaps["inferno"](large[..., 0])[..., :3]
             place.imshow(np.where(large > 0, 0.25 * grey + 0.75 * colors, 0.5 + 0.5 * grey))
-            place.set_title(panel.title)
-            place.set_xlabel(panel.text, fontsize=8)
+            place.set_title(words(panel.title))
+            place.set_xlabel(words(panel.text), fontsize=8)
         mark(place, panels[0].query or (0, 0), stride)
     from matplotlib.cm import ScalarMappable
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from analysis.figures import COLORS, INK, NOTHING, figure
+from analysis.figures import words as drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +68,7 @@ def title(picture: Figure, text: str) -> None:
 
     width = int(11 * picture.get_figwidth())
     lines = [textwrap.fill(line, width) for line in text.splitlines()]
-    picture.suptitle("\n".join(lines), fontsize=11)
+    picture.suptitle(drawn("\n".join(lines)), fontsize=11)
 
 
 def legend(picture: Figure, colors: Sequence[Any], words: Sequence[str], query: str = "") -> None:
@@ -113,8 +114,8 @@ def draw_footprint(
         norm = BoundaryNorm(np.arange(len(colors) + 1) - 0.5, len(colors))
         place.imshow(rank, cmap=ListedColormap(colors), norm=norm, interpolation="nearest")
         _cells(place, *rank.shape)
-        place.set_title(panel.title, family="monospace")
-        place.set_xlabel(panel.text)
+        place.set_title(drawn(panel.title), family="monospace")
+        place.set_xlabel(drawn(panel.text))
         if panel.query is not None:
             mark(place, panel.query)
     words = list(words) or [f"seen after {n} block{'s' * (n > 1)}" for n in after]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.figures import ENDINGS, require, save
-from attention import table, terminal
+from attention import files, table, terminal
 from attention.options import SpecError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         if name != "reach":
             made.add_argument(
-                "--out", type=Path, default=Path(f"{name}.png"), metavar="FILE",
+                "--out", action=files.OutFile, default=Path(f"{name}.png"), metavar="FILE",
                 help=f"ends in {', '.join(ENDINGS)} (default {name}.png)",
             )  # fmt: skip
         return made.add_argument
@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--backbone", nargs="+", required=True, metavar="NAME", help="ours, in the notation")
     add("--img-size", **pixels)
     add("--format", choices=table.FORMATS, help="default: table, or by the ending of --out")
-    add("--out", type=Path, metavar="FILE", help="write there instead of the terminal")
+    add("--out", action=files.OutFile, metavar="FILE", help="write there instead of the terminal")
 
     add = command("masks", _masks, "the groups after the cyclic shift, and each window's mask")
     add("--mixer", default="window:size=7", metavar="MIXER", help="default window:size=7")
@@ -192,10 +192,11 @@ def main(argv: list[str] | None = None) -> int:
         return terminal.AGREED
     if args.out.suffix not in ENDINGS:
         raise SpecError(f"--out {args.out}: expected a name ending in {', '.join(ENDINGS)}")
+    files.checked(args.out)  # the default too
     require()
     study = args.run(args)
     save(study.figure, args.out)
-    print(f"wrote {args.out}: {study.summary}")
+    terminal.emit(f"wrote {args.out}: {study.summary}", None)
     return terminal.AGREED
 
 

@@ -11,6 +11,7 @@ from analysis import figures, results
 from analysis.results import Line
 from analysis.verdict import Summary
 from attention.options import write
+from attention.table import plain
 
 Row = dict[str, Any]
 SHORT = (
@@ -209,7 +210,7 @@ def bars(lines: Sequence[Line], out: Path) -> None:
         f"{x.entry.dtype}, batch {x.batch}{', compiled' if x.entry.compile else ''}"
         for x in drawn
     ]  # fmt: skip
-    axes.set_yticks(range(len(drawn)), names, fontsize=7)
+    axes.set_yticks(range(len(drawn)), map(figures.words, names), fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("images per second; whiskers: interval of the median")
     axes.spines[["top", "right"]].set_visible(False)
@@ -234,12 +235,14 @@ def growth(lines: Sequence[Line], out: Path) -> None:
         color = figures.COLORS[i % len(figures.COLORS)]
         axes.errorbar(
             tokens, times, yerr=whiskers, color=color, marker="osD^vPX*"[i % 8], markersize=4,
-            linewidth=1, capsize=2, label=" ".join(dict.fromkeys(key)), gid=f"time:{key[0]}",
+            linewidth=1, capsize=2, gid=plain(f"time:{key[0]}"),
+            label=figures.words(" ".join(dict.fromkeys(key))),
         )  # fmt: skip
         if all(line.macs for line in own):
             first = own[0].macs or 1
             predicted = [times[0] * (line.macs or 1) / first for line in own]
-            axes.plot(tokens, predicted, "--", color=color, linewidth=0.7, gid=f"macs:{key[0]}")
+            axes.plot(tokens, predicted, "--", color=color, linewidth=0.7,
+                      gid=plain(f"macs:{key[0]}"))  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="milliseconds")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axes.grid(True, which="major", color=figures.FAINT, linewidth=0.4)

@@ -14,11 +14,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
 from analysis import crossings, curves, figures, scaling
 from analysis.scaling import Number, Row, Series
-from attention import table, terminal
+from attention import files, table, terminal
 from attention.options import SpecError, read_count
 from attention.registry import parse as parse_mixer
 from backbones.notation import parse as parse_backbone
@@ -73,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--times", type=_times, default=1.0, metavar="X",
         help="look for where one costs X times the other (default 1)",
     )  # fmt: skip
-    add("--figure", type=Path, metavar="FILE", help="also draw it: .svg, .png or .pdf")
+    add("--figure", action=files.OutFile, metavar="FILE", help="also draw it: .svg, .png or .pdf")
     terminal.add_output(parser)
     return parser
 
@@ -169,7 +168,7 @@ def sentence(found: Row, over: str, values: Sequence[Number]) -> str:
         parts.append(f"from {found['exact']}{unit} on, padding included")
     elif found["verdict"] == "always":
         parts.append(f"at every point {end}")
-    if found["sampled"] is not None:
+    if found["sampled"] is not None and found["exact"] is None:
         parts.append(f"the lines cross at {found['sampled']:.4g}{unit}")
     if found["tokens"] is not None:
         parts.append(f"by the formulas, without padding, from {found['tokens']:.6g} tokens")
@@ -226,9 +225,10 @@ def main(argv: list[str] | None = None) -> int:
         verdict = f"{len(rows)} points: " + (
             f"{bad} do not agree" if bad else "formula and torch agree at every one"
         )
+        bullet = "- " if style == "md" else ""
         blocks = [
             table.grid([readable(row) for row in rows], style), table.grid(fits_shown, style),
-            "\n".join([*(f"- {line}" if style == "md" else line for line in said), verdict]),
+            "\n".join([*(bullet + table.cell(line, style) for line in said), verdict]),
             CONVENTION,
         ]  # fmt: skip
         text = "\n\n".join(blocks)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from attention import chunks
+from attention import chunks, inputs
 from attention.dispatch import Executable
 from attention.registry import Cost, MixerConfig
 
@@ -27,6 +29,11 @@ class TokenMixer(Executable):
     def __init__(self, config: MixerConfig, *, dim: int, heads: int, index: int = 0) -> None:
         super().__init__()
         self.config, self.dim, self.heads, self.index = config, dim, heads, index
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Raises SpecError for anything but (b, h, w, c), also where a mixer says `forward`."""
+        inputs.check(x, self.config, inputs.MAP, self.dim)
+        return super().__call__(x, *args, **kwargs)
 
     def cost(self, h: int, w: int) -> Cost:
         """Exact multiply-adds of one image on an (h, w) map, padding and shift included.

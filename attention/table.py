@@ -2,7 +2,8 @@
 
 A row is a dict; a column may be absent.  Whatever a name contains, a cell stays a cell: control
 characters become spaces, marks of the format are escaped, and a text that a spreadsheet would
-run as a formula gets an apostrophe in front, which `read_csv` takes away.
+run as a formula gets an apostrophe in front, which `read_csv` takes away.  csv keeps the tabs and
+line ends of a cell, JSON escapes what it does not show.
 """
 
 from __future__ import annotations
@@ -42,10 +43,26 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_CONTROL = frozenset(("Cc", "Cs", "Zl", "Zp"))  # control, half a pair, and ends of lines
+
+
+def harmless(text: str) -> str:
+    """Text of several lines without what a terminal obeys or UTF-8 cannot say: only that becomes
+    spaces, so that tabs, other spaces and joiners of letters stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        " " if c not in "\n\t" and (c in _BIDI or unicodedata.category(c) in _CONTROL) else c
+        for c in text
+    )
+
+
 _MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|`*[]<>"} | {"&": "&amp;"})
 
 
-def _cell(value: Any, style: str) -> str:
+def cell(value: Any, style: str) -> str:
+    """What a reader sees of a value in a table, or of a name in a line above it."""
     text = plain(number(value))
     if style == "md" and not isinstance(value, (int, float)):
         return text.translate(_MARKDOWN)
@@ -57,10 +74,10 @@ def grid(rows: Sequence[Row], style: str) -> str:
     from tabulate import tabulate
 
     columns = [c for c in columns_of(rows) if any(row.get(c) not in (None, "") for row in rows)]
-    cells = [[_cell(row.get(c), style) for c in columns] for row in rows]
+    cells = [[cell(row.get(c), style) for c in columns] for row in rows]
     align = ["right" if _numeric(rows, c) else "left" for c in columns]
     look = {"md": "github", "latex": "latex_booktabs"}.get(style, "simple")
-    heads = [_cell(c, style) for c in columns]
+    heads = [cell(c, style) for c in columns]
     return tabulate(cells, heads, tablefmt=look, colalign=align, disable_numparse=True)
 
 
@@ -72,28 +89,22 @@ def _neutral(value: Any) -> Any:
     """Text that a spreadsheet would take for a formula, made text; numbers are left alone."""
     if not isinstance(value, str):
         return value
+    value = harmless(value)
     read = unicodedata.normalize("NFKC", value)  # as a spreadsheet may: full-width forms too
     lead = "".join(itertools.takewhile(lambda c: c.isspace() or not c.isprintable(), read))
-    risky = set(lead) & set("\t\r\0") or read[len(lead) :][:1] in ("=", "+", "-", "@")
+    risky = "\t" in lead or read[len(lead) :][:1] in ("=", "+", "-", "@")
     return "'" + value if risky or value[:1] == "'" else value
 
 
 def csv(rows: Sequence[Row]) -> str:
-    """Through pandas; whole numbers stay whole beside missing ones.  NUL is left out."""
-    import csv as writer
-
+    """Through pandas; whole numbers stay whole beside missing ones, control characters do not."""
     import pandas as pd
 
     columns = columns_of(rows)
     cells = [[_neutral(row.get(c)) for c in columns] for row in rows]
     heads = [_neutral(c) for c in columns]
-    texts = [cell for row in (heads, *cells) for cell in row if isinstance(cell, str)]
-    all_text = any("\r" in text for text in texts)  # csv itself quotes \n, but \r not always
-    text = pd.DataFrame(cells, dtype=object).to_csv(
-        index=False, header=heads, lineterminator="\n",
-        quoting=writer.QUOTE_NONNUMERIC if all_text else writer.QUOTE_MINIMAL,
-    )  # fmt: skip
-    return text.replace("\0", "").rstrip("\n")
+    text = pd.DataFrame(cells, dtype=object).to_csv(index=False, header=heads, lineterminator="\n")
+    return text.rstrip("\n")
 
 
 def read_csv(text: str) -> list[dict[str, str]]:
@@ -175,4 +186,4 @@ def render(rows: Sequence[Row], style: str, *, title: str = "", note: str = "") 
     text = grid(rows, style)
     if not note or style == "latex":
         return text + (f"\n% {plain(note)}" if note else "")
-    return f"{text}\n\n" + "\n".join(_cell(line, style) for line in note.splitlines())
+    return f"{text}\n\n" + "\n".join(cell(line, style) for line in note.splitlines())

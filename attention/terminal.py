@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from attention.options import SpecError, one_line, read_size
-from attention.table import FORMATS
+from attention import files
+from attention.options import SpecError, read_size
+from attention.table import FORMATS, harmless, plain
 
 AGREED, DIFFER, BAD_REQUEST = 0, 1, 2
 
@@ -36,13 +37,18 @@ def load_plugins(modules: Sequence[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:  # whatever their code raises is their bad request
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever their code raises is their bad request
             raise SpecError(f"--plugin {module}: {type(error).__name__}: {error}") from None
 
 
 def add_output(to: argparse.ArgumentParser, formats: Sequence[str] = FORMATS) -> None:
-    to.add_argument("--format", choices=formats, help="default: table, or by the ending of --out")
-    to.add_argument("--out", type=Path, metavar="FILE", help="write there instead of the terminal")
+    default = f"default: {formats[0]}, or by the ending of --out"
+    to.add_argument("--format", choices=formats, help=default)
+    to.add_argument(
+        "--out", action=files.OutFile, metavar="FILE", help="write there instead of the terminal"
+    )
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -58,6 +64,7 @@ def count_from_one(text: str) -> int:
     return int(text)
 
 
+LEAST_MEMORY = 2**20  # bytes; whoever says less has forgotten the unit
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -65,9 +72,14 @@ def memory_size(text: str) -> int:
     """``4G``, ``512M`` or bytes."""
     number, unit = text.rstrip("KMGTkmgt"), text.lstrip("0123456789.").upper()
     try:
-        return int(float(number) * _UNITS[unit])
+        size = float(number) * _UNITS[unit]
+        whole = int(size)
     except (ValueError, KeyError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 4G or 512M") from None
+    if not unit and 0 < size < LEAST_MEMORY:
+        meant = "G" if size < 64 else "M"
+        raise argparse.ArgumentTypeError(f"{text!r} is in bytes; did you mean {text}{meant}?")
+    return whole
 
 
 def chosen_format(args: argparse.Namespace) -> str:
@@ -77,22 +89,11 @@ def chosen_format(args: argparse.Namespace) -> str:
 
 
 def emit(text: str, out: Path | None) -> None:
-    """To the terminal, or to a file that is whole or absent."""
+    """To the terminal, or to a file that is whole or as it was.  Raises SpecError."""
     if out is None:
-        print(text)
-        return
-    try:
-        temporary = out.with_name(f".{os.getpid()}.{out.name}"[:200])
-        try:
-            temporary.write_text(text + "\n", encoding="utf-8")
-            temporary.replace(out)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-    except (OSError, ValueError) as error:  # no such place, or not the name of a file
-        reason = getattr(error, "strerror", None) or error
-        raise SpecError(f"--out {one_line(str(out))}: {reason}") from None
+        print(harmless(text))
+    else:
+        files.write(out, (harmless(text) + "\n").encode())
 
 
 def run(main: Callable[[], int]) -> None:
@@ -106,7 +107,7 @@ def run(main: Callable[[], int]) -> None:
         code = main()
         sys.stdout.flush()
     except SpecError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {plain(' '.join(str(error).split()))}", file=sys.stderr)
         code = BAD_REQUEST
     except BrokenPipeError:  # the reader has seen enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -34,10 +34,11 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def quoted(text: str) -> str:
-    """Text as TOML writes it: as JSON does, but for DEL.  Raises SpecError."""
+    """Text as TOML writes it: as JSON does, what is not seen by its number.  Raises SpecError."""
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise SpecError(f"{one_line(text)!r} is no Unicode text, which a TOML file must be")
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    written = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in written)
 
 
 def read() -> dict[str, str]:

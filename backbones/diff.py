@@ -83,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
         text = table.csv(cost)
     else:
         what = table.grid(changed, style) if changed else "nothing differs"
-        names = f"a = {table.plain(a.name)}\nb = {table.plain(b.name)}, both at {h}x{w}"
+        first, second = (table.cell(spec.name, style) for spec in (a, b))
+        names = f"a = {first}\nb = {second}, both at {h}x{w}"
         text = f"{names}\n\n{what}\n\n{table.grid(cost, style)}"
     terminal.emit(text, args.out)
     return terminal.AGREED

@@ -10,13 +10,13 @@ import argparse
 import contextlib
 import importlib
 import math
-import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from attention import terminal
+from attention import files, table, terminal
 from attention.options import SpecError, one_line
 from attention.registry import name_of
 from backbones.notation import parse
@@ -112,21 +112,20 @@ def reason(error: BaseException) -> str:
 
 
 def write(graph: Any, format: str, out: Path) -> None:
-    """A file that is whole or absent."""
+    """As `files.write` does: whole or as it was.  Raises SpecError."""
     import torch
 
-    temporary = out.with_name(f".{out.stem}.{os.getpid()}.tmp{out.suffix}")
     try:
-        if format == "pt2":
-            with temporary.open("wb") as stream:
-                torch.export.save(graph, stream)
-        else:
-            onnx_program(graph).save(str(temporary), external_data=False)
-        temporary.replace(out)
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder, "model")
+            if format == "pt2":
+                with made.open("wb") as stream:
+                    torch.export.save(graph, stream)
+            else:
+                onnx_program(graph).save(str(made), external_data=False)
+            files.write(out, made.read_bytes())
     except OSError as error:
         raise SpecError(f"--out {out}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def onnx_program(graph: Any) -> Any:
@@ -188,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = terminal.parser("backbones.export", __doc__, EPILOG)
     parser.add_argument("spec", help="a notation, a variant, an alias or a .toml file")
     parser.add_argument("--format", choices=tuple(TOLERANCE), help="default: by --out, else pt2")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: model.FORMAT")
+    parser.add_argument("--out", action=files.OutFile, metavar="FILE", help="default: model.FORMAT")
     parser.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors in our names")
     parser.add_argument("--dynamic", type=dynamic_axes, default=(), metavar="batch,size")
     parser.add_argument("--img-size", type=terminal.image_size, metavar="SIZE", help="default: own")
@@ -200,18 +199,19 @@ def main(argv: list[str] | None = None) -> int:
         spec = replace(spec, img_size=args.img_size)
     ending = args.out.suffix[1:] if args.out else ""
     format = args.format or (ending if ending in TOLERANCE else "pt2")
+    out = files.checked(args.out or Path(f"model.{format}"))
     require(format)
     from backbones.model import create
 
     model = create(spec, weights=args.weights).eval()
     spec = model.spec
     request = Request("batch" in args.dynamic, "size" in args.dynamic)
-    out = args.out or Path(f"model.{format}")
     write(program(model, spec, request), format, out)
     size = "x".join(map(str, spec.img_size))
     if request.size:
         size = f"height and width from {least_size(spec)} to {MAX_SIZE}"
-    print(f"{out}: {spec.name}, batch {'any' if request.batch else 1}, {size}")
+    batch = "any" if request.batch else 1
+    terminal.emit(table.plain(f"{out}: {spec.name}, batch {batch}, {size}"), None)
     if not args.check:
         return terminal.AGREED
     inputs = draw(request.shapes(spec, (1, 2, 3)), spec.in_channels)

@@ -27,19 +27,52 @@ exit code: 0 within 1% of the budget, 1 further away, 2 the request cannot be an
 
 TOLERANCE = 0.01
 LARGEST_FACTOR = 16.0
+OTHER_KIND = LARGEST_FACTOR**2  # a width times the largest factor costs so many times as much
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def amount(text: str) -> int:
     """``4.5G``, ``28M`` or a whole number."""
-    digits = text.rstrip("KMGT")
+    digits, unit = _parted(text)
     try:
-        value = float(digits) * _UNITS[text[len(digits) :]]
+        value = float(digits) * _UNITS[unit]
     except (ValueError, KeyError):
         value = math.nan
     if not (math.isfinite(value) and value >= 1):
         raise argparse.ArgumentTypeError(f"{text!r}: expected an amount such as 4.5G or 28M")
     return round(value)
+
+
+def _parted(text: str) -> tuple[str, str]:
+    digits = text.rstrip("KMGT")
+    return digits, text[len(digits) :]
+
+
+def check_unit(text: str, own: int, option: str) -> None:
+    """Refuses an amount without a unit that only a unit brings near the backbone's own.
+
+    Args:
+        text: what `amount` reads.
+        own: parameters or MACs of the backbone as it is.
+        option: the option that says it.
+
+    Raises:
+        SpecError: with the unit that was meant.
+
+    Example:
+        >>> check_unit("4.5", 4_203_000_000, "--macs")
+        Traceback (most recent call last):
+        attention.options.SpecError: --macs 4.5: the backbone has 4,203,000,000; did you mean 4.5G?
+    """
+
+    def times_off(unit: str) -> float:
+        return max(float(digits) * _UNITS[unit] / own, own / (float(digits) * _UNITS[unit]))
+
+    digits, unit = _parted(text)
+    meant = min(_UNITS, key=times_off)
+    if not unit and times_off(unit) > OTHER_KIND > times_off(meant):
+        way = f"did you mean {digits}{meant}?"
+        raise SpecError(f"{option} {one_line(text)}: the backbone has {own:,}; {way}")
 
 
 def counts_of(spec: BackboneSpec, by: str) -> list[int]:
@@ -157,26 +190,35 @@ def _around(spec: BackboneSpec, by: str, counts: tuple[int, ...]) -> Iterator[tu
             yield tuple(max(c, s) for c, s in zip(moved, steps, strict=True))
 
 
+def _known(text: str) -> str:
+    amount(text)
+    return text
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = terminal.parser("backbones.fit", __doc__, EPILOG)
     parser.add_argument("spec", help="a notation, a variant, an alias or a .toml file")
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--macs", type=amount, metavar="AMOUNT", help="such as 4.5G, at --img-size")
-    budget.add_argument("--params", type=amount, metavar="AMOUNT", help="such as 28M")
+    budget.add_argument("--macs", type=_known, metavar="AMOUNT", help="such as 4.5G, at --img-size")
+    budget.add_argument("--params", type=_known, metavar="AMOUNT", help="such as 28M")
     parser.add_argument("--by", choices=("width", "depth"), default="width", help="default: width")
     parser.add_argument("--img-size", type=terminal.image_size, metavar="SIZE", help="default: own")
     terminal.add_output(parser)
     args = parser.parse_args(argv)
     terminal.load_plugins(args.plugin)
     spec = parse(args.spec)
+    from backbones.sizes import stage_sizes, total
+
     if args.img_size:
         spec = replace(spec, img_size=args.img_size)
-    found, value = fit(spec, macs=args.macs, params=args.params, by=args.by)
-    target = args.macs or args.params
+    what, text = ("macs", args.macs) if args.macs else ("params", args.params)
+    check_unit(text, getattr(total(stage_sizes(spec)), what), f"--{what}")
+    target = amount(text)
+    found, value = fit(spec, by=args.by, **{what: target})
     error = (value - target) / target
     row = {
         "backbone": to_notation(found), "by": args.by,
-        "budget": f"{'macs' if args.macs else 'params'}={target}", "found": value,
+        "budget": f"{what}={target}", "found": value,
         "error_%": 100 * error,
         "dims": " ".join(str(stage.dim) for stage in found.stages),
         "heads": " ".join(str(stage.heads) for stage in found.stages),

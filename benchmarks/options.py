@@ -11,7 +11,7 @@ from typing import Any
 from analysis.campaign import Plan, Task
 from analysis.entries import DEVICES, DTYPES, MALLOCS, Entry
 from analysis.store import Store
-from attention import terminal
+from attention import files, table, terminal
 from attention.options import SpecError, nearest
 
 Row = dict[str, Any]
@@ -41,14 +41,17 @@ def add_measuring(to: argparse.ArgumentParser) -> None:
         help="keep: freed memory stays with the process (glibc), so that no time is the kernel's; "
         "default: as the C library does, which makes large tensors slower and times unsteady",
     )  # fmt: skip
-    add("--store", type=Path, metavar="FILE.jsonl", help="add every row to this file as it comes")
+    add(
+        "--store", action=files.OutFile, metavar="FILE.jsonl",
+        help="add every row to this file as it comes",
+    )  # fmt: skip
     add("--resume", action="store_true", help="measure only what --store does not have")
     add("--force", action="store_true", help="compare what differs in more, marked as mixed")
     add(
         "--table", nargs="+", type=Path, metavar="FILE",
         help="measure nothing: the table of rows that --store wrote",
     )  # fmt: skip
-    add("--figure", type=Path, metavar="FILE", help="also draw it: .svg, .png or .pdf")
+    add("--figure", action=files.OutFile, metavar="FILE", help="also draw it: .svg, .png or .pdf")
 
 
 def _seconds(text: str) -> float:
@@ -128,7 +131,7 @@ def _stored(files: Sequence[Path]) -> tuple[list[Row], int]:
         rows += good
         bad += len(problems)
         for line, reason in problems:
-            print(f"{path}: line {line} {reason}", file=sys.stderr)
+            print(table.plain(f"{path}: line {line} {reason}"), file=sys.stderr)
     return rows, bad
 
 

@@ -4,12 +4,15 @@ import random
 
 import naive
 import pytest
+import tiny
 import torch
+import torch._dynamo.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import BUILT_IN, Case, cases, draw_case
 
 import attention
+from attention import SpecError, TokenMixer
 
 LAYOUTS = {
     "channels first": lambda x: x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
@@ -78,6 +81,92 @@ def test_empty_batch(name, index):
     assert y.shape == (0, 9, 8, 8)
     y.sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in mixer.parameters())
+
+
+def refused(call, x):
+    with pytest.raises(SpecError) as error:
+        call(x)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+CHANNELS_FIRST = "channels first: x.permute(0, 2, 3, 1)"
+WRONG_MAPS = {  # what a mixer of 8 channels is given: what the line must say
+    (2, 8, 9, 9): f"takes (b, h, w, 8); given (2, 8, 9, 9), which looks like {CHANNELS_FIRST}",
+    (2, 49, 8): "given (2, 49, 8), which looks like tokens: x.unflatten(1, (h, w))",
+    (8,): "given (8,)", (2, 9, 9, 4): "given (2, 9, 9, 4)", (1, 2, 9, 9, 8): "(1, 2, 9, 9, 8)",
+    (2, 0, 9, 8): "given (2, 0, 9, 8): height and width from 1",
+    (2, 9, 0, 8): "given (2, 9, 0, 8): height and width from 1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_another_shape_is_one_line(name):
+    """At the door of every mixer: what is given, what is expected, and the way."""
+    mixer = attention.create(name, dim=8, heads=2).eval()
+    for shape, words in WRONG_MAPS.items():
+        message = refused(mixer, torch.zeros(shape))
+        assert message.startswith(f"{name} takes (b, h, w, 8); given ") and words in message
+    whole = torch.zeros(2, 9, 9, 8)
+    assert refused(mixer, whole.int()).endswith("floating point; given torch.int32: x.float()")
+    assert "given torch.bool" in refused(mixer, whole.bool())
+    assert refused(mixer, [1]) == f"{name} takes a tensor (b, h, w, 8); given list"
+
+
+class Own(TokenMixer):
+    """Says `forward` itself, and would take anything."""
+
+    def forward(self, x):
+        return -x
+
+
+def test_a_mixer_that_says_forward_has_the_door_too():
+    mixer = Own("mine:size=3", dim=8, heads=2)
+    assert CHANNELS_FIRST in refused(mixer, torch.zeros(1, 8, 4, 4))
+    x = torch.zeros(0, 4, 4, 8)
+    assert mixer(x).shape == mixer(x=x).shape == x.shape
+
+
+WRONG_IMAGES = {
+    (3, 32, 32): "which looks like one image: x[None]",
+    (1, 32, 32, 3): "which looks like channels last: x.permute(0, 3, 1, 2)",
+    (1, 1, 32, 32): "given (1, 1, 32, 32): in_channels=1 takes it",
+    (1, 3, 0, 32): "height and width from 1", (1, 3, 32, 0): "height and width from 1",
+    (3,): "given (3,)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", ["forward", "features"])
+def test_other_images_are_one_line(call):
+    model = tiny.create("swin")
+    take = getattr(model, call)
+    for shape, words in WRONG_IMAGES.items():
+        message = refused(take, torch.zeros(shape))
+        assert f" takes (b, 3, h, w); given {shape}" in message and words in message
+    message = refused(take, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert message.endswith("takes floating point; given torch.uint8: x.float() / 255")
+    found = take(torch.zeros(0, 3, 32, 32))
+    assert (found[-1] if call == "features" else found).shape[0] == 0
+
+
+def test_the_door_is_in_no_graph():
+    """No operator of it under jit tracing, no guard on a free size, and one graph in all."""
+    mixer, x = Own("mine", dim=8, heads=2), torch.zeros(2, 5, 6, 8)
+    traced = torch.jit.trace(mixer, x, check_trace=False)
+    assert [node.kind() for node in traced.inlined_graph.nodes()] == ["aten::neg"]
+    assert torch.jit.trace(mixer, x)(torch.ones(1, 9, 3, 8)).shape == (1, 9, 3, 8)
+    sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(mixer, (x,), dynamic_shapes=(sizes,))
+    given, *rest = program.graph.nodes
+    assert [node.op for node in rest] == ["call_function", "output"]
+    free = {str(size) for size in given.meta["val"].shape[:3]}
+    assert len(free) == 3 and not any(size.isdecimal() for size in free)
+    counted = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(mixer, backend=counted, fullgraph=True, dynamic=True)
+    for h, w in ((5, 6), (9, 3), (4, 11)):
+        assert compiled(torch.zeros(2, h, w, 8)).shape == (2, h, w, 8)
+    assert counted.frame_count == 1
+    assert len(torch.fx.symbolic_trace(mixer).graph.nodes) == 3
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

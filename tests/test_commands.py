@@ -3,9 +3,14 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from attention import terminal
+from attention.options import SpecError
+from backbones import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
@@ -83,6 +88,68 @@ def test_a_bad_option_is_exit_two_without_a_traceback(argv):
     done = without_torch("analysis.flops", *argv)
     assert done.returncode == 2 and done.stdout == ""
     assert "error: " in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("backbones.show", "default: strip, or by the ending of --out"),
+        ("backbones.diff", "default: table, or by the ending of --out"),
+    ],
+)
+def test_help_names_the_default_format(module, words):
+    assert words in " ".join(without_torch(module, "--help").stdout.split())
+
+
+@pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors", "no/such/file.bin", ""])
+def test_a_missing_file_of_weights_is_said_without_torch(name):
+    done = without_torch("backbones.convert", name, "--to", "x.safetensors")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done
+    assert done.stderr.startswith(f"error: {name}: cannot be read: No such file or directory; ")
+    assert not (ROOT / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [("4", "4G"), ("0.5", "0.5G"), ("63", "63G"), ("512", "512M")]
+)
+@pytest.mark.parametrize("module", ["analysis.flops", "analysis.complexity"])
+def test_a_memory_without_a_unit_is_asked_about(module, text, meant, capsys):
+    named = ["--backbone", "swin_t"] if module == "analysis.flops" else []
+    with pytest.raises(SystemExit) as left:
+        import_module(module).main([*named, "--max-memory", text])
+    assert left.value.code == 2
+    assert f"{text!r} is in bytes; did you mean {meant}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4G", 2**32), ("512m", 2**29), (f"{2**32}", 2**32), ("0", 0), ("1K", 1024)]
+)
+def test_a_memory_with_its_unit_is_read(text, size):
+    assert terminal.memory_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [
+        ("pale_t --macs 4.5", "the backbone has 4,202,551,296; did you mean 4.5G?"),
+        ("pale_t --macs 900", "did you mean 900M?"),
+        ("swin_t --params 28", "the backbone has 28,288,354; did you mean 28M?"),
+        ("swin_t --params 0028.0", "did you mean 0028.0M?"),
+        ("swin_t --macs 4.5 --img-size 7168", "did you mean 4.5T?"),
+    ],
+)
+def test_a_budget_without_a_unit_is_asked_about(argv, meant, monkeypatch):
+    """At once, by the backbone's own count at the size that is asked for."""
+    monkeypatch.setattr(fit, "fit", lambda *args, **budget: pytest.fail("searched"))
+    option = argv.split()[1]
+    with pytest.raises(SpecError, match=f"^{option} ") as error:
+        fit.main(argv.split())
+    assert meant in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["4500000000", "4.5G", "4.5M", "900K", "100000000000"])
+def test_a_budget_that_is_meant_is_not_asked_about(text):
+    fit.check_unit(text, 4_202_551_296, "--macs")
 
 
 def test_the_main_job_prints_only_its_answer():

@@ -146,7 +146,8 @@ def test_full_against_window_crosses_where_algebra_says(c, m, times):
 def test_the_known_crossings_are_said(capsys):
     _, out = run(capsys, "--mixer", "window", "full", "--values", "28", "56", "448")
     line = next(line for line in out.splitlines() if line.startswith("full costs more"))
-    assert "from 64 pixels on, padding included; the lines cross at 28 pixels" in line
+    assert "from 64 pixels on, padding included; by the formulas" in line
+    assert "the lines cross" not in line  # one fact, one point: the exact one
     assert line.endswith("without padding, from 49 tokens")
     _, out = run(capsys, "--mixer", "window", "full", "--values", "448", "--times", "2")
     assert "full costs 2 times window: from 92 pixels on" in out
@@ -227,6 +228,19 @@ def test_no_smaller_image_costs_more(name):
     for series in (alone(name), whole):
         costs = [series.at("resolution", 4 * n, (1, 1)).spent().total for n in range(1, 65)]
         assert costs == sorted(costs)
+
+
+def test_where_there_is_no_exact_point_the_lines_say_one():
+    found = {"more": "a", "less": "b", "times": 1, "exact": None, "tokens": None,
+             "verdict": "crosses", "sampled": 300.0}  # fmt: skip
+    assert sweep.sentence(found, "width", [1, 2]) == "a costs more than b: the lines cross at 300"
+
+
+@pytest.mark.parametrize("x", [1, 2, 3, 4, 8])
+def test_the_ring_lies_on_the_line(x):
+    """Costs that grow as x^2 below 2 and as x above."""
+    rows = [{"value": n, "macs_formula": cost} for n, cost in ((1, 1), (2, 4), (4, 8), (8, 16))]
+    assert curves._between(rows, x) == pytest.approx(x**2 if x < 2 else 2 * x)
 
 
 # -- policies ----------------------------------------------------------------------------------

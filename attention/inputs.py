@@ -1,0 +1,75 @@
+"""What a mixer and a backbone take, and one line about anything else.
+
+Asked are rank, channels and dtype, which every graph holds fixed; sides only in eager.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention.options import SpecError, one_line
+
+MAP, IMAGES = -1, 1  # the axis of the channels in (b, h, w, c) and in (b, c, h, w)
+
+
+def check(x: Any, place: object, axis: int, channels: int) -> None:
+    """Refuses what is no batch of maps or images.
+
+    Args:
+        x: what is given; the batch may be empty.  What stands in for a tensor passes.
+        place: what takes it, which has a name as text.
+        axis: MAP for (b, h, w, channels), IMAGES for (b, channels, h, w).
+        channels: how many it takes.
+
+    Raises:
+        SpecError: with what is given, what is expected, and the way there where it is plain.
+
+    Example:
+        >>> check(torch.zeros(2, 96, 14, 14), "window:size=7", MAP, 96)
+        Traceback (most recent call last):
+        attention.options.SpecError: window:size=7 takes (b, h, w, 96); given (2, 96, 14, 14), \
+which looks like channels first: x.permute(0, 2, 3, 1)
+    """
+    if not _fits(x, axis, channels):
+        raise SpecError(_fault(x, one_line(str(place)), axis, channels))
+
+
+def _fits(x: Any, axis: int, channels: int) -> bool:
+    if not isinstance(x, Tensor):
+        return hasattr(x, "__torch_function__")
+    if x.dim() != 4 or not x.is_floating_point():
+        return False
+    if torch.jit.is_tracing():  # sizes are tensors there, and comparing them is recorded
+        return True
+    sides = torch.compiler.is_compiling() or 0 not in x.shape[1:]
+    return x.shape[axis] == channels and sides
+
+
+def _fault(x: Any, place: str, axis: int, channels: int) -> str:
+    layout = f"(b, h, w, {channels})" if axis == MAP else f"(b, {channels}, h, w)"
+    if not isinstance(x, Tensor):
+        return f"{place} takes a tensor {layout}; given {type(x).__name__}"
+    if not x.is_floating_point():
+        way = "x.float() / 255" if x.dtype == torch.uint8 else "x.float()"
+        return f"{place} takes floating point; given {x.dtype}: {way}"
+    return f"{place} takes {layout}; given {tuple(x.shape)}{_way(tuple(x.shape), axis, channels)}"
+
+
+def _way(shape: tuple[int, ...], axis: int, channels: int) -> str:
+    """How the shape becomes the expected one, where it looks like another layout of it."""
+    if len(shape) == 4 and shape[axis] == channels:
+        return ": height and width from 1"
+    if axis == MAP:
+        if len(shape) == 4 and shape[1] == channels:
+            return ", which looks like channels first: x.permute(0, 2, 3, 1)"
+        if len(shape) == 3 and shape[-1] == channels:
+            return ", which looks like tokens: x.unflatten(1, (h, w)), or one map: x[None]"
+        return ""
+    if len(shape) == 4 and shape[-1] == channels:
+        return ", which looks like channels last: x.permute(0, 3, 1, 2)"
+    if len(shape) == 3 and shape[0] == channels:
+        return ", which looks like one image: x[None]"
+    return f": in_channels={shape[1]} takes it" if len(shape) == 4 else ""
