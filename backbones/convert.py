@@ -7,10 +7,10 @@ asked for by name.  Nothing in a file is ever run, and nothing is written unless
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import os
 
-from attention import terminal
-from attention.options import read_size
+from attention import files, terminal
+from attention.options import SpecError, one_line, read_size
 from backbones.rules import SOURCES, TARGETS, WAYS
 
 EPILOG = """examples:
@@ -46,7 +46,7 @@ def _counts(text: str) -> list[int]:
 def arguments() -> argparse.ArgumentParser:
     parser = terminal.parser("backbones.convert", __doc__, EPILOG)
     parser.add_argument("file", help=".safetensors, .pth or hf:owner/name")
-    parser.add_argument("--to", type=Path, required=True, metavar="OUT.safetensors")
+    parser.add_argument("--to", action=files.OutFile, required=True, metavar="OUT.safetensors")
     parser.add_argument("--spec", help="the backbone of the weights; default: from their shapes")
     parser.add_argument("--source", choices=tuple(SOURCES), help="default: from the keys")
     parser.add_argument("--entry", help="which state dict of a .pth file that holds several")
@@ -74,6 +74,9 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     terminal.load_plugins(args.plugin)
+    if not args.file.startswith("hf:") and not os.path.lexists(args.file):
+        reason = "No such file or directory; expected a .safetensors or .pth file"
+        raise SpecError(f"{one_line(args.file)}: cannot be read: {reason}")
     from backbones.conversion import convert
 
     code, text = convert(args)

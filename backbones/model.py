@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attention import backends
 from attention.dispatch import Executable
+from attention.inputs import IMAGES, check
 from attention.options import SpecError
 from backbones.layers import Macs, Stage, Stem, linear, nchw, nhwc
 from backbones.notation import parse
@@ -44,6 +45,7 @@ class HierarchicalBackbone(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """One NCHW map per stage, finest first; normed when the spec has out_norms."""
+        self._check(x)
         x, maps = self.stem(x), []
         for i, stage in enumerate(self.stages):
             x = stage(x)
@@ -52,7 +54,12 @@ class HierarchicalBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (b, num_classes), or the pooled features (b, dim) when num_classes is 0."""
+        self._check(x)
         return self.head(self.norm(nhwc(self.stages(self.stem(x)))).mean((1, 2)))
+
+    def _check(self, x: Tensor) -> None:
+        """Raises SpecError for anything but images."""
+        check(x, self.spec.name or "the backbone", IMAGES, self.spec.in_channels)
 
     def set_grad_checkpointing(self, enable: bool = True, per: str = "block") -> None:
         """Trade time for memory in training: activations inside blocks are computed again.
