@@ -13,7 +13,9 @@ from attention.inputs import IMAGES, check
 from attention.options import SpecError
 from backbones.layers import Macs, Stage, Stem, linear, nchw, nhwc
 from backbones.notation import parse
+from backbones.rates import is_position, matcher
 from backbones.spec import BackboneSpec, edit
+from backbones.unread import joined
 
 
 class HierarchicalBackbone(nn.Module):
@@ -44,13 +46,21 @@ class HierarchicalBackbone(nn.Module):
         self.head = linear(dims[-1], classes) if classes else nn.Identity()
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """One NCHW map per stage, finest first; normed when the spec has out_norms."""
+        """One NCHW map per stage, finest first; normed when the spec has out_norms.
+
+        Under DistributedDataParallel, what only `forward` reads gets gradients of zero.
+        """
         self._check(x)
         x, maps = self.stem(x), []
         for i, stage in enumerate(self.stages):
             x = stage(x)
-            maps.append(nchw(self.out_norms[i](nhwc(x))) if self.out_norms is not None else x)
+            maps.append(self._level(i, x))
+        maps[-1] = joined(maps[-1], (*self.norm.parameters(), *self.head.parameters()))
         return maps
+
+    def _level(self, i: int, x: Tensor) -> Tensor:
+        """Stage i's map as `features` gives it: (b, c, h, w) to (b, c, h, w)."""
+        return x if self.out_norms is None else nchw(self.out_norms[i](nhwc(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (b, num_classes), or the pooled features (b, dim) when num_classes is 0."""
@@ -71,6 +81,18 @@ class HierarchicalBackbone(nn.Module):
             raise SpecError(f"set_grad_checkpointing: per={per!r} is neither 'block' nor 'stage'")
         for stage in cast("list[Stage]", self.stages):
             stage.checkpointing = per if enable else None
+
+    def no_weight_decay(self) -> set[str]:
+        """What the authors leave out: bias tables, log-CPB, logit scales, absolute positions.
+
+        timm's optimizers read it, and leave out by themselves what has one axis: norms, biases.
+        `backbones.rates` does so for a backbone inside another module.
+        """
+        return {name for name, _ in self.named_parameters() if is_position(name)}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers for timm's layer-wise learning rates: the stem, then every block, or stage."""
+        return matcher(coarse)
 
     @property
     def backend(self) -> str:

@@ -10,23 +10,26 @@ released weights: pretrained=True is refused by timm.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F
+from timm.layers.config import is_scriptable
 from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
     register_model,
     register_notrace_module,
 )
-from timm.models._features import feature_take_indices
+from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import Tensor, nn
 
-from attention.options import SpecError, one_line, read_size
-from backbones import variants
+from attention.options import SpecError, one_line, read_number, read_size
+from backbones import keywords, variants
 from backbones.layers import Stage, Stem, linear, nchw, nhwc
 from backbones.model import HierarchicalBackbone
 from backbones.notation import parse
@@ -36,14 +39,24 @@ for _part in (Stem, Stage):  # symbolic tracing stops at these: padding depends 
     register_notrace_module(_part)
 
 PREFIX = "transom_"
-UNDECAYED = ("table", "logit_scale", "position", "mlp.0.weight", "mlp.0.bias", "mlp.2.weight")
+POOLS = ("avg", "fast", "fastavg", "")  # timm's names of the mean, and none
 
 
 class TimmBackbone(HierarchicalBackbone):
-    """A backbone with timm's interface.  spec: any notation.  img_size: what absolute positions
-    and shrunken windows are made for; any other size still runs.
+    """A backbone with timm's interface.
 
-    Raises SpecError for what cannot be built or is not offered.
+    Args:
+        spec: any notation.
+        img_size: what absolute positions and shrunken windows are made for; any other size runs.
+        drop_rate: dropout of the pooled features, before the classifier.
+        bn_momentum, bn_eps: of every batch norm (pale has some).
+        keywords: of timm's Swin, where they say what the backbone is already.
+
+    Raises:
+        SpecError: what cannot be built or is not offered, with what to say instead.
+
+    Example:
+        >>> TimmBackbone("pale_t", num_classes=10, drop_rate=0.2)(images).shape
     """
 
     output_fmt = "NCHW"
@@ -55,22 +68,41 @@ class TimmBackbone(HierarchicalBackbone):
         in_chans: int | None = None,
         num_classes: int | None = None,
         img_size: int | Sequence[int] | None = None,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: float | None = None,
+        drop_rate: float = 0.0,
         global_pool: str = "avg",
         output_stride: int | None = None,
+        bn_momentum: float | None = None,
+        bn_eps: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **asked: Any,
     ) -> None:
+        if is_scriptable():
+            raise SpecError(
+                "scriptable=True: torch.jit.script cannot read the mixers; use torch.compile, or "
+                "python -m backbones.export for a file"
+            )
         if output_stride not in (None, 32):
             raise SpecError(
                 f"output_stride={output_stride}: stages keep their strides (4, 8, 16, 32), since "
                 "windows do not dilate; use a decoder without output_stride"
             )
-        given = {"in_channels": in_chans, "num_classes": num_classes, "img_size": img_size}
+        given = {
+            "in_channels": in_chans, "num_classes": num_classes, "img_size": img_size,
+            "drop_path": drop_path_rate,
+        }  # fmt: skip
         fields = {key: value for key, value in given.items() if value is not None}
-        resolved = edit(parse(spec), spec, drop_path=drop_path_rate, **fields)
-        if resolved.out_norms:
-            raise SpecError(f"{spec}: out_norms: timm's wrappers read the stages without them")
-        super().__init__(resolved)
+        resolved = edit(parse(spec), spec, **fields)
+        keywords.check(resolved, asked)
+        with contextlib.nullcontext() if device is None else torch.device(device):
+            super().__init__(resolved)
         self._describe_head(self.spec.num_classes, global_pool)
+        self.head_drop = _dropout(drop_rate)
+        for norm in (part for part in self.modules() if isinstance(part, nn.BatchNorm2d)):
+            norm.momentum = norm.momentum if bn_momentum is None else bn_momentum
+            norm.eps = norm.eps if bn_eps is None else bn_eps
+        self.to(dtype=dtype)
         self.in_chans = self.spec.in_channels
         self.feature_info = [
             {
@@ -82,8 +114,9 @@ class TimmBackbone(HierarchicalBackbone):
         ]
 
     def _describe_head(self, num_classes: int, global_pool: str) -> None:
-        if global_pool not in ("avg", ""):
-            raise SpecError(f"global_pool={global_pool!r}: expected 'avg' or ''")
+        if global_pool not in POOLS:
+            known = ", ".join(map(repr, POOLS))
+            raise SpecError(f"global_pool={global_pool!r}: expected one of {known}")
         self.num_classes, self.global_pool = num_classes, global_pool
         self.num_features = self.head_hidden_size = self.spec.stages[-1].dim
 
@@ -97,7 +130,7 @@ class TimmBackbone(HierarchicalBackbone):
         return nchw(self.norm(nhwc(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = x.mean((2, 3)) if self.global_pool else x
+        x = self.head_drop(x.mean((2, 3)) if self.global_pool else x)
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +145,11 @@ class TimmBackbone(HierarchicalBackbone):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps of chosen stages (and the last, normed); as in every timm model."""
+        """The maps of chosen stages (and the last, normed); as in every timm model.
+
+        norm: the final norm on the last stage's map.  With out_norms every chosen map has its own
+        norm instead, as `features` gives it.
+        """
         if output_fmt != "NCHW":
             raise SpecError(f"output_fmt={output_fmt!r}: maps are NCHW")
         take, deepest = feature_take_indices(len(self.stages), indices)
@@ -122,7 +159,8 @@ class TimmBackbone(HierarchicalBackbone):
                 break
             x = stage(x)
             if i in take:
-                found.append(self._normed(x) if norm and i == last else x)
+                final = norm and i == last and self.out_norms is None
+                found.append(self._normed(x) if final else self._level(i, x))
         if intermediates_only:
             return found
         return (x if stop_early and deepest < last else self._normed(x)), found
@@ -150,10 +188,13 @@ class TimmBackbone(HierarchicalBackbone):
         take, deepest = feature_take_indices(len(self.stages), indices)
         ends = deepest < len(self.stages) - 1
         self.stages = self.stages[: deepest + 1]
+        if self.out_norms is not None:
+            norms = (norm if i in take else nn.Identity() for i, norm in enumerate(self.out_norms))
+            self.out_norms = nn.ModuleList(norms)[: deepest + 1]
         if prune_norm or ends:
             self.norm = nn.Identity()
         if prune_head or ends:
-            self.head = nn.Identity()
+            self.head = self.head_drop = nn.Identity()
             self._describe_head(0, "")
             self.num_features = self.head_hidden_size = self.feature_info[deepest]["num_chs"]
         return take
@@ -176,33 +217,28 @@ class TimmBackbone(HierarchicalBackbone):
             moved = F.interpolate(self.stem.position.detach(), grid, mode="bicubic")
             self.stem.position = nn.Parameter(moved)
 
-    # -- training ------------------------------------------------------------------------
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """For layer-wise learning rates: the stem, then every block."""
-        blocks: Any = r"^stages\.(\d+)"
-        if not coarse:
-            blocks = [
-                (r"^stages\.(\d+)\.downsample", (0,)),
-                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^norm\.", (99999,)),
-            ]
-        return {"stem": r"^stem", "blocks": blocks}
-
-    def no_weight_decay(self) -> set[str]:
-        """What the authors leave out: bias tables, log-CPB, logit scales, absolute positions.
-        Norms and biases have one axis, which timm leaves out by itself."""
-        return {
-            name
-            for name, _ in self.named_parameters()
-            if name.endswith(UNDECAYED[:3]) or (".bias.mlp." in name and name.endswith(UNDECAYED))
-        }
+def _dropout(rate: Any) -> nn.Module:
+    try:
+        number = read_number(rate)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1:
+        raise SpecError(f"drop_rate={rate!r}: expected a rate from 0 to below 1")
+    return nn.Dropout(number) if number else nn.Identity()
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     feature_cfg = {
         "out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "flatten_sequential": True,
     }  # fmt: skip
+    if kwargs.get("features_only") and parse(kwargs["spec"]).out_norms:
+        kind = kwargs.setdefault("feature_cls", "getter")
+        if kind not in ("getter", FeatureGetterNet):
+            raise SpecError(
+                f"feature_cls={kind!r}: it takes maps between the stages, where out_norms are not; "
+                "leave it out, or say 'getter'"
+            )
     return build_model_with_cfg(
         TimmBackbone, variant, pretrained, feature_cfg=feature_cfg, **kwargs
     )

@@ -12,6 +12,7 @@ from tiny import error, images, notation, randomise
 from torch import Tensor, nn
 
 import backbones.timm_models  # registers the names
+from analysis import heads
 from attention.options import SpecError
 
 SPEC = notation("swin")
@@ -30,7 +31,8 @@ def recipe(title: str) -> str:
 def run_recipe(title: str, **swaps: str) -> dict:
     """Runs it as it stands, but with small bodies where a spec can be given."""
     code = recipe(title)
-    for old, new in {'"transom_swin_t"': f'"transom", spec="{SPEC}"', **swaps}.items():
+    normed = {'"swin_t/out_norms=true': f'"{SPEC}/out_norms=true'}
+    for old, new in {'"transom_swin_t"': f'"transom", spec="{SPEC}"', **normed, **swaps}.items():
         code = code.replace(old, new)
     names: dict = {}
     exec(code, names)
@@ -64,21 +66,62 @@ def test_torchvision_detectors(title):
     assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     assert_trained(detector.backbone.body)
+    norms = [p.grad for name, p in detector.named_parameters() if "out_norms" in name]
+    assert len(norms) == 2 * len(detector.backbone.body.feature_info.channels())
+    assert all(grad is not None for grad in norms)
     with torch.no_grad():
         found = detector.eval()(pictures)
     assert len(found) == 2 and {"boxes", "scores", "labels"} <= set(found[0])
 
 
-def test_frozen_stages():
+def test_mask_rcnn_is_the_authors():
+    """Backbone and heads of the published 48 M, and torchvision's background; the optimizer leaves
+    out the 12 tables and the norms, and decays everything else."""
+    code = recipe("torchvision: Mask R-CNN").replace("num_classes=5", "num_classes=81")
+    names: dict = {}
+    with torch.device("meta"):
+        exec(code, names)
+    detector = names["detector"]
+    body = sum(p.numel() for p in detector.backbone.body.parameters())
+    layers = heads.layers("Mask R-CNN", [96, 192, 384, 768], [(200, 320)] * 4)
+    counted, background = sum(layer.params for layer in layers), 4 * (1024 + 1) + (256 + 1)
+    assert (body, counted, background) == (27_520_698, 20_273_904, 4_357)
+    assert sum(p.numel() for p in detector.parameters()) == body + counted + background
+    last = detector.backbone.body.model.stages[-1].blocks[-1]
+    assert last.drop_path.rate == pytest.approx(0.1)
+    maps = detector.backbone(torch.empty(1, 3, 64, 64, device="meta"))
+    assert [m.shape[1:] for m in maps.values()] == [(256, s, s) for s in (16, 8, 4, 2, 1)]
+    free, decayed = ({id(p) for p in group["params"]} for group in sorted(
+        names["optimizer"].param_groups, key=lambda group: group["weight_decay"]
+    ))  # fmt: skip
+    for name, parameter in detector.named_parameters():
+        assert (id(parameter) in free) == (name.endswith("table") or "norm" in name), name
+    assert len(free) + len(decayed) == len(list(detector.parameters()))
+
+
+def test_optimizer():
+    """The recipe, on a small body: rates fall to the stem, the head has all of it."""
+    names = run_recipe("Optimizer")
+    groups, body = names["optimizer"].param_groups, names["body"]
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rate[id(names["segmenter"]["head"].bias)] == 6e-5
+    assert rate[id(body.stem.conv.weight)] == pytest.approx(6e-5 * 0.9**9)
+    sum(m.square().mean() for m in body.features(images(2, 3, 64, 64))).backward()
+    assert all(p.grad is not None for p in body.parameters())  # nothing that no map reads
+
+
+@pytest.mark.parametrize("edits", [(), ("out_norms=true",)])
+def test_frozen_stages(edits):
     """The recipe: no gradient for the stem and the first stages, their BN statistics stay; the
     rest trains and its statistics move."""
-    spec = notation("pale")
+    spec = notation("pale", *edits)
     net = run_recipe("Frozen stages", **{f'"transom", spec="{SPEC}"': f'"transom", spec="{spec}"'})
     net = net["net"]
     before = {k: v.clone() for k, v in net.state_dict().items() if "running" in k}
-    assert {"stages_0", "stages_3"} <= {key.split(".")[0] for key in before}
+    inner, mark = ("model.", ".") if edits else ("", "_")
+    assert any(key.startswith(f"{inner}stages{mark}3.") for key in before)
     sum(m.square().mean() for m in net(images(2, 3, 64, 64))).backward()
-    frozen = ("stem", "stages_0", "stages_1")
+    frozen = tuple(f"{inner}{part}." for part in ("stem", f"stages{mark}0", f"stages{mark}1"))
     for name, parameter in net.named_parameters():
         assert (parameter.grad is None) == name.startswith(frozen), name
     for name, value in net.state_dict().items():

@@ -1,5 +1,6 @@
 """Our backbones as timm models: the checks of timm's own test suite, on every registered name."""
 
+import inspect
 import re
 
 import pytest
@@ -7,10 +8,13 @@ import timm
 import tiny
 import torch
 from timm.models import get_pretrained_cfg
+from timm.models.swin_transformer import SwinTransformer
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 
+import backbones
 import backbones.timm_models as ours
 from attention.options import SpecError
-from backbones import variants, weights
+from backbones import keywords, variants, weights
 
 NAMES = timm.list_models("transom*")
 SMALL = [ours.PREFIX + n for n in ("swin_t", "swinv2_t_w8", "swin_mlp_t_c24", "cswin_t", "pale_t")]
@@ -178,8 +182,6 @@ def test_checkpointing_changes_nothing(family):
 
 
 def test_weight_decay_and_layer_groups():
-    from timm.optim import create_optimizer_v2, param_groups_weight_decay
-
     model = small("swinv2")
     skipped = model.no_weight_decay()
     names = dict(model.named_parameters())
@@ -196,10 +198,184 @@ def test_weight_decay_and_layer_groups():
     assert len(scales) >= 10 and max(scales) == 1.0
 
 
+# What timm's scripts pass to create_model where no option is given, argument by argument.
+SCRIPTS = {
+    "train": {
+        "pretrained": False, "in_chans": 3, "num_classes": 7, "drop_rate": 0.0,
+        "drop_path_rate": None, "drop_block_rate": None, "global_pool": None, "bn_momentum": None,
+        "bn_eps": None, "scriptable": False, "checkpoint_path": "",
+    },
+    "validate": {
+        "pretrained": False, "num_classes": 7, "in_chans": 3, "global_pool": None,
+        "scriptable": False,
+    },
+    "benchmark": {
+        "num_classes": 7, "in_chans": 3, "global_pool": "fast", "scriptable": False,
+        "drop_rate": 0.0, "drop_path_rate": None, "drop_block_rate": None,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("name", ["transom_swin_t", "transom_pale_t"])
+def test_scripts_of_timm(name, script):
+    """Their arguments, then one step at a rate that falls from the head to the stem."""
+    model = timm.create_model(name, **SCRIPTS[script])
+    optimizer = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.9)
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    loss = torch.nn.functional.cross_entropy(
+        model(tiny.images(2, 3, 32, 32)), torch.tensor([1, 6])
+    )  # fmt: skip
+    loss.backward()
+    optimizer.step()
+    scales = {id(p): g["lr_scale"] for g in optimizer.param_groups for p in g["params"]}
+    depth = sum(stage.depth for stage in model.spec.stages)
+    assert len(scales) == len(before)
+    assert scales[id(model.head.weight)] == 1
+    assert scales[id(model.stem.conv.weight)] == pytest.approx(0.9 ** (depth + 1))
+    assert all(p.isfinite().all() for p in model.parameters())
+    for key in ("stem.conv.weight", "stages.2.blocks.5.mlp.fc1.weight", "head.weight"):
+        assert not torch.equal(before[key], model.get_parameter(key))
+
+
+def test_dropout_stands_before_the_classifier():
+    """In training alone, at its rate, of the pooled features; none of it in the state."""
+    model = small("swin", drop_rate=0.25).train()
+    ones = torch.ones(64, model.num_features, 2, 2)
+    seen = model.forward_head(ones, pre_logits=True)
+    assert torch.allclose(seen.unique(), torch.tensor([0, 1 / 0.75]))
+    assert float((seen == 0).float().mean()) == pytest.approx(0.25, abs=0.05)
+    assert torch.equal(model.eval().forward_head(ones, pre_logits=True), ones.mean((2, 3)))
+    assert set(model.state_dict()) == set(small("swin").state_dict())
+    for wrong in (1, -0.1, "a"):
+        with pytest.raises(SpecError, match=f"drop_rate={wrong!r}: expected a rate"):
+            small("swin", drop_rate=wrong)
+
+
+def test_batch_norms_device_and_dtype():
+    model = small("pale", bn_momentum=0.3, bn_eps=1e-4)
+    norms = [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert {(norm.momentum, norm.eps) for norm in norms} == {(0.3, 1e-4)} and norms
+    spec = tiny.notation("swin")
+    model = timm.create_model("transom", spec=spec, device="meta", dtype=torch.bfloat16)
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
+
+
+def test_drop_path_of_the_notation_is_kept():
+    """drop_path_rate replaces it only where it is given."""
+    spec = tiny.notation("swin", "drop_path=0.2")
+    assert timm.create_model("transom", spec=spec).spec.drop_path == 0.2
+    assert timm.create_model("transom", spec=spec, drop_path_rate=0.0).spec.drop_path == 0
+
+
+def swin_defaults():
+    parameters = inspect.signature(SwinTransformer.__init__).parameters
+    return {key: p.default for key, p in parameters.items() if key != "self"}
+
+
+def test_the_keywords_of_timms_swin_are_known():
+    """All at once with timm's defaults: Swin-T with them is Swin-T."""
+    asked = swin_defaults()
+    assert {"window_size", "attn_drop_rate", "norm_layer", "weight_init"} <= set(asked)
+    with torch.device("meta"):
+        model = timm.create_model("transom_swin_t", **asked)
+        plain = timm.create_model("transom_swin_t", drop_path_rate=asked["drop_path_rate"])
+    assert model.spec == plain.spec
+
+
+ASKED = {
+    "window_size": [8, (7, 14), [8, 8, 7, 7]], "embed_dim": [192, (96, 192, 384, 576)],
+    "depths": [(2, 2, 18, 2), (2, 2, 6)], "num_heads": [(4, 8, 16, 32), (3, 6, 12)],
+    "head_dim": [16], "mlp_ratio": [2.0], "qkv_bias": [False], "ape": [True], "patch_size": [8],
+    "proj_drop_rate": [0.1], "attn_drop_rate": [0.1], "drop_block_rate": [0.1],
+    "norm_layer": [torch.nn.BatchNorm2d], "embed_layer": [torch.nn.Conv2d],
+    "weight_init": ["jax"],
+}  # fmt: skip
+CASES = [(key, value) for key, values in ASKED.items() for value in values]
+
+
+@pytest.mark.parametrize(("key", "value"), CASES, ids=str)
+def test_refused_keywords_name_a_notation_that_builds(key, value):
+    """What the line says to write parses and builds, and is what was asked for, so that the same
+    keyword passes there; but dropouts, parts and initialisations, which have no field."""
+    with torch.device("meta"), pytest.raises(SpecError) as refused:
+        timm.create_model("transom_swin_t", **{key: value})
+    (line,) = str(refused.value).splitlines()
+    shown = getattr(value, "__name__", repr(value))
+    hint = re.fullmatch(rf"{key}={re.escape(shown)}: say spec=\"([^\"]+)\".*", line)
+    assert hint is not None, line
+    told = {} if key.endswith("_rate") or key in keywords.PARTS else {key: value}
+    with torch.device("meta"):
+        model = timm.create_model("transom", spec=hint[1], **told)
+    assert model(torch.empty(1, 3, 64, 64, device="meta")).shape == (1, 1000)
+    plain = backbones.parse("swin_t")
+    assert (model.spec.stages == plain.stages) == (key in ("ape", "patch_size") or not told)
+    if key.endswith("_rate"):
+        assert model.spec.drop_path == value
+
+
+def test_refused_keywords_together():
+    """One line for all; a window where there was none; what is no value at all."""
+    line = re.escape('embed_dim=128, num_heads=(4, 8, 16, 32): say spec="swin_t/1.dim=128/')
+    for name, asked, message in [
+        ("swin_t", {"embed_dim": 128, "num_heads": (4, 8, 16, 32)}, line),
+        ("swin_t", {"embed_dim": 128}, "dim 128 does not divide.*embed_dim and num_heads go"),
+        ("axial_t", {"window_size": 8}, 'say spec="axial_t/1=window:size=8/2=window:size=8/'),
+        ("cswin_t", {"window_size": 7}, 'say spec="cswin_t/1=cross/2=cross'),
+        ("swin_t", {"window_size": "big"}, "window_size='big': window: size='big': expected 7"),
+        ("swin_t", {"mlp_ratio": (1, 2)}, "expected one value, or 4: one a stage"),
+        ("swin_t", {"strict_img_size": 3}, "strict_img_size=3: expected true or false"),
+        ("swin_t", {"scriptable": True}, "scriptable=True: torch.jit.script.*backbones.export"),
+    ]:
+        with torch.device("meta"), pytest.raises(SpecError, match=message):
+            timm.create_model(ours.PREFIX + name, **asked)
+    with pytest.raises(TypeError, match="'windowsize'; did you mean 'window_size'"):
+        timm.create_model("transom_swin_t", windowsize=8)
+
+
+# -- norms per level ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [{}, {"feature_cls": "getter"}])
+def test_norms_per_level(kind):
+    """The maps of `features`, each normed, on the same weights; nothing else is left to train."""
+    net = timm.create_model("transom", spec="swin_t/out_norms=true", features_only=True, **kind)
+    assert sum(p.numel() for p in net.parameters()) == 27_520_698
+    net = tiny.randomise(net).eval()
+    plain = backbones.create("swin_t/out_norms=true", num_classes=0, final_norm=False).eval()
+    state = net.state_dict()
+    plain.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
+    x = tiny.images(1, 3, 64, 96)
+    with torch.no_grad():
+        maps, wanted = net(x), plain.features(x)
+    assert all(map(torch.equal, maps, wanted)) and len(maps) == 4
+    assert net.feature_info.channels() == [m.shape[1] for m in maps]
+
+
+def test_norms_of_levels_that_are_not_asked_for_are_dropped():
+    """Else DistributedDataParallel would wait for their gradients."""
+    spec = tiny.notation("swin", "out_norms=true")
+    net = timm.create_model("transom", spec=spec, features_only=True, out_indices=(1, 2)).train()
+    sum(m.square().sum() for m in net(tiny.images(2, 3, 64, 64))).backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert [m.shape[1] for m in net(tiny.images(2, 3, 64, 64))] == net.feature_info.channels()
+    whole = timm.create_model("transom", spec=spec).eval()
+    last, maps = whole.forward_intermediates(tiny.images(1, 3, 64, 64), norm=True)
+    assert tiny.error(maps[-1], whole.features(tiny.images(1, 3, 64, 64))[-1]) == 0
+    assert tiny.error(last, whole.forward_features(tiny.images(1, 3, 64, 64))) == 0
+
+
+@pytest.mark.parametrize("kind", ["list", "dict", "hook", "fx"])
+def test_wrappers_that_would_lose_the_norms_are_refused(kind):
+    spec = tiny.notation("swin", "out_norms=true")
+    with pytest.raises(SpecError, match=f"feature_cls='{kind}'.*out_norms.*'getter'"):
+        timm.create_model("transom", spec=spec, features_only=True, feature_cls=kind)
+
+
 def test_what_is_not_offered_is_refused_by_name():
     for kwargs, word in [
         ({"output_stride": 8}, "output_stride=8"), ({"global_pool": "max"}, "global_pool='max'"),
-        ({"spec": "swin_t/out_norms=true"}, "out_norms"), ({"spec": "swin_x"}, "swin_t"),
+        ({"spec": "swin_x"}, "swin_t"),
     ]:  # fmt: skip
         with pytest.raises(SpecError, match=word):
             timm.create_model("transom", **kwargs)

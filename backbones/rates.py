@@ -1,0 +1,146 @@
+"""Learning rates and weight decay of every parameter, for backbones of ours inside any module.
+
+Two rules say which parameters are not decayed.
+
+  authors  the dense recipes of Swin and CSWin (custom_keys with decay_mult 0): relative position
+           tables, absolute positions and whatever has "norm" in its name.  The batch norms of
+           their heads are called bn there, so batch norms outside a backbone are decayed under
+           any name, and so are biases
+  timm     what has one axis or is a bias, everywhere
+
+With both, a backbone's `is_position` parameters are not decayed: log-CPB and logit scales stand
+beside the tables, as in the authors' classification code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from attention.options import SpecError, nearest
+from backbones.layers import Stem
+
+RULES = ("authors", "timm")
+POSITION = re.compile(
+    r".*(table|logit_scale|position|\.bias\.mlp\.(0\.weight|0\.bias|2\.weight))$"
+)  # fmt: skip
+STEM = r"^stem"
+STAGES = r"^stages[._](\d+)"  # timm's wrappers call stages.0 stages_0
+LAST = (99999,)  # in timm's matchers: one layer with what stands before
+
+
+def is_position(name: str) -> bool:
+    """Whether a backbone's parameter is a bias table, log-CPB, logit scale or absolute position."""
+    return POSITION.match(name) is not None
+
+
+def matcher(coarse: bool = False) -> dict[str, Any]:
+    """timm's layers of a backbone: the stem, then every stage, or every block.
+
+    What matches nothing (heads, norms per level) is a last layer of its own.
+    """
+    blocks: Any = STAGES
+    if not coarse:
+        blocks = [
+            (STAGES + r"\.downsample", (0,)),
+            (STAGES + r"\.blocks\.(\d+)", None),
+            (r"^norm\.", LAST),
+        ]
+    return {"stem": STEM, "blocks": blocks}
+
+
+def groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float | None = None,
+    undecayed: str = "authors",
+) -> list[dict[str, Any]]:
+    """Parameter groups of a model that has one or more backbones of ours somewhere inside.
+
+    A backbone is found by its stem, also where timm's features_only wrappers have taken it apart.
+
+    Args:
+        model: any module; frozen parameters are left out, all others are in one group each.
+        lr: learning rate of everything outside the backbones.
+        weight_decay: of what the rule decays; the rest has 0.
+        layer_decay: in (0, 1]: the last block's rate is lr times it, each block before it has it
+            once more, the stem most often.  The final norm goes with the last block; heads and
+            norms per level keep lr.  None: lr everywhere.
+        undecayed: the rule of this module's docstring, "authors" or "timm".
+
+    Returns:
+        Dicts with params, lr and weight_decay, for any optimizer of torch or timm.
+
+    Raises:
+        SpecError: no backbone of ours inside, an unknown rule, a layer_decay out of range.
+
+    Example:
+        >>> parts = rates.groups(detector, lr=1e-4, weight_decay=0.05, layer_decay=0.9)
+        >>> optimizer = torch.optim.AdamW(parts)
+    """
+    if undecayed not in RULES:
+        raise SpecError(f"undecayed={undecayed!r} is no rule{nearest(str(undecayed), RULES)}")
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise SpecError(f"layer_decay={layer_decay}: expected a factor above 0, at most 1, or None")
+    inside = _inside(model)
+    below = _layers_below_the_heads(inside)
+    made: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        owner = model.get_submodule(name.rpartition(".")[0])
+        own = name in inside
+        if undecayed == "timm":
+            free = parameter.ndim <= 1 or name.endswith(".bias")
+        else:
+            free = "norm" in name and (own or not isinstance(owner, _BatchNorm))
+        decay = 0.0 if free or (own and is_position(name)) else weight_decay
+        rate = lr if layer_decay is None else lr * layer_decay ** below.get(name, 0)
+        made.setdefault((rate, decay), []).append(parameter)
+    return [
+        {"params": params, "lr": rate, "weight_decay": decay}
+        for (rate, decay), params in made.items()
+    ]
+
+
+def _inside(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Of every parameter of a backbone: where that backbone stands, and its place inside."""
+    stems = [name for name, part in model.named_modules() if isinstance(part, Stem)]
+    roots = [name.removesuffix("stem") for name in stems if re.search(r"(^|\.)stem$", name)]
+    if not roots:
+        raise SpecError(
+            f"rates.groups: a {type(model).__name__} has no backbone of ours inside; give the "
+            "optimizer its parameters()"
+        )
+    found = {}
+    for root in roots:
+        for name, _ in model.named_parameters():
+            if name.startswith(root) and (place := _place(name[len(root) :])):
+                found[name] = root, place
+    return found
+
+
+def _place(name: str) -> tuple[int, ...]:
+    """Sorts as timm sorts `matcher`'s layers; () outside them."""
+    for number, patterns in enumerate(matcher().values()):
+        for pattern, end in [(patterns, None)] if isinstance(patterns, str) else patterns:
+            if found := re.match(pattern, name):
+                return (number, *map(int, found.groups()), *(end or ()))
+    return ()
+
+
+def _layers_below_the_heads(inside: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, int]:
+    """How often layer_decay counts: 1 for a backbone's last block, most for its stem."""
+    layers: dict[str, list[tuple[int, ...]]] = {}
+    for root, place in sorted(set(inside.values())):
+        if place[-1:] != LAST:
+            layers.setdefault(root, []).append(place)
+    return {
+        name: 1 if place[-1:] == LAST else len(layers[root]) - layers[root].index(place)
+        for name, (root, place) in inside.items()
+    }
