@@ -6,7 +6,9 @@ reference backend computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,3 +54,36 @@ def all_hooked() -> bool:
 def tensor_hooked(t: Tensor) -> bool:
     """True if a hook is called with the gradient of `t`."""
     return bool(getattr(t, "_backward_hooks", True))
+
+
+_CHECKS = ("_check_set_item_target", "_check_append_target")
+
+
+@contextmanager
+def fillable(kind: type) -> Iterator[None]:
+    """Inside, torch's restricted unpickler fills instances of `kind` as it fills dicts and lists.
+
+    Where torch lacks the names, nothing changes: such files are refused by torch.
+    """
+    try:
+        module = importlib.import_module("torch._weights_only_unpickler")
+        usual = module.Unpickler
+        checks = {name: getattr(usual, name) for name in _CHECKS}
+    except (ImportError, AttributeError):
+        yield
+        return
+
+    def set_item(self: Any, opcode: str) -> None:
+        if not isinstance(self.stack[-1], kind):
+            checks[_CHECKS[0]](self, opcode)
+
+    def append(self: Any, target: Any) -> None:
+        if not isinstance(target, kind):
+            checks[_CHECKS[1]](self, target)
+
+    made = type("Unpickler", (usual,), dict(zip(_CHECKS, (set_item, append), strict=True)))
+    module.Unpickler = made  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module.Unpickler = usual  # type: ignore[attr-defined]

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from attention import table, terminal
-from backbones import hub, reading, storage, weights
-from backbones.detect import source_of, under
-from backbones.inference import SMALL_MAPS
+from backbones import reading, storage, weights
+from backbones.detect import source_of
+from backbones.inference import small_maps
 from backbones.model import HierarchicalBackbone
 from backbones.notation import parse
 from backbones.originals import LIBRARIES, difference, original
-from backbones.planning import row
 from backbones.resize import Adapt, extent_of, retarget
 from backbones.spec import BackboneSpec
 from backbones.storage import WeightsError
@@ -27,19 +26,23 @@ TOLERANCE = 1e-5
 POSITIONS = ("absolute_pos_embed", "position_embeddings", "stem.position")
 
 
-def source_spec(args: argparse.Namespace, state: Mapping[str, Any], path: Path, source: str):
+def source_spec(args: argparse.Namespace, given: weights.Given, source: str) -> BackboneSpec:
     """The backbone that the weights are of."""
     if args.spec is not None:
         return parse(args.spec)
-    told = {
-        "window": args.source_window, "pretrained_window": args.pretrained_window,
-        "heads": args.heads, "img_size": args.source_img_size,
-    }  # fmt: skip
+    told = told_by(args)
     if args.img_size is not None and args.source_img_size is None and args.window is None:
         told["img_size"] = args.img_size  # then nothing depends on the old one but positions
-        if any(key.endswith(POSITIONS) for key in state):
+        if any(key.endswith(POSITIONS) for key in given.state):
             told["img_size"] = None
-    return weights.spec_of(state, source, path, **told)
+    return given.spec(source, **told)
+
+
+def told_by(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "window": args.source_window, "pretrained_window": args.pretrained_window,
+        "heads": args.heads, "img_size": args.source_img_size, "qk_scale": args.qk_scale,
+    }  # fmt: skip
 
 
 def check(
@@ -70,49 +73,73 @@ def convert(args: argparse.Namespace) -> tuple[int, str]:
         raise WeightsError(f"--num-classes {args.num_classes}: expected 0 or more")
     if args.check is True and args.source is not None and args.source not in LIBRARIES:
         original(args.source, parse("swin_t"), {})  # says so before anything is read
-    path = hub.fetch(args.file) if args.file.startswith("hf:") else Path(args.file)
-    state = reading.read(path, args.entry)
-    others: dict[str, Any] = {}
-    with storage.about(path):
-        if args.prefix:
-            state, others = under(state, args.prefix)
-        source = args.source or source_of(state)
-        spec = source_spec(args, state, path, source)
-    rule = SMALL_MAPS.get(source, "shrink_both")
-    new = retarget(
-        spec, img_size=args.img_size, window=args.window, num_classes=args.num_classes,
-        in_channels=args.in_channels, rule=rule,
-    )  # fmt: skip
+    if args.partial is not None:
+        _check_partial(args)
+    given = weights.read_weights(args.file, args.entry, args.prefix, args.drop, dict(args.rename))
     code, verdict = terminal.AGREED, ""
-    if args.check is not None:
-        with storage.about(path):
-            ours = weights.load(spec, state, source).model
-        assert isinstance(ours, HierarchicalBackbone)
-        worst, largest = check(source, spec, state, ours, args.check)
-        allowed = TOLERANCE * max(1.0, largest)
-        agreed = worst <= allowed
-        code = terminal.AGREED if agreed else terminal.DIFFER
-        verdict = f"check: {'equal' if agreed else 'DIFFERS'}: largest difference {worst:.3g}, "
-        verdict += f"allowed {allowed:.3g}, largest logit {largest:.3g}"
-    how = Adapt(
+    with storage.about(given.path):
+        source = args.source or source_of(given.state)
+        if args.partial is not None:
+            told = {k: v for k, v in told_by(args).items() if v is not None}
+            asked = parse(args.spec)
+            loaded = weights.load_given(asked, given, source, partial=args.partial, **told)
+        else:
+            spec = source_spec(args, given, source)
+            new = _retargeted(args, spec, source)
+            if args.check is not None:
+                code, verdict = _checked(args, spec, given, source)
+            loaded = weights.load_given(new, given, source, how=_adapt(args, spec))
+    assert isinstance(loaded.model, HierarchicalBackbone)
+    target = _write(loaded.model, args.to, args.target)
+    note = f"{args.file} (names of {source}) -> {target}: {to_notation(loaded.model.spec)}"
+    counts = dict.fromkeys(("loaded", "resized", "fresh", "left out"), 0)
+    for line in loaded.report:
+        counts[line["status"]] += 1
+    note += "\n" + ", ".join(f"{number} {status}" for status, number in counts.items())
+    note += f"\n{verdict}" if verdict else ""
+    return code, table.render(loaded.report, terminal.chosen_format(args), note=note)
+
+
+def _check_partial(args: argparse.Namespace) -> None:
+    """Raises WeightsError for what goes with whole weights alone."""
+    if args.spec is None:
+        raise WeightsError(f"--partial {args.partial}: into which backbone? give it by --spec")
+    for option in ("check", "img_size", "window", "num_classes", "in_channels"):
+        if getattr(args, option) is not None:
+            name = option.replace("_", "-")
+            raise WeightsError(
+                f"--{name} goes with whole weights; with --partial, --spec says what is made"
+            )
+
+
+def _retargeted(args: argparse.Namespace, spec: BackboneSpec, source: str) -> BackboneSpec:
+    return retarget(
+        spec, img_size=args.img_size, window=args.window, num_classes=args.num_classes,
+        in_channels=args.in_channels, rule=small_maps(source, [args.window or (1, 1)]),
+    )  # fmt: skip
+
+
+def _adapt(args: argparse.Namespace, spec: BackboneSpec) -> Adapt:
+    return Adapt(
         resize=args.resize if args.window or args.img_size else None,
         windows=_old_windows(spec), grid=spec.grids(spec.img_size)[0],
         new_head=args.num_classes is not None and args.num_classes != spec.num_classes,
         new_inputs=args.in_channels is not None,
     )  # fmt: skip
-    with storage.about(path):
-        loaded = weights.load(new, state, source, how=how)
-    assert isinstance(loaded.model, HierarchicalBackbone)
-    target = _write(loaded.model, args.to, args.target)
-    report = loaded.report + [row("dropped", None, key, tensor) for key, tensor in others.items()]
-    note = f"{args.file} (names of {source}) -> {target}: {to_notation(loaded.model.spec)}"
-    counts = dict.fromkeys(("loaded", "resized", "dropped", "missing"), 0)
-    for line in report:
-        counts[line["status"]] += 1
-    note += "\n" + ", ".join(f"{number} {status}" for status, number in counts.items())
-    note += f"\n{verdict}" if verdict else ""
-    text = table.render(report, terminal.chosen_format(args), note=note)
-    return code, text
+
+
+def _checked(
+    args: argparse.Namespace, spec: BackboneSpec, given: weights.Given, source: str
+) -> tuple[int, str]:
+    """(exit code, a line) of --check."""
+    ours = weights.load_given(spec, given, source).model
+    assert isinstance(ours, HierarchicalBackbone)
+    worst, largest = check(source, spec, given.state, ours, args.check)
+    allowed = TOLERANCE * max(1.0, largest)
+    agreed = worst <= allowed
+    line = f"check: {'equal' if agreed else 'DIFFERS'}: largest difference {worst:.3g}, "
+    line += f"allowed {allowed:.3g}, largest logit {largest:.3g}"
+    return terminal.AGREED if agreed else terminal.DIFFER, line
 
 
 def _write(model: HierarchicalBackbone, to: Path, target: str | None) -> Path:

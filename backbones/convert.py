@@ -1,7 +1,8 @@
 """Converts weights of Swin, Swin V2, Swin-MLP and CSWin to a .safetensors file of ours.
 
-Whose they are is read from the keys, the backbone from the shapes; what these do not tell is
-asked for by name.  Nothing in a file is ever run, and nothing is written unless everything fits.
+Where they lie in a file is found by structure, whose they are by the keys, and the backbone by
+the shapes; what these do not tell is asked for by name.  Nothing in a file is ever run, and
+nothing is written unless everything fits.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import argparse
 import os
 
 from attention import files, terminal
-from attention.options import SpecError, one_line, read_size
-from backbones.rules import SOURCES, TARGETS, WAYS
+from attention.options import SpecError, one_line, read_number, read_size
+from backbones.rules import PARTIAL, SOURCES, TARGETS, WAYS
 
 EPILOG = """examples:
   python -m backbones.convert swin_tiny_patch4_window7_224.pth --to swin_t.safetensors
   python -m backbones.convert timm.safetensors --source-img-size 224 --check --to ours.safetensors
   python -m backbones.convert swin.pth --img-size 384 --window 12 --num-classes 10 --to new.safetensors
-  python -m backbones.convert mask_rcnn.pth --prefix backbone. --source-img-size 224 --to b.safetensors
+  python -m backbones.convert mask_rcnn.pth --source-img-size 224 --to body.safetensors
+  python -m backbones.convert swin.pth --spec swin_t/3=pale --partial replaced --to hybrid.safetensors
   python -m backbones.convert ours.safetensors --as torchvision --to theirs.safetensors
   python -m backbones.convert hf:timm/swin_tiny_patch4_window7_224.ms_in1k --spec swin_t --to s.safetensors
 
@@ -43,14 +45,36 @@ def _counts(text: str) -> list[int]:
     return [terminal.count_from_one(part) for part in text.split(",")]
 
 
+def _numbers(text: str) -> list[float]:
+    try:
+        return [read_number(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {error}; one a stage") from None
+
+
+def _renaming(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not equals or not old.strip("."):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected OLD=NEW, parts of names")
+    return old, new
+
+
 def arguments() -> argparse.ArgumentParser:
     parser = terminal.parser("backbones.convert", __doc__, EPILOG)
     parser.add_argument("file", help=".safetensors, .pth or hf:owner/name")
     parser.add_argument("--to", action=files.OutFile, required=True, metavar="OUT.safetensors")
-    parser.add_argument("--spec", help="the backbone of the weights; default: from their shapes")
+    parser.add_argument("--spec", help="the backbone of the weights, default: from their shapes; "
+                        "with --partial, the one to be made")
     parser.add_argument("--source", choices=tuple(SOURCES), help="default: from the keys")
-    parser.add_argument("--entry", help="which state dict of a .pth file that holds several")
-    parser.add_argument("--prefix", default="", help="where a detector has the backbone: backbone.")
+    parser.add_argument("--entry", help="which state dict, of several in a file: ema.module")
+    parser.add_argument("--prefix", default="", help="which backbone, of several: encoder.")
+    parser.add_argument("--partial", choices=PARTIAL,
+                        help="replaced: all outside what differs between the weights' backbone and "
+                        "--spec; fitting: whatever fits by name and shape.  The rest starts fresh")
+    parser.add_argument("--drop", action="append", default=[], metavar="NAME",
+                        help="leave this tensor out; * stands for anything; repeatable")
+    parser.add_argument("--rename", action="append", default=[], type=_renaming, metavar="OLD=NEW",
+                        help="exchange a part of all names, such as attn.core=attn; repeatable")
     parser.add_argument("--as", dest="target", choices=TARGETS,
                         help="write the names and layout of this library instead of ours")
     told = parser.add_argument_group("what the shapes do not tell (one value, or one a stage)")
@@ -58,6 +82,8 @@ def arguments() -> argparse.ArgumentParser:
     told.add_argument("--pretrained-window", type=_windows_or_none, metavar="SIZES",
                       help="12,12,12,6; 0: the window itself")  # fmt: skip
     told.add_argument("--source-img-size", type=terminal.image_size, metavar="SIZE")
+    told.add_argument("--qk-scale", type=_numbers, metavar="NUMBERS",
+                      help="0.25 or one a stage; default: heads' channels ** -0.5")
     told.add_argument("--heads", type=_counts, metavar="COUNTS", help="3,6,12,24")
     changed = parser.add_argument_group("what the new file has otherwise")
     changed.add_argument("--img-size", type=terminal.image_size, metavar="SIZE")

@@ -14,18 +14,25 @@ from attention.options import nearest, one_line
 from backbones.rules import SOURCES
 from backbones.storage import WeightsError
 
+FLAT = re.compile(r"^(layers|stages)_(\d+)\.")
 HF_PREFIX = re.compile(r"^swin(v2)?\.")
 HF_PART = re.compile(
     r"(encoder\.layers\.\d+\.blocks\.\d+\.attention\.)(?:self\.)?"
     r"(query|key|value|[qkv]_proj)\.(weight|bias)"
 )
 HF_WHOLE = re.compile(r"(encoder\..+\.attention\.)(?:qkv\.)?(weight|bias|q_bias|v_bias)")
-INNER = re.compile(r"(.*\.)(?:patch_embed\.proj|stage1_conv_embed\.0|stem\.conv)\.weight")
+# The stem's kernel, which every source has exactly once, and what stands before its name.
+STEM = re.compile(
+    r"((?:.*?\.)??)(?:stem\.conv|stage1_conv_embed\.0|features\.0\.0|patch_embed\.proj(?:ection)?|"
+    r"(?:swin(?:v2)?\.)?embeddings\.patch_embeddings\.projection)\.weight"
+)
+MM_BODY, MM_HEAD = "backbone.", "head.fc."  # OpenMMLab's classifiers: the head stands outside
+COPY = re.compile(r"(.+)_k\.")  # MoCo's and MoBY's name for the momentum copy of an encoder
 
 
 def source_of(state: Mapping[str, Any]) -> str:
     """A key of rules.SOURCES.  Raises WeightsError for keys of none of them."""
-    keys = {key.removeprefix("module.") for key in state if isinstance(key, str)}
+    keys = {key for key in state if isinstance(key, str)}
 
     def some(part: str) -> bool:
         return any(part in key for key in keys)
@@ -38,7 +45,10 @@ def source_of(state: Mapping[str, Any]) -> str:
         return "torchvision"
     if some("embeddings.patch_embeddings.projection.weight"):
         return "transformers"
-    if "patch_embed.proj.weight" in keys and some("layers.0.blocks."):
+    if "patch_embed.projection.weight" in keys:
+        # V2 merges at the start of a stage
+        return "openmmlab_v2" if some("w_msa.logit_scale") else "openmmlab"
+    if "patch_embed.proj.weight" in keys and (some("layers.0.blocks.") or some("layers_0.blocks.")):
         if some("spatial_mlp."):
             return "swinmlp"
         # the authors merge at the end of the first stage, timm at the start of the second
@@ -47,11 +57,41 @@ def source_of(state: Mapping[str, Any]) -> str:
         return "timm"
     first = ", ".join(one_line(key) for key in sorted(keys)[:3]) or "none"
     known = ", ".join(SOURCES)
-    inner = [match[1] for key in sorted(keys) if (match := INNER.fullmatch(key))]
-    hint = f" (or --prefix {one_line(inner[0])}, which a backbone stands under)" if inner else ""
-    raise WeightsError(
-        f"keys of no known source (the first: {first}); give --source, of: {known}{hint}"
-    )
+    raise WeightsError(f"keys of no known source (the first: {first}); give --source, of: {known}")
+
+
+def bodies(state: Mapping[Any, Any]) -> list[str]:
+    """What stands before the keys of every backbone in a state dict: "" or ``module.backbone.``.
+
+    Momentum copies (``encoder_k.`` beside ``encoder.``) do not count.
+    """
+    found = []
+    for key, value in state.items():
+        match = STEM.fullmatch(key) if isinstance(key, str) else None
+        if match is not None and getattr(value, "ndim", 0) == 4:
+            found.append(match[1])
+    copies = {prefix for prefix in found if (m := COPY.fullmatch(prefix)) and m[1] + "." in found}
+    return [prefix for prefix in found if prefix not in copies]
+
+
+def body(state: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the weights of one backbone, without what stands before its keys; everything else).
+
+    prefix: which one, where there are several.  Raises WeightsError.
+    """
+    if prefix:
+        return under(state, prefix)
+    found = bodies(state)
+    if not found:
+        return dict(state), {}
+    if "" in found:
+        inner = tuple(name for name in found if name)
+        others = {key: value for key, value in state.items() if key.startswith(inner)}
+        return {k: v for k, v in state.items() if k not in others}, others
+    if len(found) > 1:
+        known = ", ".join(one_line(name) for name in sorted(found))
+        raise WeightsError(f"holds several backbones, under {known}; say which by --prefix")
+    return under(state, found[0])
 
 
 def under(state: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -63,21 +103,26 @@ def under(state: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[s
     if not kept:
         starts = sorted({one_line(str(key).split(".")[0]) + "." for key in state})[:20]
         raise WeightsError(f"no key begins with {one_line(prefix)!r}{nearest(prefix, starts)}")
-    others = {key: value for key, value in state.items() if key not in kept}
-    return {key.removeprefix(prefix): value for key, value in kept.items()}, others
+    inside = {key.removeprefix(prefix): value for key, value in kept.items()}
+    if prefix.endswith(MM_BODY) and "patch_embed.projection.weight" in inside:
+        outer = prefix.removesuffix(MM_BODY)
+        heads = {key for key in state if str(key).startswith(outer + MM_HEAD)}
+        kept |= {key: state[key] for key in heads}
+        inside |= {key.removeprefix(outer): state[key] for key in heads}
+    return inside, {key: value for key, value in state.items() if key not in kept}
 
 
 def prepare(state: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The state with what is kept in other pieces put together or apart, as the rules expect.
 
     torchvision's Swin V2 has a zero key bias inside qkv.bias, we have none; transformers keeps
-    queries, keys and values apart; DistributedDataParallel puts ``module.`` before every key.
+    queries, keys and values apart; timm's features_only writes ``layers_0.`` for ``layers.0.``.
     """
-    out = {str(key): tensor for key, tensor in state.items()}
-    if source != "transom" and out and all(key.startswith("module.") for key in out):
-        out = {key.removeprefix("module."): tensor for key, tensor in out.items()}
+    out = {FLAT.sub(r"\1.\2.", str(key)): tensor for key, tensor in state.items()}
     if source == "transom":  # our first files have these inside qkv
         out = {re.sub(r"\bqkv\.([qv]_bias)$", r"\1", key): tensor for key, tensor in out.items()}
+    if source.startswith("openmmlab"):
+        out = _with_last_norm(out)
     if source == "torchvision" and any(key.endswith("logit_scale") for key in out):
         out = _split(out)
     if source == "transformers":
@@ -89,7 +134,18 @@ def restore(state: Mapping[str, Tensor], target: str) -> dict[str, Tensor]:
     """The inverse of `prepare`: the pieces as the target's own files have them."""
     if target == "torchvision":
         return _with_key_bias(state)
+    if target.startswith("openmmlab"):
+        last = max(int(key.split(".")[1]) for key in state if key.startswith("stages."))
+        return {re.sub(r"^norm\.", f"norm{last}.", key): t for key, t in state.items()}
     return _apart(state) if target == "transformers" else dict(state)
+
+
+def _with_last_norm(state: dict[str, Any]) -> dict[str, Any]:
+    """A norm of one stage alone is the final norm of a classifier; of several, those of maps."""
+    norms = {match[1] for key in state if (match := re.match(r"norm(\d+)\.", key))}
+    if len(norms) != 1:
+        return state
+    return {re.sub(r"^norm\d+\.", "norm.", key): tensor for key, tensor in state.items()}
 
 
 def _with_key_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

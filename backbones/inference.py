@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -23,17 +23,36 @@ from backbones.rules import find
 from backbones.spec import MOST_STAGES, BackboneSpec, fields_of, from_dict
 from backbones.storage import WeightsError
 
-SMALL_MAPS = {"timm": "shrink_axis", "torchvision": "pad"}  # all others: the authors' rule
+
+class Told(TypedDict, total=False):
+    """What the shapes of weights may not tell.  One value, or one a stage in every list."""
+
+    window: Sequence[Size] | None
+    heads: Sequence[int] | None
+    pretrained_window: Sequence[Size | None] | None
+    img_size: Size | None
+    qk_scale: Sequence[float] | None
+
+
+def small_maps(source: str, windows: Iterable[Size]) -> str:
+    """The rule by which a source's code shrinks windows that outgrow their map.  The authors' is
+    for square windows; others follow timm's, axis by axis."""
+    if source == "torchvision":
+        return "pad"
+    square = all(h == w for h, w in windows)
+    return "shrink_axis" if source == "timm" or not square else "shrink_both"
 
 
 def infer(
-    state: Mapping[str, Any], source: str, *, window: Sequence[Size] | None = None,
-    heads: Sequence[int] | None = None, pretrained_window: Sequence[Size | None] | None = None,
-    img_size: Size | None = None,
+    state: Mapping[str, Any], source: str, *, like: BackboneSpec | None = None,
+    window: Sequence[Size] | None = None, heads: Sequence[int] | None = None,
+    pretrained_window: Sequence[Size | None] | None = None, img_size: Size | None = None,
+    qk_scale: Sequence[float] | None = None,
 ) -> BackboneSpec:  # fmt: skip
     """The spec of weights in the names of `source`; one value or one a stage in every list.
 
     Shifts, masks and small maps are those of the source's code, which has no choice of them.
+    like: what shapes do not tell is as in this backbone, where a stage of it has the same mixer.
     Raises WeightsError, naming the option that tells what the shapes do not.
     """
     named: dict[str, Tensor] = {}
@@ -54,9 +73,10 @@ def infer(
     if sum(stages.values()) > len(named):
         raise WeightsError("its blocks are numbered with gaps; no backbone has such names")
     shape = _shapes(named)
-    facts = _Facts(named, theirs, shape, source, count)
+    facts = _Facts(named, theirs, shape, source, count, like)
     facts.window, facts.heads = _each(window, count, "window"), _each(heads, count, "heads")
     facts.pretrained = _each(pretrained_window, count, "pretrained-window")
+    facts.qk_scale = _each(qk_scale, count, "qk-scale")
     kernel = shape("stem.conv.weight")
     v2 = "stages.0.blocks.0.mixer.branch.logit_scale" in named
     fields: dict[str, Any] = {
@@ -75,7 +95,7 @@ def infer(
         "num_classes": shape("head.weight")[0] if "head.weight" in named else 0,
         "position": "absolute" if "stem.position" in named else "none",
         "final_norm": "norm.weight" in named, "out_norms": "out_norms.0.weight" in named,
-        "small_maps": SMALL_MAPS.get(source, "shrink_both"),
+        "small_maps": small_maps(source, facts.windows),
     }  # fmt: skip
     if fields["out_norms"]:  # dense backbones pad, and lack the rule for a covered map
         fields["small_maps"] = "pad"
@@ -109,7 +129,7 @@ def same_backbone(spec: BackboneSpec, state: Mapping[str, Any], source: str) -> 
         for (ours, _), (read, _) in zip(
             spec.stages[i].blocks(), theirs.stages[i].blocks(), strict=True
         ):
-            if _still(ours, grid) != _still(read, grid):
+            if without_idle_shift(ours, grid) != without_idle_shift(read, grid):
                 raise WeightsError(f"stage {i + 1} is {ours}; {source} would run it as {read}")
     free = {"name", "stages", "img_size", "drop_path"}
     for field in sorted(set(fields_of(BackboneSpec)) - free):
@@ -118,8 +138,8 @@ def same_backbone(spec: BackboneSpec, state: Mapping[str, Any], source: str) -> 
             raise WeightsError(f"{field} is {own}; {source} would run it as {other}")
 
 
-def _still(mixer: MixerConfig, grid: Size) -> MixerConfig:
-    """One that states that a window as large as its map does not shift."""
+def without_idle_shift(mixer: MixerConfig, grid: Size) -> MixerConfig:
+    """A mixer that states that a window as large as its map does not shift."""
     if isinstance(mixer, (WindowConfig, TokenMLPConfig)) and (
         mixer.size[0] >= grid[0] and mixer.size[1] >= grid[1]
     ):
@@ -130,7 +150,7 @@ def _still(mixer: MixerConfig, grid: Size) -> MixerConfig:
 def _shapes(named: Mapping[str, Tensor]) -> Callable[[str], tuple[int, ...]]:
     def shape(name: str) -> tuple[int, ...]:
         if name not in named or named[name].ndim == 0:
-            raise WeightsError(f"nothing for {name}, which the spec is read from; give --spec")
+            raise WeightsError(f"nothing for {name}, which every backbone has")
         return tuple(named[name].shape)
 
     return shape
@@ -154,12 +174,23 @@ class _Facts:
     window: list[Size] | None = None
     heads: list[int] | None = None
     pretrained: list[Size | None] | None = None
+    qk_scale: list[float] | None = None
 
-    def __init__(self, named, theirs, shape, source: str, count: int) -> None:
+    def __init__(self, named, theirs, shape, source: str, count: int, like) -> None:
         self.named, self.theirs, self.shape = named, theirs, shape
         self.source, self.count = source, count
+        self.like = like if like is not None and len(like.stages) == count else None
+        self.windows: list[Size] = []  # those found so far
+
+    def _as_like(self, i: int, field: str) -> Any:
+        """What stage i of the backbone to compare with says of its first mixer."""
+        return getattr(self.like.stages[i].mixers[0], field, None) if self.like else None
 
     def _window(self, i: int) -> Size:
+        self.windows.append(found := self._stated_window(i))
+        return found
+
+    def _stated_window(self, i: int) -> Size:
         """Stated, or as the square tables say, or the coordinates of V2."""
         table = f"stages.{i}.blocks.0.mixer.branch.bias.table"
         if self.window is not None:
@@ -172,12 +203,15 @@ class _Facts:
         coords = self._theirs(i, 0, "relative_coords_table")
         if coords is not None and coords.ndim == 4:
             return (coords.shape[1] + 1) // 2, (coords.shape[2] + 1) // 2
+        if self.like:  # another mixer there is another whatever its window
+            return self._as_like(i, "size") or (1, 1)
         raise _asked(f"the window of stage {i + 1}", "--source-window, such as 8 or 1,2,7,7")
 
     def _theirs(self, i: int, block: int, last: str) -> Tensor | None:
         """torchvision's stage i is features.{2i + 1}; others have layers.i."""
-        for start in (f"layers.{i}.blocks.{block}.", f"features.{2 * i + 1}.{block}."):
-            for key in (f"{start}attn.{last}", f"{start}{last}"):
+        block_of = f"{i}.blocks.{block}.", f"{i}.blocks.{block}.", f"{2 * i + 1}.{block}."
+        for start in map("".join, zip(("layers.", "stages.", "features."), block_of, strict=True)):
+            for key in (f"{start}attn.{last}", f"{start}attn.w_msa.{last}", f"{start}{last}"):
                 if key in self.theirs:
                     return self.theirs[key]
         return None
@@ -193,25 +227,33 @@ class _Facts:
         if self.source == "swinmlp":  # (heads * l, l, 1)
             rows, length = (*self.shape(block + "weight"), 0)[:2]
             return rows // max(length, 1)
+        if self.like:
+            return self.like.stages[i].heads
         raise _asked(f"the heads of stage {i + 1}", "--heads, such as 3,6,12,24")
 
     def mixer_of(self, i: int) -> str:
         block = f"stages.{i}.blocks.0.mixer."
         if self.source == "cswin":
             if block + "branches.1.lepe.conv.weight" not in self.named:
-                return "full:position=lepe"
-            return f"cross:size={_text(self._window(i))}" + self._bias(block)
+                return "full:position=lepe" + self._options(block, i)
+            return f"cross:size={_text(self._window(i))}" + self._options(block, i)
         if self.source == "swinmlp":
             if self.window is not None:
-                return f"token_mlp:size={_text(self.window[i])}"
-            length = self.shape(block + "weight")[1]
-            return f"token_mlp:size={_text(self._square(length, i))}"
-        size = _text(self._window(i))
+                size = self.window[i]
+            else:
+                size = self._square(self.shape(block + "weight")[1], i)
+            self.windows.append(size)
+            return f"token_mlp:size={_text(size)}"
+        text = _text(self._window(i))
         if block + "branch.logit_scale" not in self.named:
-            return f"window:size={size}" + self._bias(block)
+            return f"window:size={text}" + self._options(block, i)
         pretrained = self._pretrained(i)
         given = f",pretrained_window={_text(pretrained)}" if pretrained else ""
-        return f"cosine:size={size},mask_value=-100{given}" + self._bias(block)
+        return f"cosine:size={text},mask_value=-100{given}" + self._bias(block)
+
+    def _options(self, block: str, i: int) -> str:
+        scale = self.qk_scale[i] if self.qk_scale else self._as_like(i, "qk_scale")
+        return self._bias(block) + ("" if scale is None else f",qk_scale={scale}")
 
     def _square(self, length: int, i: int) -> Size:
         side = math.isqrt(length)
@@ -229,6 +271,8 @@ class _Facts:
             return self.pretrained[i]
         coords = self._theirs(i, 0, "relative_coords_table")
         if coords is None or coords.ndim != 4 or coords.shape[-1] != 2:
+            if self.like:
+                return self._as_like(i, "pretrained_window")
             option = "--pretrained-window, such as 12,12,12,6 (0: the window itself)"
             raise _asked(f"the pretrained window of stage {i + 1}", option)
         window, found = self._window(i), []
@@ -250,6 +294,8 @@ class _Facts:
             if rows * rows == len(mask) and window[0] == window[1]:
                 side = rows * window[0] * patch * 2**i
                 return side, side
+        if self.like:
+            return self.like.img_size
         raise _asked("the image size", "--source-img-size, such as 224")
 
 

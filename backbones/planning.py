@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,53 +30,100 @@ def convert(
 
 
 def plan(
-    model: nn.Module, state: Mapping[str, Tensor], source: str, how: Adapt | None = None
-) -> tuple[dict[str, Tensor], list[Row]]:
+    model: nn.Module, state: Mapping[str, Tensor], source: str, how: Adapt | None = None, *,
+    fresh: Sequence[str] = (), fitting: bool = False,
+) -> tuple[dict[str, Tensor], list[Row]]:  # fmt: skip
     """(our tensors by name, a row per tensor) without touching the model, which may be on meta.
 
-    how: what may differ; without it nothing may.  Raises WeightsError as `convert`.
+    how: what may differ; without it nothing may.  fresh: beginnings of our names that keep what
+    the model has.  fitting: so does whatever the weights have not in the right shape.
+    Raises WeightsError as `convert`.
     """
     if source not in SOURCES:
         raise WeightsError(f"no source is called {source!r}{nearest(source, SOURCES)}")
     how = how or Adapt()
-    wanted, found, wrong = model.state_dict(), dict[str, Tensor](), list[str]()
-    rows: list[Row] = []
+    if how.new_head:
+        fresh = (*fresh, "head.")
+    wanted, found, rows, wrong = model.state_dict(), dict[str, Tensor](), list[Row](), list[str]()
+    tried = set[str]()
+    ours = tuple(fresh)
 
-    fresh = {name for name in wanted if how.new_head and name.startswith("head.")}
+    def leave(key: str, tensor: Any) -> None:
+        rows.append(row("left out", None, key, tensor))
+
     for key, tensor in prepare(state, source).items():
         match = find(source, key)
-        if match is None:
-            wrong.append(f"no rule for {one_line(key)}")
+        name = None if match is None else match[1]
+        if match is None or (name is not None and name not in wanted):
+            needless = name is not None and name.startswith((*ours, *_absent(wanted)))
+            if fitting or needless or _is_counter(key, tensor):
+                leave(key, tensor)
+            elif name is None:
+                wrong.append(f"no rule for {one_line(key)}")
+            else:
+                wrong.append(f"{one_line(key)} would be {one_line(name)}, which the model has not")
             continue
-        rule, name = match
-        if name is None or (how.new_head and name.startswith("head.")):
-            rows.append(row("dropped", None, key, tensor))
+        if name is None or name.startswith(ours):
+            leave(key, tensor)
             continue
-        if name not in wanted:
-            wrong.append(f"{one_line(key)} would be {one_line(name)}, which the model has not")
-            continue
-        if name in found:
+        if name in tried:
             wrong.append(f"{one_line(key)} and another key are both {name}")
-        found[name] = tensor
+        tried.add(name)
         try:
-            found[name], status = _fit(tensor, rule.change, name, wanted[name], model, how)
+            found[name], status = _fit(tensor, match[0].change, name, wanted[name], model, how)
             rows.append(row(status, name, key, found[name]))
         except ValueError as error:
-            wrong.append(f"{key} {error}")
-    for name in wanted:
-        if name in fresh:
-            rows.append(row("missing", name, None, wanted[name]))
-        elif name not in found:
+            if fitting and isinstance(error, Misfit):
+                leave(key, tensor)
+            else:
+                wrong.append(f"{one_line(key)} {error}")
+    for name in [name for name in wanted if name not in found]:
+        if fitting or name.startswith(ours):
+            rows.append(row("fresh", name, None, wanted[name]))
+        elif name not in tried:
             wrong.append(f"nothing for {name}")
+    if not found:
+        wrong.append("nothing in the weights is the model's")
     if wrong:
-        raise WeightsError(f"{len(wrong)} tensors do not fit: " + "; ".join(wrong))
+        way_out = "" if fitting else _fitting(model, state, source, how, fresh)
+        raise WeightsError(f"{len(wrong)} tensors do not fit: " + "; ".join(wrong) + way_out)
     return found, rows
+
+
+def _fitting(
+    model: nn.Module, state: Mapping[str, Tensor], source: str, how: Adapt, fresh: Sequence[str]
+) -> str:
+    """What `fitting` would take, which has been tried: the end of an error."""
+    try:
+        found, _ = plan(model, state, source, how, fresh=fresh, fitting=True)
+    except WeightsError:
+        return ""
+    return f"; --partial fitting (partial='fitting') takes {len(found)} and leaves the rest"
+
+
+def _absent(wanted: Mapping[str, Tensor]) -> list[str]:
+    """What follows the stages and this model has not: weights of it are not needed."""
+    parts = ("head.", "norm.", "out_norms.")
+    return [part for part in parts if not any(name.startswith(part) for name in wanted)]
+
+
+def _is_counter(key: str, tensor: Any) -> bool:
+    """True of a counter that a wrapper keeps beside the weights (n_averaged, num_updates), and of
+    those that thop leaves in every module."""
+    last = key.rpartition(".")[2]
+    if not isinstance(tensor, Tensor) or tensor.numel() != 1:
+        return False
+    return last in ("total_ops", "total_params") or (tensor.ndim == 0 and last == key)
 
 
 def row(status: str, name: str | None, key: str | None, tensor: Any) -> Row:
     """What became of one tensor."""
     text = "x".join(map(str, getattr(tensor, "shape", ())))
     return {"status": status, "tensor": name, "from": key, "shape": text}
+
+
+class Misfit(ValueError):
+    """A tensor of another shape."""
 
 
 def _fit(
@@ -93,17 +140,18 @@ def _fit(
         with contextlib.suppress(IndexError, RuntimeError):  # not the source's layout
             ours = change.read(tensor, wanted.shape)
     floats = wanted.is_floating_point()
-    if ours.shape != wanted.shape and ours.is_floating_point() and ours.isfinite().all():
+    finite = not ours.is_floating_point() or bool(ours.isfinite().all())
+    if ours.shape != wanted.shape and ours.is_floating_point() and finite:
         changed = resize.adapt(ours, name, wanted, model, how)
         if changed is not None:
             ours, status = changed, "resized"
     if ours.shape != wanted.shape:
-        hint = resize.hint(name)
-        raise ValueError(f"has shape {tuple(tensor.shape)}, {name} {tuple(wanted.shape)}{hint}")
+        hint = resize.hint(ours, name, wanted, model, how) if finite else ""
+        raise Misfit(f"has shape {tuple(tensor.shape)}, {name} {tuple(wanted.shape)}{hint}")
     if ours.is_floating_point() != floats or (ours.dtype == torch.bool) != (
         wanted.dtype == torch.bool
     ):
         raise ValueError(f"holds {ours.dtype}, {name} {wanted.dtype}")
-    if floats and not ours.isfinite().all():
+    if not finite:
         raise ValueError("is not finite")
     return ours, status

@@ -1,12 +1,14 @@
 """Files of weights, read without running anything in them.
 
-A .safetensors file is preferred.  A .pth file is read by torch's restricted unpickler alone, only
-in torch's zip format, and in a process of its own with limits; there is no way around it.
+What a file is, its first bytes say and not its ending.  A .safetensors file is preferred.  A file
+of torch.save is read by torch's restricted unpickler alone, only in torch's zip format, and in a
+process of its own with limits; there is no way around it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -14,7 +16,7 @@ import stat
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +24,67 @@ import torch
 from torch import Tensor
 
 from attention.options import one_line
-from backbones import isolation
+from backbones import isolation, standins
+from backbones.locate import Located, locate
 from backbones.storage import WeightsError, shown, verify
 
 SAFE_TORCH = (2, 10)  # older ones have published holes in weights_only=True
 LONGEST_HEADER = 8 * 2**20  # bytes; a backbone's names take 0.2 MB
 MOST_ENTRIES = 65536
-WRAPPERS = ("model", "state_dict", "state_dict_ema", "model_ema")
 ZIP = b"PK\x03\x04"
-PICKLES = (".pth", ".pt", ".bin")
+FOUND = "transom.found"  # where the child's header keeps what lies beside the tensors, as JSON
+MOST_BESIDE = 1000  # things named in a report
 NEXT = "fetch it again, or give a .safetensors file"
 
 
 def read(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .pth file.  Nothing in it is ever run.
+    """The tensors of a .safetensors file or one of torch.save.  Nothing in it is ever run.
 
-    entry: which of several state dicts a .pth file holds.  Raises WeightsError with the path,
-    the cause and the way out.
+    entry: which of several state dicts it holds.  Raises WeightsError with the path, the cause and
+    the way out.
     """
+    return located(path, entry).state
+
+
+def located(path: str | Path, entry: str | None = None) -> Located:
+    """As `read`, with what lies beside the tensors."""
     path = Path(path)
     regular(path)
     with _disk_errors(path):
         verify(path)
-        if path.suffix == ".safetensors":
-            state = _safetensors(path)
-        elif path.suffix in PICKLES:
-            state = _pth(path, entry)
+        if is_zip(path):
+            found = _zip(path, entry)
+        elif entry is not None:
+            raise WeightsError(f"{shown(path)}: --entry {entry}: its tensors are in no entries")
         else:
-            known = f"(one of: {', '.join(('.safetensors', *PICKLES))})"
-            raise WeightsError(f"{shown(path)}: not a file of weights by its ending {known}")
-    if not state:
+            found = Located(_safetensors(path), {}, {})
+    if not found.state:
         raise WeightsError(f"{shown(path)}: holds no tensors; {NEXT}")
-    return state
+    return found
+
+
+def is_zip(path: Path) -> bool:
+    """True of a zip, as torch.save writes one; False of a .safetensors file.
+
+    Raises WeightsError for any other content.
+    """
+    with path.open("rb") as file:
+        first = file.read(9)
+    if first.startswith(ZIP):
+        return True
+    if first[8:] != b"{" and path.suffix != ".safetensors":
+        cause = "neither a .safetensors file nor one of torch.save in its zip format"
+        raise WeightsError(f"{shown(path)}: cannot be read: {cause}; save it as safetensors")
+    return False
 
 
 def metadata(path: str | Path) -> dict[str, str]:
     """The texts in the header of a .safetensors file; {} for any other kind."""
     path = Path(path)
     regular(path)
-    if path.suffix != ".safetensors":
-        return {}
     with _disk_errors(path):
+        if is_zip(path):
+            return {}
         header = _header(path).get("__metadata__", {})
     return header if isinstance(header, dict) else {}
 
@@ -131,7 +153,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{shown(path)}: cannot be read: {cause}; {NEXT}") from None
 
 
-def _pth(path: Path, entry: str | None) -> dict[str, Tensor]:
+def _zip(path: Path, entry: str | None) -> Located:
     """By a child with limits, which writes what it read as safetensors."""
     numbers = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if numbers is None or (int(numbers[1]), int(numbers[2])) < SAFE_TORCH:
@@ -145,16 +167,13 @@ def _pth(path: Path, entry: str | None) -> dict[str, Tensor]:
             f"{shown(path)}: not opened: .pth files are read under limits of memory and time, "
             "which this system does not set (Linux does); give a .safetensors file"
         )
-    with path.open("rb") as file:
-        if file.read(len(ZIP)) != ZIP:
-            cause = "no file of torch.save in its zip format"
-            raise WeightsError(f"{shown(path)}: cannot be read: {cause}; save it as safetensors")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "read.safetensors"
         told = [os.path.abspath(path), str(out), *([] if entry is None else [entry])]
         try:
             isolation.run("backbones.reading", told, path.stat().st_size)
-            return _safetensors(out)
+            more = json.loads(_header(out)["__metadata__"][FOUND])
+            return Located(_safetensors(out), more["beside"], more["stated"])
         except isolation.Stopped as error:
             raise WeightsError(f"{shown(path)}: {shown(str(error))}") from None
         except WeightsError as error:
@@ -169,17 +188,22 @@ def _read_isolated(path: Path, out: Path, entry: str | None) -> None:
     isolation.limit(path.stat().st_size)
     _check_zip(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        loaded = standins.load(path)
+    except WeightsError:
+        raise
     except Exception as error:  # whatever their bytes make the reader raise, it is their fault
         # what it is about, without torch's advice to read it unsafely
         inner = error.__context__ or error
         cause = one_line(" ".join(str(inner).split()).split(". ")[0] or type(inner).__name__)
         raise WeightsError(f"refused by torch's safe reader: {cause}") from None
-    state = _unwrap(loaded, entry)
-    for key, tensor in state.items():
+    found = locate(loaded, entry)
+    for key, tensor in found.state.items():
         _check_tensor(key, tensor)
+    beside = {one_line(k): v for k, v in itertools.islice(found.beside.items(), MOST_BESIDE)}
+    more = {FOUND: json.dumps({"beside": beside, "stated": found.stated})}
     try:
-        save_file({key: t.detach().clone().contiguous() for key, t in state.items()}, out)
+        state = {key: t.detach().clone().contiguous() for key, t in found.state.items()}
+        save_file(state, out, more)
     except Exception as error:  # no room, or kinds of numbers that safetensors has not
         cause = one_line(" ".join(str(error).split()) or type(error).__name__)
         raise WeightsError(f"what it holds is too large or of unknown kinds: {cause}") from None
@@ -210,29 +234,9 @@ def _check_zip(path: Path) -> None:
         raise WeightsError(f"refused: {cause}; torch.save writes no such file")
 
 
-def _unwrap(loaded: Any, entry: str | None) -> dict[str, Tensor]:
-    """The state dict itself, or the one under a name that training scripts use."""
-    if not isinstance(loaded, Mapping):
-        kind = type(loaded).__name__
-        raise WeightsError(f"holds a {kind}, not a table of tensors")
-    inner = [key for key in loaded if key in WRAPPERS and isinstance(loaded[key], Mapping)]
-    if entry is not None:
-        if not isinstance(loaded.get(entry), Mapping):
-            known = ", ".join(inner) or "none"
-            raise WeightsError(f"no state dict called {entry!r} (it has: {known})")
-        return dict(loaded[entry])
-    if len(inner) > 1:
-        raise WeightsError(f"holds {', '.join(inner)}; say which one by --entry")
-    return dict(loaded[inner[0]]) if inner else dict(loaded)
-
-
-def _check_tensor(key: Any, tensor: Any) -> None:
+def _check_tensor(key: str, tensor: Tensor) -> None:
     """A tensor whose numbers are all there: an expanded one of 2^40 takes no room in a file."""
-    place = one_line(str(key))
-    if not isinstance(key, str):
-        raise WeightsError(f"{place} is a {type(key).__name__}, not a name")
-    if not isinstance(tensor, Tensor):
-        raise WeightsError(f"{place} is a {type(tensor).__name__}, not a tensor")
+    place = one_line(key)
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise WeightsError(f"{place} is sparse or quantized; only plain tensors are read")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -64,14 +65,22 @@ def adapt(tensor: Tensor, name: str, wanted: Tensor, model: nn.Module, how: Adap
     return None
 
 
-def hint(name: str) -> str:
-    """The option that would have allowed another shape: the end of an error."""
-    if name.endswith("bias.table") or name == "stem.position":
-        return ": another window or image size is resized by how=Adapt(resize='bicubic')"
+HINTS = (  # in the order in which they are tried
+    (": {what} is resized by how=Adapt(resize='bicubic')", {"resize": "bicubic"}),
+    (": other channels are how=Adapt(new_inputs=True), --in-channels", {"new_inputs": True}),
+)
+
+
+def hint(tensor: Tensor, name: str, wanted: Tensor, model: nn.Module, how: Adapt) -> str:
+    """The option that would allow this shape, which has been tried: the end of an error."""
     if name.startswith("head."):
         return ": another number of classes is how=Adapt(new_head=True), --num-classes"
-    if name == "stem.conv.weight":
-        return ": other channels are how=Adapt(new_inputs=True), --in-channels"
+    what = "another image size" if name == "stem.position" else "another window"
+    for text, fields in HINTS:
+        with contextlib.suppress(ValueError):  # no square window, a spec error
+            found = adapt(tensor, name, wanted, model, replace(how, **fields))
+            if found is not None and found.shape == wanted.shape:
+                return text.format(what=what)
     return ""
 
 

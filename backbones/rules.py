@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import Size, Tensor
 
-WAYS = ("bicubic", "timm")
+WAYS = ("bicubic", "timm")  # of resizing
+PARTIAL = ("replaced", "fitting")  # of taking some weights
 
 
 class Change(NamedTuple):
@@ -42,6 +43,12 @@ ROWS = Change(_to_heads, _to_rows)
 TOKENS = Change(
     lambda tensor, shape: tensor.transpose(1, 2).unflatten(2, shape[2:]),
     lambda tensor: tensor.flatten(2).transpose(1, 2),
+)
+
+# nn.Unfold's channels (c, rows, columns) <-> ours (columns, rows, c), of the last axis
+UNFOLDED = Change(
+    lambda tensor, shape: tensor.unflatten(-1, (-1, 2, 2)).transpose(-1, -3).flatten(-3),
+    lambda tensor: tensor.unflatten(-1, (2, 2, -1)).transpose(-1, -3).flatten(-3),
 )
 
 _FIELD = re.compile(r"\{(\d?)([ijk])([+-]\d)?\}|\{(x|rest)\}")
@@ -149,6 +156,7 @@ _HEAD = [_rule("norm.{x}", "norm.{x}"), _rule("head.{x}", "head.{x}")]
 _AUTHORS = [  # who merge at the end of a stage, where we do at the start of the next
     *_STEM,
     _rule("absolute_pos_embed", "stem.position", TOKENS),
+    _rule("mask_token", None),  # of SimMIM's encoders
     _rule("layers.{i-1}.downsample.{rest}", "stages.{i}.downsample.{rest}"),
     _rule("norm{k}.{x}", "out_norms.{k}.{x}"),  # of their dense backbones
     *_HEAD,
@@ -170,6 +178,32 @@ _CSWIN = [
     _rule("merge{i}.{rest}", "stages.{i}.downsample.{rest}"),
     _rule("norm{k+1}.{x}", "out_norms.{k}.{x}"),
     *_HEAD,
+]
+# OpenMMLab (mmpretrain, mmdet, mmseg).  The last norm alone is a classifier's, see detect.prepare.
+_MM = [
+    _rule("patch_embed.projection.{x}", "stem.conv.{x}"),
+    _rule("patch_embed.norm.{x}", "stem.norm.{x}"),
+    _rule("absolute_pos_embed", "stem.position", TOKENS),
+    _rule("mask_token", None),
+    *_in_blocks(
+        "stages.{i}.blocks.{j}.",
+        ("norm{k}.{x}", "norm{k}.{x}"),
+        ("ffn.layers.0.0.{x}", "mlp.fc1.{x}"),
+        ("ffn.layers.1.{x}", "mlp.fc2.{x}"),
+        *((theirs.replace("attn.", "attn.w_msa."), ours) for theirs, ours in _SCORES),
+    ),
+    _rule("norm{k}.{x}", "out_norms.{k}.{x}"),
+    _rule("norm.{x}", "norm.{x}"),
+    _rule("head.fc.{x}", "head.{x}"),
+]
+_MM_V1 = [  # merging at the end of a stage, norm first
+    _rule("stages.{i-1}.downsample.{rest}", "stages.{i}.downsample.{rest}", UNFOLDED),
+    *_MM,
+]
+_MM_V2 = [  # merging at the start of a stage, norm last
+    _rule("stages.{i}.downsample.reduction.{x}", "stages.{i}.downsample.reduction.{x}", UNFOLDED),
+    _rule("stages.{i}.downsample.norm.{x}", "stages.{i}.downsample.norm.{x}"),
+    *_MM,
 ]
 # features: stem, stage 1, merge, stage 2, merge, ...
 _TORCHVISION = [
@@ -193,6 +227,7 @@ _TRANSFORMERS = [
     _rule("embeddings.norm.{x}", "stem.norm.{x}"),
     _rule("embeddings.position_embeddings", "stem.position", TOKENS),
     _rule("embeddings.mask_token", None),
+    _rule("decoder.{rest}", None),  # of SimMIM
     *_in_blocks(
         "encoder.layers.{i}.blocks.{j}.",
         ("attention.qkv.{x}", "mixer.qkv.{x}"),
@@ -229,6 +264,8 @@ SOURCES: dict[str, list[Rule]] = {
     "timm": _TIMM,
     "torchvision": _TORCHVISION,
     "transformers": _TRANSFORMERS,
+    "openmmlab": _MM_V1,
+    "openmmlab_v2": _MM_V2,
     "transom": [_rule("{rest}", "{rest}")],
 }
 TARGETS = tuple(source for source in SOURCES if source != "transom")

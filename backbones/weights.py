@@ -10,33 +10,36 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
-from attention.options import nearest, one_line
+from attention.options import SpecError, nearest, one_line
 from attention.table import Row
 from backbones import hub, reading, storage
-from backbones.detect import restore, source_of, under
-from backbones.inference import infer, same_backbone
+from backbones.detect import body, restore, source_of
+from backbones.inference import Told, infer, same_backbone
+from backbones.locate import locate
 from backbones.model import HierarchicalBackbone
 from backbones.notation import parse
+from backbones.partial import dropped, renamed, replaced
 from backbones.planning import convert, plan, row
 from backbones.reading import read
 from backbones.resize import Adapt
-from backbones.rules import TARGETS, find_back
+from backbones.rules import PARTIAL, TARGETS, find_back
 from backbones.spec import BackboneSpec, from_dict
 from backbones.storage import WeightsError
 
 __all__ = [
     "Adapt", "Loaded", "WeightsError", "convert", "export", "from_pretrained", "load", "plan",
-    "read", "save", "save_pretrained", "spec_of",
+    "read", "read_weights", "save", "save_pretrained",
 ]  # fmt: skip
 
 SPEC = "transom.spec"  # where the header of our files keeps the spec, as JSON
+NO_SPEC = "weights in our own names without their spec"
 FILE, CONFIG = "model.safetensors", "config.json"
 
 
@@ -49,60 +52,148 @@ class Loaded(NamedTuple):
 
 def load(
     model: nn.Module | str | Mapping[str, Any] | BackboneSpec | None,
-    weights: Mapping[str, Tensor] | str | Path,
+    weights: Mapping[str, Any] | nn.Module | str | Path,
     source: str | None = None,
     *,
     how: Adapt | None = None,
+    partial: str | None = None,
     entry: str | None = None,
     prefix: str = "",
-    **unknown: Any,
+    drop: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    **told: Unpack[Told],
 ) -> Loaded:
     """Copies `weights` into the model, whole or not at all.
 
-    model: one that exists, what `backbones.create` takes, or None for the spec of the weights.
-    weights: a state dict, a .safetensors or .pth file, or a hub id ``hf:owner/name``.
-    source: whose names they have, a key of rules.SOURCES; by default read from the keys.
-    how: windows, image sizes, classes and channels that may differ.  entry: as in `read`.
-    prefix: where in a detector's or segmenter's weights the backbone stands, ``backbone.``; what
-    is outside is dropped, and reported so.
-    unknown: what the shapes cannot tell when model is None, as `detect.infer` takes it.
-    Raises WeightsError, and SpecError for a model that cannot be built.
+    Args:
+        model: one that exists, what `backbones.create` takes, or None for the spec of the weights.
+        weights: a state dict or a checkpoint around it, a file, a hub id ``hf:owner/name``, or a
+            model of timm, torchvision, transformers or ours.
+        source: whose names they have, a key of rules.SOURCES; by default read from the keys.
+        how: windows, image sizes, classes and channels that may differ.
+        partial: replaced takes everything outside what differs between the weights' spec and the
+            model's; fitting takes whatever fits by name and shape.  The rest stays as the model
+            has it.  By default nothing may be missing.
+        entry: which of several state dicts in a checkpoint, ``ema.module``.
+        prefix: which of several backbones in a state dict, ``encoder.``.
+        drop: names of the weights that are left out; ``*`` stands for anything.
+        rename: parts of names, old to new.
+        told: what the shapes cannot tell when the spec is read from them: window, heads,
+            pretrained_window, img_size, qk_scale.
+
+    Returns:
+        The model, and a row per tensor: loaded, resized, fresh or left out.
+
+    Raises:
+        WeightsError: for what does not fit; the model is as it was.
+        SpecError: for a model that cannot be built.
+
+    Example:
+        >>> import backbones
+        >>> swin = backbones.create("swin_t/img_size=64")
+        >>> hybrid, report = load("swin_t/img_size=64/4=full", swin, partial="replaced")
+        >>> sorted({row["status"] for row in report})
+        ['fresh', 'left out', 'loaded']
     """
-    path: Path | None = None
-    if isinstance(weights, (str, Path)):
-        path = hub.fetch(weights) if str(weights)[:3] == "hf:" else Path(weights)  # type: ignore[arg-type]
-        weights = read(path, entry)
-    state, others = weights, dict[str, Any]()
-    spec = None if model is None or isinstance(model, nn.Module) else parse(model)
-    with storage.about(path):
-        if prefix:
-            state, others = under(state, prefix)
-        source = source or source_of(state)
-        if isinstance(model, nn.Module):
-            found, rows = plan(model, state, source, how)
-        else:
-            spec = spec or spec_of(state, source, path, **unknown)
-            with torch.device("meta"):  # nothing is allocated for what may not fit
-                empty = HierarchicalBackbone(spec)
-            found, rows = plan(empty, state, source, how)
-            model = HierarchicalBackbone(spec)
-    own = model.state_dict()
+    if unknown := sorted(told.keys() - Told.__annotations__.keys()):
+        raise TypeError(f"load() got an unexpected keyword argument {unknown[0]!r}")
+    if partial is not None and partial not in PARTIAL:
+        raise SpecError(f"partial={partial!r}{nearest(str(partial), PARTIAL)}")
+    if told and model is not None and partial != "replaced":
+        raise SpecError(f"{', '.join(told)}: the backbone is given, so nothing is asked of shapes")
+    given = read_weights(weights, entry, prefix, drop, rename)
+    with storage.about(given.path):
+        return load_given(model, given, source, how=how, partial=partial, **told)
+
+
+def load_given(
+    model: nn.Module | str | Mapping[str, Any] | BackboneSpec | None, given: Given,
+    source: str | None = None, *, how: Adapt | None = None, partial: str | None = None, **told: Any,
+) -> Loaded:  # fmt: skip
+    """As `load`, of weights that have been read."""
+    source = source or source_of(given.state)
+    asked = None if model is None or isinstance(model, nn.Module) else parse(model)
+    if model is None:
+        asked = given.spec(source, **told)
+    if asked is not None:
+        with torch.device("meta"):  # nothing is allocated for what may not fit
+            empty: nn.Module = HierarchicalBackbone(asked)
+    else:
+        empty = cast("nn.Module", model)
+    fresh: tuple[str, ...] = ()
+    if partial == "replaced":
+        into = asked or getattr(model, "spec", None)
+        if not isinstance(into, BackboneSpec):
+            raise WeightsError("partial='replaced' is for our backbones; take 'fitting'")
+        theirs = given.spec(source, **{"like": into, **told})
+        fresh = replaced(into, theirs, how or Adapt())
+    found, rows = plan(empty, given.state, source, how, fresh=fresh, fitting=partial == "fitting")
+    filled = empty if asked is None else HierarchicalBackbone(asked)
+    own = filled.state_dict()
     with torch.no_grad():
         for name, tensor in found.items():
             own[name].copy_(tensor)
-    return Loaded(model, rows + [row("dropped", None, key, v) for key, v in others.items()])
+    return Loaded(filled, rows + given.left_out)
 
 
-def spec_of(
-    state: Mapping[str, Tensor], source: str, path: Path | None = None, **unknown: Any
-) -> BackboneSpec:
-    """The spec of weights: from the header of our own file, else from the shapes."""
-    if source != "transom":
-        return infer(state, source, **unknown)
-    text = reading.metadata(path).get(SPEC) if path is not None else None
-    if text is None:
-        raise WeightsError("weights in our own names without their spec; give it by --spec")
-    return _from_json(text, "the spec in its header", len(state))
+class Given(NamedTuple):
+    """Weights before anything is known of their model.
+
+    state: tensors under the names of their source.  left_out: rows of everything else.  own: the
+    spec that came with them.  stated: what a configuration beside them tells.
+    """
+
+    state: Mapping[str, Any]
+    left_out: list[Row]
+    path: Path | None
+    own: BackboneSpec | None
+    stated: Mapping[str, str]
+
+    def spec(self, source: str, **told: Any) -> BackboneSpec:
+        """The spec of the weights: the one that came with them, else from their shapes."""
+        if self.own is not None:
+            return self.own
+        if source == "transom":
+            text = reading.metadata(self.path).get(SPEC) if self.path is not None else None
+            if text is None:
+                if told.get("like") is not None:
+                    raise WeightsError(NO_SPEC + "; take partial='fitting'")
+                raise WeightsError(f"{NO_SPEC}; give it by --spec")
+            return _from_json(text, "the spec in its header", len(self.state))
+        for name, value in self.stated.items():
+            if told.get(name) is None:
+                option = name.replace("_", "-")
+                raise WeightsError(
+                    f"a configuration beside the weights has {name} {value}, which no shape tells; "
+                    f"give --{option} {value} ({name}=[{value}])"
+                )
+        return infer(self.state, source, **told)
+
+
+def read_weights(
+    weights: Mapping[str, Any] | nn.Module | str | Path, entry: str | None = None,
+    prefix: str = "", drop: Sequence[str] = (), rename: Mapping[str, str] | None = None,
+) -> Given:  # fmt: skip
+    """The tensors of one backbone, wherever they lie; arguments as in `load`."""
+    path, own = None, None
+    if isinstance(weights, nn.Module):
+        ours = [part for part in weights.modules() if isinstance(part, HierarchicalBackbone)]
+        own = ours[0].spec if len(ours) == 1 else None
+        weights = weights.state_dict()
+    if isinstance(weights, (str, Path)):
+        path = hub.fetch(weights) if str(weights)[:3] == "hf:" else Path(weights)  # type: ignore[arg-type]
+        found = reading.located(path, entry)
+    else:
+        found = locate(weights, entry)
+    with storage.about(path):
+        inside, others = body(renamed(found.state, rename or {}), prefix)
+        state, dropped_ = dropped(inside, drop, prefix)
+    rows = [row("left out", None, key, tensor) for key, tensor in (others | dropped_).items()]
+    rows += [
+        {"status": "left out", "tensor": None, "from": one_line(key), "shape": kind}
+        for key, kind in found.beside.items()
+    ]
+    return Given(state, rows, path, own, found.stated)
 
 
 def _from_json(text: str, place: str, tensors: int) -> BackboneSpec:

@@ -3,12 +3,21 @@ about its own size."""
 
 from __future__ import annotations
 
+import argparse
+import ctypes
+import importlib
 import io
 import json
 import os
 import pickle
+import runpy
+import shutil
+import socket
 import struct
+import subprocess
+import sys
 import tarfile
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +81,7 @@ def write_all(folder: Path, marker: Path, good: Path) -> list[Path]:
     }
     for name, call in calls.items():
         torch.save(call, folder / f"zip_{name}.pth")
+    write_beside(folder, marker)
     evil = calls["os_system"]
     for protocol in range(6):
         (folder / f"pickle_{protocol}.pth").write_bytes(pickle.dumps(evil, protocol))
@@ -103,7 +113,8 @@ def write_all(folder: Path, marker: Path, good: Path) -> list[Path]:
             archive.writestr(f"archive/{i}", b"")
     torch.save({"w": torch.eye(3).to_sparse()}, folder / "sparse.pth")
     torch.save([1, 2], folder / "list.pth")
-    torch.save({"model": {"w": torch.zeros(1)}, "state_dict": {}}, folder / "two.pth")
+    two = {"model": {"w": torch.zeros(1)}, "state_dict": {"w": torch.zeros(1)}}
+    torch.save(two, folder / "two.pth")
 
     liars = {
         "claim_100mb": struct.pack("<Q", 10**8) + b"{}",
@@ -143,6 +154,67 @@ def write_all(folder: Path, marker: Path, good: Path) -> list[Path]:
         (folder / f"cut_{part:02}.safetensors").write_bytes(whole[:length])
     names = os.listdir(folder)
     return sorted(folder / name for name in names)
+
+
+MODULE = "evil_module"  # which writes the marker when it is imported
+
+
+def write_module(folder: Path, marker: Path) -> None:
+    """The module of `foreign`, for whoever would import it."""
+    (folder / f"{MODULE}.py").write_text(
+        f"open({str(marker)!r}, 'w')\nclass Thing(dict):\n"
+        f"    def __setstate__(self, state): open({str(marker)!r}, 'w')\n"
+    )
+
+
+class foreign:
+    """Inside, an object of a class that no reader knows and pickle can write: a dict whose class
+    stands in `MODULE`."""
+
+    def __init__(self, **fields) -> None:
+        self.fields = fields
+
+    def __enter__(self):
+        module = types.ModuleType(MODULE)
+        module.Thing = type("Thing", (dict,), {"__module__": MODULE})
+        sys.modules[MODULE] = module
+        made = module.Thing(self.fields)
+        made.note = "set by name"
+        return made
+
+    def __exit__(self, *error) -> None:
+        del sys.modules[MODULE]
+
+
+def write_beside(folder: Path, marker: Path) -> None:
+    """Sound tensors, and beside them what acts or lies: where objects of foreign classes are let
+    through as stand-ins that do nothing."""
+    command = f"touch {marker}"
+    state = {"w": torch.zeros(2)}
+    acting = {
+        "namespace": (os.system, command),
+        "subprocess": (subprocess.call, ["touch", str(marker)]),
+        "exec": (exec, f"open({str(marker)!r}, 'w')"),
+        "compile": (compile, "1", "text", "eval"),
+        "import_module": (importlib.import_module, "antigravity"),
+        "run_path": (runpy.run_path, str(folder / "hubconf.py")),
+        "rmtree": (shutil.rmtree, str(folder / "nothing")),
+        "open": (open, str(marker), "w"),
+        "loads": (pickle.loads, pickle.dumps(Payload(os.system, command))),
+        "cdll": (ctypes.CDLL, "libc.so.6"),
+        "socket": (socket.create_connection, ("127.0.0.1", 9)),
+        "hub_load": (torch.hub.load, str(folder), "touch"),
+    }
+    for name, call in acting.items():
+        inner = argparse.Namespace(lr=0.1, inner=[Payload(*call)])
+        torch.save({"model": state, "args": inner}, folder / f"zip_beside_{name}.pth")
+    with foreign(w=torch.zeros(2)) as thing:
+        torch.save(thing, folder / "zip_foreign_whole.pth")
+        torch.save({"model": {"stem.conv.weight": thing}}, folder / "zip_foreign_tensor.pth")
+        torch.save({thing.__class__: torch.zeros(1)}, folder / "zip_foreign_key.pth")
+    ring: dict = {"a": {}}
+    ring["a"]["b"] = ring
+    torch.save(ring, folder / "zip_ring.pth")
 
 
 def endless() -> bytes:

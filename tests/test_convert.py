@@ -358,19 +358,21 @@ def dense_swin():
 
 
 def test_dense_swin_of_a_detector(tmp_path, capsys):
-    """mmdet's `backbone.` with the authors' norm0 to norm3: refused without --prefix, which the
-    error names; with it the heads are in the report, and the maps are the classifier's, normed."""
+    """mmdet's `backbone.` with the authors' norm0 to norm3: found by itself; the heads are in the
+    report, and the maps are the classifier's, normed."""
     (detector, plain), image = dense_swin(), images(1, 3, 128, 128)
     path, out = tmp_path / "detector.safetensors", tmp_path / "o.safetensors"
     save_file(detector, path)
     side = "64"  # whose last map is half a window: dense backbones pad it, classifiers shrink
-    with pytest.raises(WeightsError, match=r"--prefix backbone\."):
-        run(capsys, path, "--to", out, "--source-img-size", side)
     with pytest.raises(WeightsError, match=r"did you mean 'backbone\.'"):
         run(capsys, path, "--to", out, "--source-img-size", side, "--prefix", "backbon.")
-    code, text = run(capsys, path, "--to", out, "--source-img-size", side, "--prefix", "backbone.",
-                     "--format", "json")  # fmt: skip
-    dropped = {row["from"] for row in json.loads(text)["rows"] if row["status"] == "dropped"}
+    told = ("--to", out, "--source-img-size", side, "--format", "json")
+    named, found = (
+        run(capsys, path, *told, *prefix) for prefix in (("--prefix", "backbone."), ())
+    )
+    assert named == found
+    code, text = found
+    dropped = {row["from"] for row in json.loads(text)["rows"] if row["status"] == "left out"}
     assert code == 0 and dropped == {"neck.fpn.weight", "roi_head.bbox_head.fc_cls.bias"}
     dense = weights.load(None, out).model.eval()
     assert dense.spec.out_norms and dense.spec.num_classes == 0 and not dense.spec.final_norm
@@ -384,7 +386,7 @@ def test_dense_swin_of_a_detector(tmp_path, capsys):
         ).movedim(-1, 1)
         assert distance(found, wanted) <= 1
     loaded = weights.load(dense, detector, prefix="backbone.")
-    assert {row["from"] for row in loaded.report if row["status"] == "dropped"} == dropped
+    assert {row["from"] for row in loaded.report if row["status"] == "left out"} == dropped
     body = {k.removeprefix("backbone."): v for k, v in detector.items() if k not in dropped}
     assert_same_weights(weights.export(dense, "swin"), body)
 
@@ -542,8 +544,8 @@ def test_positions_classes_and_channels(tmp_path, capsys):
     rows = json.loads(text)["rows"]
     status = {row["tensor"] or row["from"]: row["status"] for row in rows if row["tensor"]}
     assert code == 0 and status["stem.position"] == "resized" == status["stem.conv.weight"]
-    assert status["head.weight"] == status["head.bias"] == "missing"
-    assert {row["from"] for row in rows if row["status"] == "dropped"} == {
+    assert status["head.weight"] == status["head.bias"] == "fresh"
+    assert {row["from"] for row in rows if row["status"] == "left out"} == {
         "head.weight", "head.bias",
     }  # fmt: skip
     new = weights.load(None, out).model

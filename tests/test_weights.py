@@ -78,12 +78,13 @@ def computed() -> float:
 
 STARTED = {  # of those that look like torch's, and so cost a process: these always
     "bomb.pth", "list.pth", "sparse.pth", "two.pth", "zip_beside_tensors.pth",
-    "zip_nested.pth", "zip_pickle_0.pt", "zip_pickle_5.pt",
+    "zip_nested.pth", "zip_pickle_0.pt", "zip_pickle_5.pt", "zip_beside_run_path.pth",
+    "zip_foreign_whole.pth",
 }  # fmt: skip
 
 
 def starts_process(path: Path) -> bool:
-    if not path.is_file() or path.suffix not in reading.PICKLES or path.stem == "unreadable":
+    if not path.is_file() or path.stem == "unreadable":
         return False
     with path.open("rb") as file:
         return file.read(4) == reading.ZIP
@@ -92,12 +93,12 @@ def starts_process(path: Path) -> bool:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, about the formats of the payloads
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_hostile_files(model, hostile, every):
-    """D1, D9: over 75 files through ten entry points: none run, none loaded, the model as it was,
-    the path and a cause in one line, and soon.  Eight of those that start a process take one
+    """D1, D9: over 90 files through ten entry points: none run, none loaded, the model as it was,
+    the path and a cause in one line, and soon.  Ten of those that start a process take one
     entry point each, the slow test takes them all."""
     marker, paths = hostile
     slow = [path for path in paths if starts_process(path)]
-    assert len(paths) - len(slow) >= 50 and len(slow) >= 24
+    assert len(paths) - len(slow) >= 50 and len(slow) >= 40
     assert {path.name for path in slow} >= STARTED
     before, memory = state_hash(model), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     turn = itertools.count()
@@ -166,24 +167,14 @@ def test_good_pth_is_read(model, tmp_path):
     fresh = create("swin", seed=5)
     report = weights.load(fresh, path).report
     assert state_hash(fresh) == state_hash(model)
-    assert {row["status"] for row in report} == {"loaded"} and len(report) == len(state)
-    torch.save({"model": {}, "model_ema": state}, path)
+    assert [row["from"] for row in report if row["status"] == "left out"] == ["epoch"]
+    assert [row["status"] for row in report].count("loaded") == len(state)
+    torch.save({"model": state, "model_ema": state.copy()}, path)
     with pytest.raises(WeightsError, match=r"own\.pth: holds model, model_ema; .* --entry"):
         weights.load(model, path)
     fresh = create("swin", seed=5)
     weights.load(fresh, path, entry="model_ema")
     assert state_hash(fresh) == state_hash(model)
-
-
-def test_wrappers():
-    """The names under which scripts save, in the process that reads."""
-    state = {"w": torch.zeros(1)}
-    for wrapped in (state, {"model": state, "epoch": 3}, {"state_dict": state}):
-        assert reading._unwrap(wrapped, None) == state
-    both = {"model": {}, "model_ema": state}
-    assert reading._unwrap(both, "model_ema") == state
-    with pytest.raises(WeightsError, match="no state dict called 'ema'"):
-        reading._unwrap(both, "ema")
 
 
 @pytest.mark.parametrize("version", ["2.9.1", "2.5.0+cu121", "1.13.1", "unknown"])
@@ -204,7 +195,7 @@ def test_old_torch_is_refused(model, tmp_path, monkeypatch, version):
         ("entries", "70000 entries"),
         ("expanded", "more than are stored"),
         ("zip_os_system", "posix.system"),
-        ("zip_eval", "GLOBAL eval"),
+        ("zip_eval", "builtins.eval"),
     ],
 )
 def test_limits_of_memory_and_time(hostile, name, cause):

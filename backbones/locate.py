@@ -1,0 +1,104 @@
+"""Where in a checkpoint the weights of a backbone lie: found by their structure, at any depth and
+under any name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from attention.options import nearest, one_line
+from backbones.detect import bodies
+from backbones.standins import StandIn, kind
+from backbones.storage import WeightsError
+
+DEEPEST, MOST = 8, 4096  # of tables inside tables, and of all
+STATED = ("qk_scale",)  # what a configuration beside the weights tells and no shape does
+
+
+class Located(NamedTuple):
+    """state: tensors by name.  beside: kinds of everything else, by name.  stated: values of
+    STATED that a configuration beside them holds, as text."""
+
+    state: dict[str, Tensor]
+    beside: dict[str, str]
+    stated: dict[str, str]
+
+
+def locate(checkpoint: Any, entry: str | None = None) -> Located:
+    """The state dict in a checkpoint: a table that has tensors under names, by itself or inside
+    others (``{"ema": {"module": {...}}}``).
+
+    Args:
+        checkpoint: what torch.load gave.
+        entry: which one of several, as the names on the way to it, ``ema.module``.
+
+    Raises:
+        WeightsError: if there is none, or several.
+
+    Example:
+        >>> import torch
+        >>> found = locate({"ema": {"module": {"w": torch.ones(2)}}, "epoch": 3})
+        >>> list(found.state), found.beside
+        (['w'], {'epoch': 'int'})
+    """
+    if not isinstance(checkpoint, Mapping):
+        raise WeightsError(f"holds a {kind(checkpoint)}, not a table of tensors")
+    tables = list(_tables(checkpoint, (), set()))
+    if entry is not None:
+        chosen = [(path, table) for path, table in tables if _leads(entry, path)]
+        if not chosen:
+            known = [".".join(path) for path, _ in tables if path]
+            raise WeightsError(f"no state dict called {entry!r}{nearest(entry, known)}")
+        tables = chosen
+    tables = [found for found in tables if bodies(found[1])] or tables
+    if not tables:
+        raise WeightsError("holds no tensors under names")
+    if len(tables) > 1:
+        held = ", ".join(one_line(".".join(path)) or "the outermost" for path, _ in tables)
+        raise WeightsError(f"holds {held}; say which one by --entry")
+    path, table = tables[0]
+    state = {key: value for key, value in table.items() if _is_named(key, value)}
+    beside = {key: kind(value) for key, value in table.items() if key not in state}
+    outer = checkpoint
+    for i, name in enumerate(path):
+        others = {k: v for k, v in outer.items() if k != name}
+        beside = {".".join([*path[:i], str(k)]): kind(v) for k, v in others.items()} | beside
+        outer = outer[name]
+    return Located(state, beside, dict(_stated(checkpoint, 0)))
+
+
+def _is_named(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor)
+
+
+def _leads(entry: str, path: tuple[str, ...]) -> bool:
+    return any(".".join(path[:i]) == entry for i in range(1, len(path) + 1))
+
+
+def _tables(
+    table: Mapping[Any, Any], path: tuple[str, ...], seen: set[int]
+) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """Tables that hold tensors, each once.  Numbered ones, as optimizers have them, are not
+    entered."""
+    if id(table) in seen or len(seen) >= MOST or len(path) > DEEPEST:
+        return
+    seen.add(id(table))
+    if any(_is_named(key, value) for key, value in table.items()):
+        yield path, table
+    for key, value in table.items():
+        if isinstance(key, str) and isinstance(value, Mapping):
+            yield from _tables(value, (*path, key), seen)
+
+
+def _stated(value: Any, depth: int) -> Iterator[tuple[str, str]]:
+    """Numbers under the names of STATED, in tables and stand-ins."""
+    inner = value.content if isinstance(value, StandIn) else value
+    if not isinstance(inner, Mapping) or depth > DEEPEST or len(inner) > MOST:
+        return
+    for key, item in inner.items():
+        if isinstance(key, str) and key.lower() in STATED and isinstance(item, (int, float)):
+            yield key.lower(), repr(item)
+        else:
+            yield from _stated(item, depth + 1)

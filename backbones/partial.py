@@ -1,0 +1,145 @@
+"""Weights of one backbone in another: what is taken, and what starts fresh."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from itertools import zip_longest
+from typing import Any
+
+from attention.options import LONGEST_WORD, one_line
+from attention.registry import MixerConfig
+from backbones.inference import without_idle_shift
+from backbones.resize import Adapt
+from backbones.spec import BackboneSpec, StageSpec
+from backbones.storage import WeightsError
+
+
+def replaced(asked: BackboneSpec, theirs: BackboneSpec, how: Adapt) -> tuple[str, ...]:
+    """Where parameters stand that `asked` and `theirs` do not share: the beginnings of their
+    names.
+
+    A mixer of another kind or with another option is another mixer; its norms and MLP are not
+    concerned.  A stage of another width is another stage, and so is the merging after it.
+    how: with resize, a window of another size is the same mixer.
+
+    Example:
+        >>> from backbones.notation import parse
+        >>> found = replaced(parse("swin_t/4=pale"), parse("swin_t"), Adapt())
+        >>> found
+        ('stages.3.blocks.0.mixer.', 'stages.3.blocks.1.mixer.')
+    """
+    asked, theirs = asked.resolve(), theirs.resolve(asked.img_size)
+    names = list(_outside_stages(asked, theirs, how))
+    grids = asked.grids(asked.img_size)
+    for i, (stage, other) in enumerate(zip_longest(asked.stages, theirs.stages)):
+        place = f"stages.{i}."
+        if stage is None or other is None or stage.dim != other.dim:
+            names += [place, f"stages.{i + 1}.downsample.", f"out_norms.{i}."]
+            continue
+        if asked.downsample != theirs.downsample:
+            names.append(place + "downsample.")
+        names += [place + name for name in _in_stage(stage, other, grids[i], how)]
+        if asked.norm != theirs.norm:
+            names += [f"{place}blocks.{j}.norm{k}." for j in range(stage.depth) for k in (1, 2)]
+    return tuple(dict.fromkeys(names))
+
+
+def _outside_stages(asked: BackboneSpec, theirs: BackboneSpec, how: Adapt) -> Iterable[str]:
+    first, last = ([spec.stages[i].dim for spec in (asked, theirs)] for i in (0, -1))
+    fields = ["patch_size", "stem", *([] if how.new_inputs else ["in_channels"])]
+    if first[0] != first[1] or any(getattr(asked, f) != getattr(theirs, f) for f in fields):
+        yield "stem."
+    if asked.patch_norm != theirs.patch_norm:
+        yield "stem.norm."
+    if asked.position != theirs.position or (
+        asked.grids(asked.img_size)[0] != theirs.grids(theirs.img_size)[0] and not how.resize
+    ):
+        yield "stem.position"
+    if (asked.position == "cpe") != (theirs.position == "cpe"):
+        yield from (
+            f"stages.{i}.blocks.{j}.cpe."
+            for spec in (asked, theirs)
+            for i, stage in enumerate(spec.stages)
+            for j in range(stage.depth)
+        )
+    deeper = len(asked.stages) != len(theirs.stages) or last[0] != last[1]
+    if deeper or asked.final_norm != theirs.final_norm:
+        yield "norm."
+    if deeper or asked.num_classes != theirs.num_classes:
+        yield "head."
+    if asked.out_norms != theirs.out_norms:
+        yield "out_norms."
+
+
+def _in_stage(
+    asked: StageSpec, theirs: StageSpec, grid: tuple[int, int], how: Adapt
+) -> Iterable[str]:
+    for j, (block, other) in enumerate(zip_longest(asked.blocks(), theirs.blocks())):
+        if block is None or other is None:
+            yield f"blocks.{j}."
+            continue
+        if asked.heads != theirs.heads or not _same(block[0], other[0], grid, how):
+            yield f"blocks.{j}.mixer."
+        if asked.hidden != theirs.hidden:
+            yield f"blocks.{j}.mlp."
+
+
+def _same(asked: MixerConfig, theirs: MixerConfig, grid: tuple[int, int], how: Adapt) -> bool:
+    asked, theirs = (without_idle_shift(mixer, grid) for mixer in (asked, theirs))
+    if how.resize and type(asked) is type(theirs) and hasattr(asked, "size"):
+        theirs = replace(theirs, size=asked.size, shift=getattr(asked, "shift", None))  # type: ignore[call-arg]
+    return asked == theirs
+
+
+def dropped(
+    state: Mapping[str, Any], patterns: Sequence[str], prefix: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what no pattern names, what one does).  A pattern is a name or has ``*``; it is held to
+    names with and without the prefix.  Raises WeightsError for one that names nothing."""
+    left: dict[str, Any] = {}
+    for pattern in patterns:
+        found = {
+            key: tensor for key, tensor in state.items()
+            if fnmatchcase(key, pattern) or fnmatchcase(prefix + key, pattern)
+        }  # fmt: skip
+        if not found:
+            close = difflib.get_close_matches(pattern[:LONGEST_WORD], list(state), n=1)
+            hint = f"; did you mean {one_line(close[0])}?" if close else ""
+            raise WeightsError(f"--drop {one_line(pattern)}: no tensor has such a name{hint}")
+        left |= found
+    return {key: tensor for key, tensor in state.items() if key not in left}, left
+
+
+def renamed(state: Mapping[str, Any], pairs: Mapping[str, str]) -> dict[str, Any]:
+    """The state with parts of its names exchanged, in the order given.
+
+    pairs: old to new.  An old one is one part of a dotted name or several (``attn.core``), or as
+    much of a name's beginning as ends in a dot (``model.``); a new one may be empty.  Raises
+    WeightsError for one that stands in no name, and where two names become one.
+    """
+    out = dict(state)
+    for old, new in pairs.items():
+        told = {key: _exchange(key, old, new) for key in out}
+        if all(key == name for key, name in told.items()):
+            raise WeightsError(f"--rename {one_line(old)}: stands in no name")
+        if len(set(told.values())) < len(told):
+            raise WeightsError(f"--rename {one_line(old)}={one_line(new)}: two names become one")
+        out = {told[key]: tensor for key, tensor in out.items()}
+    return out
+
+
+def _exchange(key: str, old: str, new: str) -> str:
+    """Whole parts between dots, wherever they stand."""
+    inner = f".{key}."
+    core = old.strip(".")
+    put = new.strip(".")
+    put = f".{put}." if put else "."
+    if not core:
+        return key
+    if old.endswith("."):  # a beginning
+        start = f".{core}."
+        return (put + inner.removeprefix(start)).strip(".") if inner.startswith(start) else key
+    return inner.replace(f".{core}.", put).strip(".")
