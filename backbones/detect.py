@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attention.options import nearest, one_line
-from backbones.rules import SOURCES
+from backbones.rules import SOURCES, find
 from backbones.storage import WeightsError
 
 FLAT = re.compile(r"^(layers|stages)_(\d+)\.")
@@ -56,8 +56,14 @@ def source_of(state: Mapping[str, Any]) -> str:
             return "swinv2" if some("attn.cpb_mlp.") else "swin"
         return "timm"
     first = ", ".join(one_line(key) for key in sorted(keys)[:3]) or "none"
-    known = ", ".join(SOURCES)
-    raise WeightsError(f"keys of no known source (the first: {first}); give --source, of: {known}")
+    known = {
+        source: sum(find(source, key) is not None for key in keys)
+        for source in SOURCES if source != "transom"
+    }  # fmt: skip
+    most = max(known.values())
+    best = " or ".join(source for source, count in known.items() if count == most)
+    way_out = f"most are --source {best}'s" if 2 * most > len(keys) else "no source has them"
+    raise WeightsError(f"keys of no known source (the first: {first}); {way_out}")
 
 
 def bodies(state: Mapping[Any, Any]) -> list[str]:

@@ -44,7 +44,8 @@ def locate(checkpoint: Any, entry: str | None = None) -> Located:
         (['w'], {'epoch': 'int'})
     """
     if not isinstance(checkpoint, Mapping):
-        raise WeightsError(f"holds a {kind(checkpoint)}, not a table of tensors")
+        way_out = "; save its state_dict()" if isinstance(checkpoint, StandIn) else ""
+        raise WeightsError(f"holds a {kind(checkpoint)}, not a table of tensors{way_out}")
     tables = list(_tables(checkpoint, (), set()))
     if entry is not None:
         chosen = [(path, table) for path, table in tables if _leads(entry, path)]

@@ -325,6 +325,9 @@ def test_hints_have_been_tried():
     lacking = {k: v for k, v in state.items() if not k.startswith("stages.2.")}
     assert "--partial fitting" in hinted(swin, lacking)
     assert "--partial" not in hinted(swin, {"x.y": torch.zeros(3)}, source="transom")
+    stemless = {k: v for k, v in weights.export(small_swin(), "timm").items() if "patch" not in k}
+    assert "most are --source timm's" in hinted(None, stemless)
+    assert "--source" not in hinted(None, {"x.y": torch.zeros(3)})
 
 
 # -- the command -------------------------------------------------------------------------------
