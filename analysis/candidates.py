@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,14 +16,15 @@ from torch import nn
 
 import backbones
 from analysis import complexity, peers
-from analysis.influence import randomise
-from analysis.judging import Candidate, Size
+from analysis.influence import influence, randomise, some_tokens, span
+from analysis.judging import RAISED, Candidate, Size, said
 from analysis.locality import states_region
 from attention import TokenMixer, terminal
-from attention.options import SpecError, nearest
+from attention.options import SpecError, nearest, one_line
 from attention.registry import MixerConfig, build, make_config, name_of, names, parse
 
 LARGEST_GROUP = 24  # maps are made for windows up to it: the largest that was published
+LARGE = (41, 38)  # holds two windows of 19, and what only small maps hide
 SMALL_IMAGES: list[Size] = [(1, 1), (33, 47), (64, 96)]
 
 Named = tuple[str, Candidate]  # with a title
@@ -35,25 +38,42 @@ def find(
     head, colon, _ = what.partition(":")
     twin = parse(against) if against else None
     if head in names() and "/" not in what:
-        config = parse(what)
-        config.check(dim, heads)
-        both = (0, 1) if complexity.alternates(config) else (0,)
+        with _asked(what):
+            config = parse(what)
+            config.check(dim, heads)
+        both = (0,) if complexity.alternates(config) is False else (0, 1)
         for index in indices or both:
-            ours = build(config, dim=dim, heads=heads, index=index)
-            yield _title(what, dim, heads, index), mixer(ours, dim, heads, twin)
+            with _asked(what):
+                ours = build(config, dim=dim, heads=heads, index=index)
+                candidate = mixer(ours, dim, heads, twin)
+            yield _title(what, dim, heads, index), candidate
     elif not colon and difflib.get_close_matches(what, names(), n=1):
         parse(what)  # a mixer misspelt: the error says which
     elif not colon or "/" in what or head in ("timm", "torchvision"):
         yield _network(what, img_size)
     else:
-        made, options = _load(what)
-        taken = _taken(made)
+        with _asked(what):
+            made, options = _load(what)
+            taken = _taken(made)
         if not taken:
             yield _network(what, img_size)
             return
         for index in (indices or (0, 1)) if "index" in taken else (0,):
-            module = _make(made, what, options, taken, dim=dim, heads=heads, index=index)
-            yield _title(what, dim, heads, index), mixer(module, dim, heads, twin)
+            with _asked(what):
+                module = _make(made, what, options, taken, dim=dim, heads=heads, index=index)
+                candidate = mixer(module, dim, heads, twin)
+            yield _title(what, dim, heads, index), candidate
+
+
+@contextlib.contextmanager
+def _asked(what: str) -> Iterator[None]:
+    """Whatever code of the user's raises before there is a module to judge is a bad request."""
+    try:
+        yield
+    except (SpecError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise SpecError(f"{one_line(what)}: {said(error)}") from None
 
 
 def _title(what: str, dim: int, heads: int, index: int) -> str:
@@ -80,6 +100,24 @@ def _groups(size: Any) -> Size | None:
     return pair if whole and min(pair) > 0 else None
 
 
+def _tile(c: Candidate) -> Size:
+    """Rows and columns of the largest box that reaches a token, as it is stated or else measured;
+    0 along an axis on which it grows with the map."""
+    h, w = size = (2 * LARGE[0], 2 * LARGE[1]) if c.region else LARGE
+    queries = some_tokens(h, w, 9)
+    try:
+        if c.region:
+            reach = torch.stack([c.region(h, w, query) for query in queries])
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                reach = influence(c.module, c.input(size, dtype=torch.float32), queries)
+        rows, cols = (max(sides) for sides in zip(*map(span, reach), strict=True))
+    except RAISED:  # which is for the properties to say
+        return 0, 0
+    return rows if 2 * rows <= h else 0, cols if 2 * cols <= w else 0
+
+
 def mixer(
     module: nn.Module, dim: int, heads: int = 1, against: MixerConfig | None = None
 ) -> Candidate:
@@ -91,9 +129,13 @@ def mixer(
     own = getattr(module, "config", None)
     claimed = against or (own if isinstance(own, MixerConfig) else None)
     groups = _groups(getattr(claimed, "size", None))
-    made = Candidate(module, dim, map_sizes(groups or (7, 7)), groups=groups)
+    made = Candidate(module, dim, [], groups=groups)
     if states_region(module):
         made.region = module.region  # type: ignore[assignment]
+    tile = _tile(made)
+    declared = groups or (7, 7)
+    made.sizes = map_sizes((max(declared[0], tile[0]), max(declared[1], tile[1])))
+    made.large = [(max(LARGE[0], 2 * tile[0]), max(LARGE[1], 2 * tile[1]))]
     if claimed is None or name_of(type(claimed)) not in names():
         return made
     index = getattr(module, "index", 0)
@@ -114,12 +156,13 @@ def _load(what: str) -> tuple[Any, str]:
     module, _, rest = what.partition(":")
     attribute, _, options = rest.partition(":")
     if not module.replace(".", "").isidentifier():
-        raise SpecError(f"{what}: no mixer or module is called {module!r}")
+        raise SpecError(f"{one_line(what)}: no mixer or module is called {one_line(module)!r}")
     terminal.load_plugins([module])
     made = getattr(sys.modules[module], attribute, None)
     if not callable(made):
         public = [key for key in dir(sys.modules[module]) if not key.startswith("_")]
-        raise SpecError(f"{what}: {module} has no {attribute!r}{nearest(attribute, public)}")
+        hint = nearest(attribute, map(one_line, public))
+        raise SpecError(f"{one_line(what)}: {module} has no {one_line(attribute)!r}{hint}")
     return made, options
 
 
@@ -146,16 +189,18 @@ def _make(
         given["config"] = _config(made, what, options)
         given["config"].check(dim, heads)
     elif options:
-        raise SpecError(f"{what}: options such as {options!r} are for a TokenMixer class")
+        unused = f"options such as {one_line(options)!r}"
+        raise SpecError(f"{one_line(what)}: {unused} are for a TokenMixer class")
     try:
         if "dim" in taken:
             module = made(**{key: given[key] for key in taken if key in given})
         else:
             module = made(*(dim, heads)[: len(taken)])
     except TypeError as error:
-        raise SpecError(f"{what}: it is called with (dim, heads) or (dim): {error}") from None
+        how = f"it is called with (dim, heads) or (dim): {said(error)}"
+        raise SpecError(f"{one_line(what)}: {how}") from None
     if not isinstance(module, nn.Module):
-        raise SpecError(f"{what}: it made a {type(module).__name__}, not a Module")
+        raise SpecError(f"{one_line(what)}: it made a {type(module).__name__}, not a Module")
     return module
 
 
@@ -170,21 +215,23 @@ def _config(made: Any, what: str, options: str) -> MixerConfig:
                 continue
             if known is cls:
                 return parse(f"{name}:{options}" if options else name)
-    raise SpecError(f"{what}: neither it nor a base of it is registered, so it has no config")
+    why = "neither it nor a base of it is registered, so it has no config"
+    raise SpecError(f"{one_line(what)}: {why}")
 
 
 # -- networks --------------------------------------------------------------------------------
 
 
 def _network(what: str, img_size: Size | None) -> Named:
-    subject = peers.find(what)
-    if subject.foreign:
-        size = img_size or subject.img_size
-        return f"{what} at {size[0]}x{size[1]}", network(subject.make(size), size)
-    spec = small(backbones.parse(what))
+    with _asked(what):
+        subject = peers.find(what)
+        if subject.foreign:
+            size = img_size or subject.img_size
+            return f"{what} at {size[0]}x{size[1]}", network(subject.make(size), size)
+        spec = small(backbones.parse(what))
+        model = randomise(backbones.create(spec))
     dims = " ".join(str(stage.dim) for stage in spec.stages)
     depths = " ".join(str(stage.depth) for stage in spec.stages)
-    model = randomise(backbones.create(spec))
     made = Candidate(model, spec.in_channels, SMALL_IMAGES, network=True)
     title = f"{what}, narrowed to widths {dims} and depths {depths}, images to 64x96"
     return title, made

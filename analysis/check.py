@@ -9,7 +9,8 @@ WHAT is one of
   timm:NAME torchvision:NAME a network of others at its own size or --img-size, and so is a
                              callable without arguments; whom its first blocks reach is measured
 
-A subclass of a registered mixer, or one with its config, is also compared with it on the same
+Even and odd blocks of a mixer are judged, unless its config says that they are alike
+(`alternates = False`).  A subclass of a registered mixer, or one with its config, is also compared with it on the same
 parameters; --against names another one.
 """
 
@@ -62,14 +63,19 @@ def judge(candidate: Candidate, only: list[str] | None = None) -> list[tuple[Pro
 
 
 def rows(title: str, judged: list[tuple[Property, Result]]) -> list[dict[str, Any]]:
+    """A row per property; what somebody's code calls itself or says is plain text in any format."""
     return [
         {
-            "candidate": title, "property": prop.name, "verdict": result.verdict,
-            "case": result.case, "detail": result.detail, "picture": result.picture,
-            "meaning": prop.meaning,
+            "candidate": table.plain(title), "property": prop.name, "verdict": result.verdict,
+            "case": table.plain(result.case), "detail": _plain_lines(result.detail),
+            "picture": _plain_lines(result.picture), "meaning": prop.meaning,
         }
         for prop, result in judged
     ]  # fmt: skip
+
+
+def _plain_lines(text: str) -> str:
+    return "\n".join(table.plain(line) for line in text.split("\n"))
 
 
 def listing(found: list[dict[str, Any]]) -> str:
@@ -89,7 +95,7 @@ def listing(found: list[dict[str, Any]]) -> str:
         if row["picture"]:
             key = "Q query, # reaches it, ! reaches it and may not, ? may and does not"
             lines += [f"  {'':9}{line}" for line in (key, *row["picture"].splitlines())]
-    return "\n".join(table.plain(line) for line in lines)
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -73,9 +73,14 @@ def variations(name: str) -> Iterator[MixerConfig]:
                     continue
 
 
-def alternates(config: MixerConfig) -> bool:
-    """Whether odd blocks differ from even ones."""
-    return bool(getattr(config, "shift", name_of(type(config)) == "shuffle"))
+def alternates(config: MixerConfig) -> bool | None:
+    """Whether odd blocks differ from even ones; None, which is false, where nobody says so: a
+    config says it as `alternates`, an option `shift` says that they do."""
+    if config.alternates is not None:
+        return config.alternates
+    if getattr(config, "shift", name_of(type(config)) == "shuffle"):
+        return True
+    return False if type(config).__module__ == "attention.configs" else None
 
 
 def measure(

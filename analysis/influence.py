@@ -61,15 +61,20 @@ def influence(module: Callable[[Tensor], Tensor], x: Tensor, queries: Sequence[T
     """(queries, h, w) bool: the tokens of x (1, h, w, c) that the output at each query depends
     on.  One image, one backward pass per query, so that nothing else can stand in for it."""
     x = x.detach().clone().requires_grad_()
-    y = module(x)
+    return support(module(x), x, queries)
+
+
+def support(y: Tensor, x: Tensor, queries: Sequence[Token]) -> Tensor:
+    """(queries, h, w) bool: `influence` of the map x on a map y that was made from it."""
     weights = torch.randn(y.shape[-1], generator=torch.Generator().manual_seed(1), dtype=y.dtype)
     found = []
     for i, j in queries:
         out = (y[0, i, j] * weights).sum()
         (grad,) = torch.autograd.grad(out, x, retain_graph=True, materialize_grads=True)
-        found.append(grad[0].abs().amax(-1).nan_to_num(nan=torch.inf))
+        found.append(grad[0].abs().amax(-1).nan_to_num(nan=torch.inf, posinf=torch.inf))
     sizes = torch.stack(found)
-    return sizes > THRESHOLD * sizes.amax((1, 2), keepdim=True)
+    finite = sizes.where(sizes.isfinite(), 0)  # a NaN or Inf is an influence, and hides no other
+    return sizes > THRESHOLD * finite.amax((1, 2), keepdim=True)
 
 
 # -- in words --------------------------------------------------------------------------------
@@ -91,6 +96,12 @@ def wraps(reach: Tensor) -> bool:
 def extent(reach: Tensor) -> tuple[int, int]:
     """Rows and columns that a set touches."""
     return int(reach.any(1).sum()), int(reach.any(0).sum())
+
+
+def span(reach: Tensor) -> tuple[int, int]:
+    """Rows and columns of the smallest box around an (h, w) set that is not empty."""
+    rows, cols = (line.nonzero().flatten().tolist() for line in (reach.any(1), reach.any(0)))
+    return rows[-1] - rows[0] + 1, cols[-1] - cols[0] + 1
 
 
 def describe(queries: Sequence[Token], found: Tensor) -> str:

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from attention import table
+
 Size = tuple[int, int]
+RAISED = (Exception, SystemExit)  # whatever somebody's code raises, but an interrupt of ours
 PASS, FAIL, SKIPPED, MEASURED = "pass", "FAIL", "skipped", "measured"
 
 
@@ -40,6 +43,7 @@ class Candidate:
     module: nn.Module
     channels: int
     sizes: list[Size]
+    large: list[Size] = field(default_factory=list)  # judged by what is cheap, last of all
     network: bool = False
     foreign: bool = False  # a network of somebody else: its blocks are measured, not judged
     groups: Size | None = None
@@ -47,7 +51,7 @@ class Candidate:
     reference: nn.Module | None = None
     unlike: str = "no registered mixer claims the same"
     _copies: dict[torch.dtype, nn.Module] = field(default_factory=dict, repr=False)
-    _usable: list[Size] | None = field(default=None, repr=False)
+    _troubles: dict[Size, str] = field(default_factory=dict, repr=False)
 
     def at(self, dtype: torch.dtype) -> nn.Module:
         if dtype not in self._copies:
@@ -61,12 +65,20 @@ class Candidate:
         shape = (self.channels, *size) if self.network else (*size, self.channels)
         return torch.randn(batch, *shape, generator=generator, dtype=torch.float64).to(dtype)
 
+    def trouble(self, size: Size) -> str:
+        """What is wrong with a forward at this size, found once; nothing if it runs."""
+        if size not in self._troubles:
+            self._troubles[size] = trouble(self, size)
+        return self._troubles[size]
+
     @property
     def usable(self) -> list[Size]:
         """The sizes that run: a size that does not is reported once, by `any size`."""
-        if self._usable is None:
-            self._usable = [size for size in self.sizes if not trouble(self, size)]
-        return self._usable
+        return [size for size in self.sizes if not self.trouble(size)]
+
+    @property
+    def usable_large(self) -> list[Size]:
+        return [size for size in self.large if not self.trouble(size)]
 
 
 @dataclass(frozen=True)
@@ -85,12 +97,15 @@ class Property:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return self.run(candidate)
-        except Exception as error:  # whatever somebody's module raises is the answer
+        except RAISED as error:  # whatever somebody's module raises is the answer
             return Result(FAIL, said(error))
 
 
-def said(error: Exception) -> str:
-    text = " ".join(str(error).split())
+def said(error: BaseException) -> str:
+    try:
+        text = table.plain(" ".join(str(error).split()))
+    except Exception:  # an error of somebody else's that cannot say what it is
+        text = "(it has no text)"
     text = text if len(text) <= 160 else text[:157] + "..."
     return f"{type(error).__name__}: {text}"
 
@@ -100,7 +115,7 @@ def over(sizes: list[Size], test: Callable[[Size], str]) -> Result:
     for size in sizes:
         try:
             complaint = test(size)
-        except Exception as error:
+        except RAISED as error:
             complaint = said(error)
         if complaint:
             return Result(FAIL, complaint, by(size))
@@ -123,18 +138,19 @@ def first_tensor(out: Any) -> Tensor:
 
 
 def apart(found: Tensor, wanted: Tensor) -> float:
-    """Largest difference, of the largest value; infinite for another shape or NaN."""
+    """Largest difference, of the largest value; infinite for another shape and where a value of
+    either is NaN or Inf, so that no comparison with a limit passes it."""
     if found.shape != wanted.shape:
         return float("inf")
-    error = (found - wanted).abs().amax().nan_to_num(nan=torch.inf)
-    return float(error / wanted.abs().amax().clamp(min=1e-30))
+    error = (found - wanted).abs().amax() / wanted.abs().amax().clamp(min=1e-30)
+    return float(error.nan_to_num(nan=torch.inf, posinf=torch.inf))
 
 
 def trouble(c: Candidate, size: Size) -> str:
     x = c.input(size, 2, torch.float32)
     try:
         y = run(c.module, x)
-    except Exception as error:
+    except RAISED as error:
         return said(error)
     if y.shape[0] != 2 or not (c.network or y.shape == x.shape):
         return f"{tuple(x.shape)} became {tuple(y.shape)}"

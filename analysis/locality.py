@@ -13,6 +13,7 @@ from analysis.judging import (
     FAIL,
     MEASURED,
     PASS,
+    RAISED,
     SKIPPED,
     Candidate,
     Result,
@@ -25,7 +26,7 @@ from analysis.judging import (
     run,
 )
 
-QUERIES = 48  # per map
+QUERIES, QUERIES_OF_LARGE = 48, 12  # per map
 
 
 def locality(c: Candidate) -> Result:
@@ -35,22 +36,24 @@ def locality(c: Candidate) -> Result:
     if c.region is None:
         h, w = size = c.usable[-1]
         return _measured(double, c.input(size), f"no region() to hold it to; on {h}x{w}: ")
-    for size in c.usable:
+    asked = dict.fromkeys(c.usable, QUERIES) | dict.fromkeys(c.usable_large, QUERIES_OF_LARGE)
+    for size, most in asked.items():
         inputs = (c.input(size, seed=seed) for seed in range(4))
-        result = _against(c.region, double, inputs)
-        if result:
+        if result := _against(c.region, double, inputs, most):
             return result._replace(case=by(size))
-    return over(c.usable, lambda size: "")
+    return over(list(asked), lambda size: "")
 
 
-def _against(region: Any, module: Any, inputs: Iterator[Tensor]) -> Result | None:
+def _against(
+    region: Any, module: Any, inputs: Iterator[Tensor], most: int = QUERIES
+) -> Result | None:
     """None if the influence is the region, no token more and no token less.
 
     Pairs that are missing are looked for in further inputs: a maximum or a ReLU may hide them.
     """
     x = next(inputs)
     h, w = x.shape[1:3]
-    queries = some_tokens(h, w, QUERIES)
+    queries = some_tokens(h, w, most)
     stated = torch.stack([region(h, w, query) for query in queries])
     if stated.shape != (len(queries), h, w) or stated.dtype != torch.bool:
         shape = tuple(stated.shape[1:])
@@ -113,6 +116,8 @@ def states_region(module: Any) -> bool:
         module.region(1, 1, (0, 0))
     except (AttributeError, NotImplementedError):
         return False
+    except RAISED:  # it does, and `locality` says what it raises
+        return True
     return True
 
 

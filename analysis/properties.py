@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from analysis import counters
+from analysis.axes import axes
 from analysis.influence import some_tokens
 from analysis.judging import (
     FAIL,
@@ -33,19 +34,18 @@ from analysis.judging import (
     kind,
     over,
     run,
-    trouble,
 )
 from analysis.locality import batch, large_numbers, locality, translation
 
 
 def any_size(c: Candidate) -> Result:
     if not c.foreign:
-        return over(c.sizes, lambda size: trouble(c, size))
+        return over(c.sizes + c.large, c.trouble)
     own = c.sizes[-1]
-    if problem := trouble(c, own):
+    if problem := c.trouble(own):
         return Result(FAIL, problem, by(own))
     other = (own[0] + 1, own[1] + 37)
-    problem = trouble(c, other)
+    problem = c.trouble(other)
     return Result(MEASURED, f"{by(own)} runs; {by(other)} " + (problem or "runs too"))
 
 
@@ -211,6 +211,9 @@ LOCALITY = Property(
     "locality",
     "an output depends on every token of its region and on no other (fp64 gradients)", locality,
 )  # fmt: skip
+AXES = Property(
+    "axes", "channels are not treated as an axis of the map (mixers without a region)", axes
+)
 LARGE = Property(
     "large numbers", "what attention hides stays hidden however large the logits", large_numbers
 )
@@ -239,7 +242,7 @@ EQUAL = Property(
 )  # fmt: skip
 
 MIXER = (
-    ANY_SIZE, LOCALITY, LARGE, BATCH, GRADIENTS, LAYOUT, HALF, TRANSLATION, EQUAL, COUNTS, COMPILE,
-    EXPORT,
+    ANY_SIZE, LOCALITY, AXES, LARGE, BATCH, GRADIENTS, LAYOUT, HALF, TRANSLATION, EQUAL, COUNTS,
+    COMPILE, EXPORT,
 )  # fmt: skip
 NETWORK = (ANY_SIZE, LOCALITY, BATCH, GRADIENTS, LAYOUT, HALF, COUNTS, COMPILE, EXPORT)

@@ -53,6 +53,11 @@ class MixerConfig:
     def __post_init__(self) -> None:
         read_fields(self, name_of(type(self)))
 
+    @property
+    def alternates(self) -> bool | None:
+        """Whether odd blocks differ from even ones, if the config says so; None: it does not."""
+        return None
+
     def check(self, dim: int, heads: int) -> None:
         """Raises SpecError if a mixer of this width and these heads cannot be built."""
         if dim % heads:

@@ -3,9 +3,11 @@ it must lose, by name."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attention
-from analysis import candidates, check, influence, judging, properties
+from analysis import candidates, check, complexity, influence, judging, properties
+from attention import registry
 from attention.branch import Branch
 from attention.cross import CrossMixer
 from attention.groups import Groups, axis
@@ -288,6 +291,189 @@ def test_the_other_properties_can_be_lost(planted, lost):
     assert set(failures(candidates.mixer(mixer, 16), list(lost))) == lost
 
 
+# -- large maps --------------------------------------------------------------------------------
+
+
+class LeaksOnLargeMaps(Planted):
+    def forward(self, x):
+        return super().forward(x) + 1e-6 * (x.shape[1] > 14) * x.mean((1, 2), keepdim=True)
+
+
+def test_what_small_maps_hide_is_seen_on_a_large_one():
+    mixer = LeaksOnLargeMaps(attention.parse("window:size=3"), dim=8, heads=2)
+    made = candidates.mixer(mixer, 8)
+    assert max(h for h, _ in made.sizes) <= 14
+    found = failures(made, ["any size", "locality"])
+    assert list(found) == ["locality"] and found["locality"].case == "41x38"
+
+
+class Breaks41(Planted):
+    def forward(self, x):
+        assert x.shape[1] < 41, "too high for me"
+        return super().forward(x)
+
+
+def test_a_large_map_that_does_not_run_is_said_once():
+    made = candidates.mixer(Breaks41(attention.parse("window:size=3"), dim=8, heads=2), 8)
+    found = failures(made, ["any size", "locality"])
+    assert list(found) == ["any size"] and "too high for me" in found["any size"].detail
+
+
+class Tiles(nn.Module):
+    """A token becomes the mean of those of its tile; rate 2: of every second one."""
+
+    def __init__(self, tile, rate=1, states=True):
+        super().__init__()
+        self.tile, self.rate, self.states = tile, rate, states
+
+    def forward(self, x):
+        h, w = x.shape[1:3]
+        near = torch.stack([self.near(h, w, (i, j)) for i in range(h) for j in range(w)])
+        weights = near.flatten(1).to(x.dtype) / near.flatten(1).sum(1, keepdim=True)
+        return (weights @ x.flatten(1, 2)).view_as(x)
+
+    def near(self, h, w, query):
+        (i, j), rows, cols = query, torch.arange(h), torch.arange(w)
+        return self.meet(rows, i)[:, None] & self.meet(cols, j)
+
+    def meet(self, a, b):
+        return (a // self.tile == b // self.tile) & (a % self.rate == b % self.rate)
+
+    def region(self, h, w, query):
+        if not self.states:
+            raise NotImplementedError
+        return self.near(h, w, query)
+
+
+@pytest.mark.parametrize("states", [True, False])
+def test_maps_hold_two_of_what_reaches_a_token(states):
+    """The extent of a region, stated or measured, where nothing declares it."""
+    made = candidates.mixer(Tiles(12, states=states), 1)
+    assert made.sizes[-1] == (26, 25) and made.large == [(41, 38)]
+    made = candidates.mixer(Tiles(12, rate=2, states=states), 1)
+    assert made.sizes[-1] == (24, 23)
+    assert candidates.mixer(Tiles(100, states=states), 1).sizes[-1] == (16, 15)
+    if states:
+        assert candidates.mixer(Tiles(30), 1).large == [(60, 60)]
+
+
+# -- limits ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [(torch.nan, 1.0), (1.0, torch.nan), (torch.nan, torch.nan), (torch.inf, torch.inf),
+     (torch.inf, 1.0), (1.0, torch.inf)],
+)  # fmt: skip
+def test_a_number_that_is_none_is_infinitely_far(found, wanted):
+    a, b = torch.ones(2, 3), torch.ones(2, 3)
+    a[0, 1], b[0, 1] = found, wanted
+    assert judging.apart(a, b) == float("inf")
+
+
+class NothingOfOneImage(Planted):
+    """NaN wherever a batch holds one image."""
+
+    def forward(self, x):
+        return super().forward(x) + (torch.nan if x.shape[0] == 1 else 0)
+
+
+def test_not_a_number_fails_where_errors_are_judged():
+    mixer = NothingOfOneImage(attention.parse("window:size=4"), dim=16, heads=2)
+    asked = {"translation", "equals the registered mixer", "batch", "large numbers"}
+    assert set(failures(candidates.mixer(mixer, 16), asked)) == asked
+
+
+def test_a_gradient_that_is_no_number_is_an_influence_and_hides_none():
+    def one_above(x):
+        above = (0 * F.pad(x, (0, 0, 0, 0, 1, 0))[:, :-1]).sqrt()  # its slope is infinite at 0
+        return x + above
+
+    found = influence.influence(one_above, torch.ones(1, 3, 1, 2).double(), [(1, 0)])
+    assert found.flatten().tolist() == [True, True, False]
+
+
+class Scaled(Planted):
+    """Its outputs are larger by a part that another class says when to add."""
+
+    part = 0.0
+
+    def forward(self, x):
+        return super().forward(x) * (1 + self.part * self.wrong(x))
+
+
+class WrongInBatches(Scaled):
+    def wrong(self, x):
+        return len(x) > 1
+
+
+class WrongInStrides(Scaled):
+    def wrong(self, x):
+        return not x.is_contiguous()
+
+
+class WrongBelow(Scaled):
+    def wrong(self, x):
+        return torch.arange(x.shape[1])[:, None, None] >= 4
+
+
+class Wrong(Scaled):
+    def wrong(self, x):
+        return 1
+
+
+class SeesWhatIsLarge(nn.Module):
+    """Every token is alone, unless another is larger than it would be by chance."""
+
+    def __init__(self, part, dtype):
+        super().__init__()
+        self.part, self.dtype = part, dtype
+
+    def forward(self, x):
+        large = (x.detach().abs().amax((1, 2, 3), keepdim=True) > 64).to(x.dtype)
+        return x * (1 + self.part * large * (x.dtype == self.dtype))
+
+
+class SeesTheTokenAbove(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return x + self.part * x.roll(1, 1)
+
+    def region(self, h, w, query):
+        alone = torch.zeros(h, w, dtype=torch.bool)
+        alone[query] = True
+        return alone
+
+
+LIMITS = [  # a mistake of relative size; what must see 3 of its limit, and may not see a third
+    ("batch", 1e-10, lambda part: (WrongInBatches, part)),
+    ("layouts", 1e-5, lambda part: (WrongInStrides, part)),
+    ("translation", 1e-6, lambda part: (WrongBelow, part)),
+    ("equals the registered mixer", 1e-10, lambda part: (Wrong, part)),
+    ("locality", 1e-12, SeesTheTokenAbove),
+    ("large numbers", 1e-5, lambda part: SeesWhatIsLarge(part, torch.float32)),
+    ("large numbers", 2e-3, lambda part: SeesWhatIsLarge(part, torch.float16)),
+]
+
+
+@pytest.mark.parametrize(("name", "limit", "make"), LIMITS)
+def test_a_limit_is_where_it_is_said_to_be(name, limit, make):
+    """Ten times as loose or as tight, it would be seen here."""
+    for times, verdict in ((3, "FAIL"), (1 / 3, "pass")):
+        made = make(times * limit)
+        if isinstance(made, tuple):
+            planted, part = made
+            module = planted(attention.parse("window:size=4"), dim=16, heads=2)
+            module.part = part
+        else:
+            module = made
+        found = verdicts(candidates.mixer(module, 16), [name])[name]
+        assert found.verdict == verdict, (times, found)
+
+
 # -- modules without a region ------------------------------------------------------------------
 
 
@@ -457,6 +643,109 @@ def test_json_parses(module, capsys):
     assert found["rows"][0]["case"] == "1x5" and "!" in found["rows"][0]["picture"]
 
 
+@pytest.fixture
+def registering(monkeypatch):
+    """What a test registers is forgotten after it; built-in mixers register once a process."""
+    for name in BUILT_IN:
+        importlib.import_module(f"attention.{name}")
+    for store in ("_configs", "_classes", "_sources"):
+        monkeypatch.setattr(registry, store, dict(getattr(registry, store)))
+
+
+class SeesAllInOddBlocks(attention.TokenMixer):
+    def forward(self, x):
+        return x + self.index % 2 * x.mean((1, 2), keepdim=True)
+
+    def region(self, h, w, query):
+        alone = torch.zeros(h, w, dtype=torch.bool)
+        alone[query] = True
+        return alone
+
+
+@pytest.mark.parametrize(
+    ("stated", "judged"),
+    [({}, 2), ({"alternates": True}, 2), ({"shift": False}, 2), ({"alternates": False}, 1)],
+)
+def test_both_blocks_of_a_registered_mixer_are_judged(registering, capsys, stated, judged):
+    """Unless its config says that there is only one."""
+    config = dataclass(frozen=True, kw_only=True)(type("Config", (attention.MixerConfig,), stated))
+    attention.register("odd_one", config=config)(SeesAllInOddBlocks)
+    code, out = command(capsys, "odd_one", "--only", "locality", "batch")
+    both = judged == 2
+    assert code == both and ("odd block" in out) == both
+    assert ("1 of 4 fail" if both else "none of 2 fails") in out
+    assert bool(complexity.alternates(config())) is bool(stated.get("alternates"))
+
+
+@pytest.mark.parametrize(
+    ("what", "blocks"),
+    [("window:size=3", 2), ("window:size=3,shift=false", 1), ("axial", 1), ("shuffle:size=3", 2)],
+)
+def test_built_in_mixers_say_how_many_blocks_they_have(what, blocks):
+    assert len(list(candidates.find(what, dim=8, heads=2))) == blocks
+
+
+def test_the_pool_of_the_readme_needs_its_permute(registering, tmp_path, monkeypatch, capsys):
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    right = readme.partition("Save this as `my_mixers.py`:\n\n```python\n")[2].partition("```")[0]
+    wrong = right.replace("x.permute(0, 3, 1, 2)", "x").replace("y.permute(0, 2, 3, 1)", "y")
+    assert wrong.count("permute") == 0 < right.count("permute")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, text, code in (("right", right, 0), ("wrong", wrong, 1)):
+        (tmp_path / f"{name}_pools.py").write_text(text.replace('"pool"', f'"{name}"'))
+        for what in (name, f"{name}_pools:Pool"):
+            plugin = ["--plugin", f"{name}_pools"]
+            assert command(capsys, what, *plugin, "--only", "any size", "axes")[0] == code
+        sys.modules.pop(f"{name}_pools")
+
+
+@pytest.mark.parametrize(
+    "raised",
+    ["ValueError('a\\n\\x1b[31mb')", "SystemExit(3)", "SystemExit()", "Odd('x')", "TypeError('x')",
+     "NotImplementedError", "GeneratorExit", "AttributeError('config')"],
+)  # fmt: skip
+def test_what_cannot_be_made_is_refused_in_one_line(raised, registering, tmp_path, monkeypatch):
+    """Whatever somebody's code raises as it is imported or called, as a class, a function, a
+    network or a mixer; an interrupt is nobody's mistake."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    evil = tmp_path / "evil_mod.py"
+    text = (
+        "from dataclasses import dataclass\nfrom torch import nn\n"
+        "from attention import MixerConfig, TokenMixer, register\n"
+        "class Odd(BaseException):\n    pass\n"
+        f"def fail(*args, **named):\n    raise {raised}\n"
+        "class Bad(nn.Module):\n    def __init__(self, dim, heads):\n        fail()\n"
+        "def bare():\n    fail()\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Config(MixerConfig):\n    check = fail\n"
+        "@register('evil', config=Config)\nclass Mixer(TokenMixer):\n    pass\n"
+    )
+    evil.write_text(text)
+    for what in ("evil_mod:Bad", "evil_mod:bare", "evil"):
+        with pytest.raises(attention.SpecError) as refused:
+            check.main([what, "--plugin", "evil_mod", "--img-size", "16"])
+        said = str(refused.value)
+        assert said.isprintable() and said.startswith(what) and "Error" not in said[:6]
+    sys.modules.pop("evil_mod")
+    evil.write_text(text[: text.index("class Bad")] + "fail()\n")
+    for argv in (["evil_mod:Bad"], ["window", "--plugin", "evil_mod"]):
+        with pytest.raises(attention.SpecError, match="evil_mod"):
+            check.main(argv)
+    evil.write_text("raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        check.main(["evil_mod:Bad"])
+
+
+def test_what_a_plugin_calls_itself_is_plain_text():
+    """In every format: control characters and reversed text are cleaned before any is chosen."""
+    prop = judging.Property("p", "", lambda c: None)
+    odd = "a\x1b[31m\x7f\u202eb\x85c\r"
+    result = judging.Result("FAIL", f"one {odd}\ntwo {odd}", odd, f"#.\n{odd}")
+    (row,) = check.rows(odd, [(prop, result)])
+    assert all(line.isprintable() for text in row.values() for line in text.split("\n"))
+    assert row["detail"].count("\n") == row["picture"].count("\n") == 1
+    assert "one a" in check.listing([row]) and "two a" in check.listing([row])
+
+
 BAD = {
     "windw": "did you mean 'window'", "window:siz=7": "did you mean 'size'",
     "swin_tt": "did you mean 'swin_t'",
@@ -489,3 +778,21 @@ def test_what_raises_fails_and_says_so():
         "FAIL", "ValueError: odd heights are beyond me", "1x1"
     )
     assert "FAIL" not in {found[name].verdict for name in QUICK if name != "any size"}
+
+
+def test_an_error_without_text_has_its_name():
+    class Mute(Exception):
+        def __str__(self):
+            raise ValueError
+
+    assert judging.said(Mute()) == "Mute: (it has no text)"
+
+
+def test_an_exit_fails_and_says_so():
+    class Exits(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise SystemExit(f"{x.shape[1]} rows")
+
+    found = verdicts(candidates.mixer(Exits(), 8), QUICK)
+    assert found["any size"] == judging.Result("FAIL", "SystemExit: 1 rows", "1x1")
+    assert {found[name].verdict for name in QUICK if name != "any size"} == {"skipped"}
