@@ -12,8 +12,9 @@ are no multiply-adds, but some figures fit better with them: per element, 5 of a
 of a batch norm in Pale's classification figures (5 and 5 in its dense ones, heads left out) and in
 Swin's dense ones, heads included.  No paper says so: of several ways to count, these were chosen
 by how many figures they meet.  They move a count by less than 0.6%.  All others are plain
-multiply-adds.  Dense rows add the heads of analysis/heads.py.  second_hand marks what is a
-transcription of the paper's tables.
+multiply-adds, but for those of Twins-PCPVT (timm's models), which leave out the two products of
+every attention.  Dense rows add the heads of analysis/heads.py.  second_hand marks what is a
+transcription of the paper's tables, unconfirmed what is not found where it is said to stand.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analysis import heads, published
+from analysis import heads, peers, published
 from attention import table, terminal
 from attention.options import SpecError
 from backbones import variants
@@ -43,7 +44,7 @@ exit code: 0, or 1 with --check where a row is not as recorded, 2 the request ca
 RECORDED = Path(__file__).with_name("verdicts.csv")
 UNITS = {"params": 10**6, "flops": 10**9}
 CLAIMS = {"params": "params_m", "flops": "flops_g"}
-KEY = ("backbone", "task", "method", "pretrain", "img_size", "quantity")
+KEY = ("backbone", "task", "method", "pretrain", "img_size", "schedule", "quantity")
 CHECKED = ("claimed", "counted", "macs", "verdict")
 MODES = {"rounds to": ROUND_HALF_UP, "rounds up to": ROUND_CEILING}
 ROUNDED_UP = ("cswin", "params")  # 22.32 M is printed as 23M, 77.38 M as 78M
@@ -59,6 +60,8 @@ UNEXPLAINED = {
     "of 7 give 2770 G",
     ("swin_l", "UPerNet", "flops"): "unknown: windows of 12 instead of 7 give 2583 G; this row's "
     "parameters agree, and so do Swin-B's FLOPs at this size",
+    ("swin_t", "Semantic FPN", "flops"): "unknown: 180.4 G without norms and the windows' pads",
+    ("swin_s", "Semantic FPN", "flops"): "unknown: 269.1 G without norms and the windows' pads",
 }  # fmt: skip
 
 
@@ -86,7 +89,23 @@ def _head(row: published.Row) -> list[heads.Layer]:
     return heads.layers(row["method"], dims, spec.grids(row["img_size"]))
 
 
+@lru_cache
+def _foreign(name: str, img_size: tuple[int, int]) -> tuple[int, int, int]:
+    """Parameters, multiply-adds, and those of them that batched products of activations are."""
+    import torch
+
+    from analysis import counters
+
+    with torch.device("meta"):
+        model = peers.find(name).make(img_size)
+    tally = counters.on_meta(model, (1, 3, *img_size))
+    params = sum(p.numel() for p in model.parameters())
+    return params, tally.macs[""], tally.operators["bmm"]
+
+
 def count_params(row: published.Row) -> Count:
+    if ":" in row["backbone"]:
+        return Count(_foreign(row["backbone"], row["img_size"])[0], None, "parameters")
     dense = row["task"] != "imagenet"
     total = sum(p.numel() for p in heads.backbone(row["backbone"], dense).parameters())
     if not dense:
@@ -97,6 +116,9 @@ def count_params(row: published.Row) -> Count:
 
 def count_flops(row: published.Row) -> Count:
     name, size, dense = row["backbone"], row["img_size"], row["task"] != "imagenet"
+    if ":" in name:
+        _, macs, products = _foreign(name, size)
+        return Count(macs - products, macs, "MACs - attention products")
     parts = heads.backbone(name, dense).cost(*size)
     head = _head(row) if dense else []
     macs = sum(part.macs for part in parts) + sum(layer.macs for layer in head)
@@ -164,11 +186,13 @@ def _entry(row: published.Row, quantity: str, count: Count) -> table.Row:
     h, w = row["img_size"]
     return {
         **{name: row[name] for name in ("backbone", "task", "method", "pretrain")},
-        "img_size": str(h) if h == w else f"{h}x{w}", "quantity": quantity, "claimed": claimed,
+        "img_size": str(h) if h == w else f"{h}x{w}", "schedule": row["schedule"],
+        "quantity": quantity, "claimed": claimed,
         "counted": count.counted, "macs": count.macs, "formula": count.formula,
         "difference_%": float(round(difference(claimed, count.counted, unit), 3)),
         "verdict": verdict, "cause": cause, "source": row["source"],
         "second_hand": published.is_second_hand(row, CLAIMS[quantity]),
+        "unconfirmed": published.is_unconfirmed(row, CLAIMS[quantity]),
     }  # fmt: skip
 
 
@@ -183,14 +207,19 @@ def deviations(rows: Iterable[table.Row], recorded: Iterable[dict[str, str]]) ->
         key = tuple(row[name] for name in KEY)
         old = before.pop(key, None)
         if old is None:
-            lines.append(f"{' '.join(key)}: not recorded: {row['verdict']}")
+            lines.append(f"{_place(key)}: not recorded: {row['verdict']}")
             continue
         now = {name: "" if row[name] is None else str(row[name]) for name in CHECKED}
         changed = [f"{name} {now[name]}, recorded {old[name]}" for name in CHECKED
                    if now[name] != old[name]]  # fmt: skip
         if changed:
-            lines.append(f"{' '.join(key)}: {'; '.join(changed)}")
-    return [*lines, *(f"{' '.join(key)}: recorded, but in the ledger no more" for key in before)]
+            lines.append(f"{_place(key)}: {'; '.join(changed)}")
+    return [*lines, *(f"{_place(key)}: recorded, but in the ledger no more" for key in before)]
+
+
+def _place(key: Sequence[str]) -> str:
+    """A row in words: classification has no schedule."""
+    return " ".join(filter(None, key))
 
 
 def recorded(path: Path) -> list[dict[str, str]]:
@@ -232,7 +261,7 @@ def only(rows: Iterable[Any], names: Sequence[str], tasks: Sequence[str]) -> lis
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     terminal.load_plugins(args.plugin)
-    names = [variants.get(name).spec.name for name in args.backbone]
+    names = [n if published.of(n) else variants.get(n).spec.name for n in args.backbone]
     for name in names:
         if not published.of(name):
             raise SpecError(f"--backbone {name}: no published number of it is held here")
@@ -262,9 +291,11 @@ def _for_reading(row: table.Row) -> table.Row:
 
 
 def summary(rows: Sequence[table.Row]) -> str:
-    """How many rows of each verdict."""
+    """How many rows of each verdict, and how many claims could not be found again."""
     counts = Counter(row["verdict"].split(":")[0].split(" by ")[0] for row in rows)
-    return f"{len(rows)} numbers: " + ", ".join(f"{n} {name}" for name, n in counts.most_common())
+    lines = ", ".join(f"{n} {name}" for name, n in counts.most_common())
+    unconfirmed = sum(row["unconfirmed"] for row in rows)
+    return f"{len(rows)} numbers: {lines}" + (f"; {unconfirmed} unconfirmed" if unconfirmed else "")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ WIDTH = 256  # channels of the FPN, RPN and RoI heads
 BOXES, MASKS = 1000, 100  # regions of interest
 CLASSES, BOX_SIZE, MASK_SIZE, FC = 80, 7, 14, 1024
 ANCHORS = 3
+FPN_HEAD = 128  # channels of Semantic FPN's head
 PPM_SCALES, PPM_WIDTH, AUX_WIDTH, ADE_CLASSES = (1, 2, 3, 6), 512, 256, 150
 
 Grid = tuple[int, int]
@@ -148,10 +149,24 @@ def upernet(dims: Sequence[int], grids: Sequence[Grid]) -> list[Layer]:
     ]
 
 
+def semantic_fpn(dims: Sequence[int], grids: Sequence[Grid]) -> list[Layer]:
+    """Kirillov et al. 2019 as in mmsegmentation's `FPNHead`: every level has 3x3 convolutions, each
+    followed by an upsampling (the finest level's is not), up to the finest grid."""
+    layers, wide = fpn(dims, grids), FPN_HEAD
+    for i in range(len(dims)):
+        for j in range(max(i, 1)):
+            h, w = grids[i - j]
+            inputs = wide if j else WIDTH
+            layers.append(Layer("head", f"p{i + 2}.conv{j}", 3, inputs, wide, h * w, norm=True))
+    h, w = grids[0]
+    return [*layers, Layer("head", "classes", 1, wide, ADE_CLASSES, h * w)]
+
+
 METHODS = {
     "Mask R-CNN": mask_rcnn,
     "Cascade Mask R-CNN": cascade_mask_rcnn,
     "UPerNet": upernet,
+    "Semantic FPN": semantic_fpn,
 }
 
 

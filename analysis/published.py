@@ -34,7 +34,7 @@ def _read() -> tuple[Row, ...]:
 
 def rows() -> list[Row]:
     """Every row: the columns of the file, with numbers as int or float, None where nothing was
-    published, and img_size as (height, width).
+    published, and img_size as (height, width).  backbone: a variant of ours, or timm:NAME.
 
     params_m: millions.  flops_g: billions, in the source's own convention.  second_hand: no, all,
     or the column that was taken from a transcription instead of from the authors.
@@ -60,3 +60,8 @@ def best(backbone: str, task: str) -> Row | None:
 def is_second_hand(row: Row, column: str) -> bool:
     """Whether this number of the row came through a transcription."""
     return row["second_hand"] == "all" or column in row["second_hand"].split()
+
+
+def is_unconfirmed(row: Row, column: str) -> bool:
+    """Whether this number is second hand and its source says that nobody found it there again."""
+    return is_second_hand(row, column) and "unconfirmed" in row["source"]
