@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from backbones.siblings import require as _require
+from transom.packages import require as _require
 
 _require("attention", "backbones")
 

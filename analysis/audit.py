@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from analysis import heads, peers, published
-from attention import table, terminal
-from attention.options import SpecError
 from backbones import variants
+from transom import cli, table
+from transom.errors import SpecError
 
 EPILOG = """examples:
   python -m analysis.audit
@@ -234,7 +234,7 @@ def recorded(path: Path) -> list[dict[str, str]]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = terminal.parser("analysis.audit", __doc__, EPILOG)
+    parser = cli.parser("analysis.audit", __doc__, EPILOG)
     add = parser.add_argument
     add(
         "--backbone", nargs="+", action="extend", default=[], metavar="NAME",
@@ -245,7 +245,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"only these, of {', '.join(published.TASKS)}",
     )  # fmt: skip
     add("--check", action="store_true", help=f"compare with {RECORDED.name}; exit 1 on a change")
-    terminal.add_output(parser)
+    cli.add_output(parser)
     return parser
 
 
@@ -260,18 +260,18 @@ def only(rows: Iterable[Any], names: Sequence[str], tasks: Sequence[str]) -> lis
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     names = [n if published.of(n) else variants.get(n).spec.name for n in args.backbone]
     for name in names:
         if not published.of(name):
             raise SpecError(f"--backbone {name}: no published number of it is held here")
     before = only(recorded(RECORDED), names, args.task) if args.check else []
     rows = ledger(only(published.rows(), names, args.task))
-    terminal.emit(render(rows, terminal.chosen_format(args)), args.out)
+    cli.emit(render(rows, cli.chosen_format(args)), args.out)
     changed = deviations(rows, before) if args.check else []
     for line in changed:
         print(line, file=sys.stderr)
-    return terminal.DIFFER if changed else terminal.AGREED
+    return cli.DIFFER if changed else cli.AGREED
 
 
 def render(rows: Sequence[table.Row], style: str) -> str:
@@ -299,4 +299,4 @@ def summary(rows: Sequence[table.Row]) -> str:
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

@@ -18,10 +18,10 @@ from analysis.influence import randomise
 from analysis.timing import Runner
 from attention.backends import Choice, backend
 from attention.dispatch import recorded
-from attention.options import SpecError
 from backbones.model import HierarchicalBackbone
 from backbones.notation import parse
 from backbones.spec import edit
+from transom.errors import SpecError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from analysis import pieces
 from analysis.entries import Entry
 from attention.backends import backend
-from attention.options import SpecError
+from transom.errors import SpecError
 
 
 class Step:

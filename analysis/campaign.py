@@ -14,16 +14,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 from analysis import entries, store
 from analysis.entries import Entry
-from attention.table import plain
+from transom.packages import HOME
+from transom.table import plain
 
 Row = dict[str, Any]
 Group = Sequence[Entry]
-ROOT = Path(__file__).resolve().parent.parent
 # What glibc does with freed memory.  Whoever measures memory wants it given back, so that what is
 # resident is what is held; whoever measures time, that no call waits for the same pages again.
 GIVES = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -188,7 +187,7 @@ def _death(code: int, errors: IO[bytes]) -> str:
 
 def surroundings(job: Row) -> dict[str, str]:
     """Of a worker: our packages on its path, and what is done with freed memory."""
-    path = [str(ROOT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(HOME), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
     keeps = KEEPS if job["entries"][0]["malloc"] == "keep" else {}
     extra = GIVES if job["task"] == "memory" else keeps
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), **extra}

@@ -19,9 +19,10 @@ from analysis import complexity, peers
 from analysis.influence import influence, randomise, some_tokens, span
 from analysis.judging import RAISED, Candidate, Size, said
 from analysis.locality import states_region
-from attention import TokenMixer, terminal
-from attention.options import SpecError, nearest, one_line
+from attention import TokenMixer
 from attention.registry import MixerConfig, build, make_config, name_of, names, parse
+from transom import cli
+from transom.errors import SpecError, nearest, one_line
 
 LARGEST_GROUP = 24  # maps are made for windows up to it: the largest that was published
 LARGE = (41, 38)  # holds two windows of 19, and what only small maps hide
@@ -157,7 +158,7 @@ def _load(what: str) -> tuple[Any, str]:
     attribute, _, options = rest.partition(":")
     if not module.replace(".", "").isidentifier():
         raise SpecError(f"{one_line(what)}: no mixer or module is called {one_line(module)!r}")
-    terminal.load_plugins([module])
+    cli.load_plugins([module])
     made = getattr(sys.modules[module], attribute, None)
     if not callable(made):
         public = [key for key in dir(sys.modules[module]) if not key.startswith("_")]

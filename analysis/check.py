@@ -19,8 +19,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from attention import table, terminal
-from attention.options import SpecError, nearest
+from transom import cli, table
+from transom.errors import SpecError, nearest
 
 if TYPE_CHECKING:
     from analysis.judging import Candidate, Property, Result
@@ -36,17 +36,17 @@ exit code: 0 nothing fails, 1 something does, 2 the request cannot be answered""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = terminal.parser("analysis.check", __doc__, EPILOG)
+    parser = cli.parser("analysis.check", __doc__, EPILOG)
     add = parser.add_argument
     add("what", metavar="WHAT", help="a mixer, a backbone, or a module of your own")
-    add("--dim", type=terminal.count_from_one, default=64, help="channels (default 64)")
-    add("--heads", type=terminal.count_from_one, default=4, help="heads (default 4)")
+    add("--dim", type=cli.count_from_one, default=64, help="channels (default 64)")
+    add("--heads", type=cli.count_from_one, default=4, help="heads (default 4)")
     add("--index", type=int, choices=(0, 1), help="even or odd block; default: both")
     add("--against", default="", metavar="MIXER", help="a registered mixer that WHAT must equal")
-    add("--img-size", type=terminal.image_size, metavar="SIZE", help="of a network of others")
+    add("--img-size", type=cli.image_size, metavar="SIZE", help="of a network of others")
     add("--only", nargs="+", metavar="PROPERTY", help="these properties instead of all")
     add("--json", action="store_const", const="json", dest="format", help="--format json")
-    terminal.add_output(parser)
+    cli.add_output(parser)
     return parser
 
 
@@ -100,7 +100,7 @@ def listing(found: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     from analysis import candidates
 
     indices = () if args.index is None else (args.index,)
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         for row in rows(title, judge(candidate, args.only))
     ]  # fmt: skip
     failed = sum(row["verdict"] == "FAIL" for row in found)
-    style = terminal.chosen_format(args)
+    style = cli.chosen_format(args)
     if style == "table":
         verdict = f"{failed} of {len(found)} fail" if failed else f"none of {len(found)} fails"
         text = f"{listing(found)}\n\n{verdict}"
@@ -121,9 +121,9 @@ def main(argv: list[str] | None = None) -> int:
         text = table.as_json({"failed": failed, "rows": found})
     else:
         text = table.render(found, style)
-    terminal.emit(text, args.out)
-    return terminal.DIFFER if failed else terminal.AGREED
+    cli.emit(text, args.out)
+    return cli.DIFFER if failed else cli.AGREED
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

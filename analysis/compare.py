@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from analysis import latency, published
-from attention import table, terminal
-from attention.options import SpecError, nearest
 from backbones import variants
+from transom import cli, table
+from transom.errors import SpecError, nearest
 
 if TYPE_CHECKING:
     from analysis.counting import Report
@@ -45,14 +45,14 @@ MEASURED = tuple(latency.COLUMNS)  # with --measure
 
 def build_parser() -> argparse.ArgumentParser:
     columns = "\n".join(f"  {name:16}{meaning}" for name, meaning in COLUMNS.items())
-    parser = terminal.parser("analysis.compare", __doc__, f"columns:\n{columns}\n\n{EPILOG}")
+    parser = cli.parser("analysis.compare", __doc__, f"columns:\n{columns}\n\n{EPILOG}")
     add = parser.add_argument
     add(
         "--backbone", nargs="+", action="extend", required=True, metavar="NAME",
         help="as in analysis.flops; repeatable",
     )  # fmt: skip
     add(
-        "--img-size", nargs="+", type=terminal.image_size, metavar="SIZE",
+        "--img-size", nargs="+", type=cli.image_size, metavar="SIZE",
         help="pixels, 224 or 512x1024; several make a row each; default: each model's own",
     )  # fmt: skip
     add("--sort", metavar="COLUMN", help="ascending, or descending with a minus: --sort -top1")
@@ -67,17 +67,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="add latency, throughput and peak memory: float32, eager, in processes of their own; "
         "benchmarks.speed says whether a difference is one",
     )  # fmt: skip
-    count = terminal.count_from_one
+    count = cli.count_from_one
     add("--batch", type=count, default=1, help="images that are timed together (default 1)")
     add("--processes", type=count, default=3, help="that time everything (default 3)")
     add("--samples", type=count, default=5, help="in each process (default 5)")
-    terminal.add_output(parser, table.REPORT_FORMATS)
+    cli.add_output(parser, table.REPORT_FORMATS)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(_keep_minus(argv))
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     columns = _columns(args.columns)
     sort = _sort(args.sort)
     asked = [*(columns or ()), (args.sort or "").removeprefix("-")]
@@ -87,16 +87,16 @@ def main(argv: list[str] | None = None) -> int:
 
     subjects = [peers.find(name) for name in args.backbone]
     jobs = [(s, size) for s in subjects for size in args.img_size or [s.img_size]]
-    from tqdm import tqdm
+    from transom.progress import bar
 
-    progress = tqdm(jobs, disable=None, leave=False, unit="row")
+    progress = bar(jobs, unit="row")
     rows = [row_of(subject, size, trace=args.trace) for subject, size in progress]
     failed = not all(row["agree"] for row in rows)
     if args.measure:
         failed |= not _measure(rows, [(s.name, size) for s, size in jobs], args)
     if sort:
         rows = sort(rows)
-    style = terminal.chosen_format(args)
+    style = cli.chosen_format(args)
     if columns is None:
         hidden = (*(() if style in ("csv", "json") else EXACT), *(() if args.measure else MEASURED))
         columns = [c for c in COLUMNS if c not in hidden]
@@ -104,8 +104,8 @@ def main(argv: list[str] | None = None) -> int:
     from analysis.counting import CONVENTION
 
     title = "Backbones compared: " + " ".join(args.backbone)
-    terminal.emit(table.render(chosen, style, title=title, note=CONVENTION), args.out)
-    return terminal.DIFFER if failed else terminal.AGREED
+    cli.emit(table.render(chosen, style, title=title, note=CONVENTION), args.out)
+    return cli.DIFFER if failed else cli.AGREED
 
 
 def _measure(
@@ -226,4 +226,4 @@ def _published(subject: Subject, img_size: tuple[int, int]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

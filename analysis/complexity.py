@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from analysis import formulas
-from attention import table, terminal
-from attention.options import SpecError, read_flag, write
 from attention.registry import MixerConfig, build, config_class, make_config, name_of, names, parse
+from transom import cli, table
+from transom.errors import SpecError
+from transom.fields import read_flag, write
 
 EPILOG = """examples:
   python -m analysis.complexity
@@ -30,23 +31,23 @@ SIZES = ((56, 56), (28, 14), (30, 45), (5, 9))  # two that windows of 7 divide, 
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = terminal.parser("analysis.complexity", __doc__, EPILOG)
+    parser = cli.parser("analysis.complexity", __doc__, EPILOG)
     add = parser.add_argument
     add(
         "--mixer", nargs="+", action="extend", metavar="MIXER",
         help="mixers with options, such as pale:size=7; default: every mixer, each option varied",
     )  # fmt: skip
     add(
-        "--sizes", nargs="+", type=terminal.image_size, default=SIZES, metavar="SIZE",
+        "--sizes", nargs="+", type=cli.image_size, default=SIZES, metavar="SIZE",
         help="grids in tokens: 56, or 14x28 with the height first (default: 56 28x14 30x45 5x9)",
     )  # fmt: skip
-    add("--dim", type=terminal.count_from_one, default=96, help="channels (default 96)")
-    add("--heads", type=terminal.count_from_one, default=4, help="heads (default 4)")
+    add("--dim", type=cli.count_from_one, default=96, help="channels (default 96)")
+    add("--heads", type=cli.count_from_one, default=4, help="heads (default 4)")
     add(
-        "--max-memory", type=terminal.memory_size, default="4G", metavar="SIZE",
+        "--max-memory", type=cli.memory_size, default="4G", metavar="SIZE",
         help="refuse a forward that needs more (default 4G)",
     )  # fmt: skip
-    terminal.add_output(parser)
+    cli.add_output(parser)
     return parser
 
 
@@ -136,7 +137,7 @@ def example(dim: int = 96, window: tuple[int, int] = (7, 7)) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     if args.mixer:
         configs = [parse(text) for text in args.mixer]
     else:
@@ -149,14 +150,14 @@ def main(argv: list[str] | None = None) -> int:
         for h, w in args.sizes
         for index in ((0, 1) if alternates(config) else (0,))
     ]
-    from tqdm import tqdm
+    from transom.progress import bar
 
     sizes = {"dim": args.dim, "heads": args.heads, "max_memory": args.max_memory}
     rows = [
         measure(config, h, w, index=index, **sizes)
-        for config, h, w, index in tqdm(jobs, disable=None, leave=False, unit="row")
+        for config, h, w, index in bar(jobs, unit="row")
     ]
-    style = terminal.chosen_format(args)
+    style = cli.chosen_format(args)
     if style == "json":
         text = table.as_json({"rows": rows})
     elif style == "csv":
@@ -165,9 +166,9 @@ def main(argv: list[str] | None = None) -> int:
         bad = sum(not row["agree"] for row in rows)
         verdict = "all agree" if not bad else f"{bad} do not agree"
         text = "\n".join([*example(), "", table.grid(rows, style), f"{len(rows)} rows: {verdict}"])
-    terminal.emit(text, args.out)
-    return terminal.AGREED if all(row["agree"] for row in rows) else terminal.DIFFER
+    cli.emit(text, args.out)
+    return cli.AGREED if all(row["agree"] for row in rows) else cli.DIFFER
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from attention.configs import CosineConfig, WindowConfig
-from attention.options import SpecError, nearest
 from backbones import originals, planning, variants
 from backbones.model import HierarchicalBackbone
 from backbones.notation import parse
 from backbones.spec import BackboneSpec
+from transom.errors import SpecError, nearest
 
 FUSED = "timm-fused"  # timm with its fused attention on, which it leaves off for Swin
 LIBRARIES = (*originals.LIBRARIES, FUSED)

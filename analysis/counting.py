@@ -11,9 +11,10 @@ from torch import nn
 
 from analysis import counters
 from analysis.counters import Tally
-from attention.options import SpecError, read_size
 from backbones.layers import Macs
 from backbones.model import HierarchicalBackbone
+from transom.errors import SpecError
+from transom.fields import read_size
 
 CONVENTION = (
     "1 MAC = one multiply-add of a convolution, linear layer or matrix product; FLOPs = 2 x MACs; "

@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis import figures
 from analysis.scaling import Row
-from attention import table
+from transom import table
 
 LABELS = {
     "resolution": "image side (pixels)", "size": "side of windows, stripes, pales (tokens)",

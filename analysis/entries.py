@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from attention.options import SpecError, nearest
+from transom.errors import SpecError, nearest
 
 KINDS = ("backbone", "peer", "named", "mixer", "matmul")
 MODES = ("infer", "train")

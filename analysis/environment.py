@@ -5,7 +5,6 @@ No host name, no path, no environment variable.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import re
@@ -14,7 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from transom import packages
+
+MEASURED = ("attention", "backbones")  # whose code a measurement is of
 LIBRARIES = ("torch", "timm", "torchvision", "transformers")
 # what may change from minute to minute, and so is no part of what a measurement is of
 PASSING = ("mhz_now", "load", "commit", "commit_dirty")
@@ -42,7 +43,7 @@ def header(device: str = "cpu", threads: int = 0) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "tf32": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "code": _code(), **_commit(),
+        "code": packages.digest(MEASURED), **_commit(),
     }  # fmt: skip
     if device == "cuda":
         found |= _gpu()
@@ -99,28 +100,23 @@ def _memory() -> float | None:
     return round(pages * page / 2**30, 1)
 
 
-def _code() -> str:
-    """A digest of what is measured: every line of attention/ and backbones/."""
-    files = sorted((*(ROOT / "attention").glob("*.py"), *(ROOT / "backbones").glob("*.py")))
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:12]
-
-
 def _commit() -> dict[str, Any]:
     """The commit of the code that is measured, and whether files differ from it."""
 
     def git(*words: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=20
-            )
+                ["git", "-C", str(packages.HOME), *words],
+                capture_output=True, text=True, timeout=20,
+            )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     top = git("rev-parse", "--show-toplevel")
-    if top is None or Path(top) != ROOT:  # installed inside somebody else's repository
+    if top is None or Path(top) != packages.HOME:  # installed inside somebody else's repository
         return {"commit": None, "commit_dirty": None}
-    changes = git("status", "--porcelain", "--", "attention", "backbones", "analysis", "benchmarks")
+    changes = git("status", "--porcelain", "--", *packages.NAMES)
     dirty = None if changes is None else any(
         line and not line.endswith((".jsonl", ".md", ".png", ".svg", ".csv"))
         for line in changes.splitlines()

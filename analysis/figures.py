@@ -6,9 +6,9 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attention import files
-from attention.options import SpecError
-from attention.table import plain
+from transom import files
+from transom.errors import SpecError
+from transom.table import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from attention import table, terminal
-from attention.options import SpecError
+from transom import cli, table
+from transom.errors import SpecError
 
 if TYPE_CHECKING:
     from analysis.counting import Report
@@ -26,7 +26,7 @@ exit code: 0 the counts agree, 1 they differ, 2 the request cannot be answered""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = terminal.parser("analysis.flops", __doc__, EPILOG)
+    parser = cli.parser("analysis.flops", __doc__, EPILOG)
     add = parser.add_argument
     add(
         "--backbone", nargs="+", action="extend", required=True, metavar="NAME",
@@ -34,25 +34,25 @@ def build_parser() -> argparse.ArgumentParser:
         ".toml file, timm:NAME, torchvision:NAME or my_module:Class; repeatable",
     )  # fmt: skip
     add(
-        "--img-size", type=terminal.image_size, metavar="SIZE",
+        "--img-size", type=cli.image_size, metavar="SIZE",
         help="pixels: 224, or 512x1024 with the height first; default: each model's own",
     )  # fmt: skip
     add("--by", choices=("stage", "block", "operator"), default="stage", help="rows of the table")
     add(
-        "--max-memory", type=terminal.memory_size, default="4G", metavar="SIZE",
+        "--max-memory", type=cli.memory_size, default="4G", metavar="SIZE",
         help="skip fvcore where a real forward needs more (default 4G)",
     )  # fmt: skip
     add(
         "--max-seconds", type=float, default=30.0, metavar="S",
         help="skip fvcore where a real forward would take longer (default 30)",
     )  # fmt: skip
-    terminal.add_output(parser)
+    cli.add_output(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     from analysis import peers
 
     subjects = [peers.find(name) for name in args.backbone]  # every name, before any work
@@ -69,8 +69,8 @@ def main(argv: list[str] | None = None) -> int:
         except Exception as error:  # whatever a foreign constructor raises
             raise SpecError(f"{subject.name}: cannot be built: {error}") from None
         reports.append(count(model, size, name=subject.name, budget=budget))
-    terminal.emit(render(reports, terminal.chosen_format(args), args.by, CONVENTION), args.out)
-    return terminal.AGREED if all(report.agree for report in reports) else terminal.DIFFER
+    cli.emit(render(reports, cli.chosen_format(args), args.by, CONVENTION), args.out)
+    return cli.AGREED if all(report.agree for report in reports) else cli.DIFFER
 
 
 def render(reports: list[Report], style: str, by: str, convention: str) -> str:
@@ -137,4 +137,4 @@ def _headings(row: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.options import SpecError
 from attention.registry import MixerConfig, build
 from backbones.layers import Block, Merge, Resample, Stage
 from backbones.model import HierarchicalBackbone
 from backbones.spec import BackboneSpec, StageSpec, edit
+from transom.errors import SpecError
 
 Grid = tuple[int, int]
 BITS = np.array([n.bit_count() for n in range(256)], dtype=np.uint8)

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from attention.options import SpecError, nearest
 from backbones import variants
+from transom.errors import SpecError, nearest
 
 if TYPE_CHECKING:
     from backbones.model import HierarchicalBackbone

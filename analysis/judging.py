@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from attention import table
+from transom import table
 
 Size = tuple[int, int]
 RAISED = (Exception, SystemExit)  # whatever somebody's code raises, but an interrupt of ours

@@ -27,7 +27,7 @@ def columns(
 
     All rows of one size run interleaved.  A row that fails has a note.  Raises SpecError.
     """
-    from tqdm import tqdm
+    from transom.progress import bar
 
     by_size: defaultdict[tuple[int, int], dict[str, Entry]] = defaultdict(dict)
     for name, size in jobs:
@@ -39,7 +39,7 @@ def columns(
     )  # fmt: skip
     rows = campaign.run(
         plan, environment.header(),
-        progress=lambda tasks: tqdm(tasks, disable=None, leave=False, unit="process"),
+        progress=lambda tasks: bar(tasks, unit="process"),
     )  # fmt: skip
     found = {canonical(line.entry.to_dict()): line for line in results.lines(rows)}
     return [_columns(found[canonical(by_size[size][name].to_dict())]) for name, size in jobs]

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from attention.branch import Branch
 from attention.groups import Groups
-from attention.options import SpecError
 from attention.position import relative_index
 from attention.registry import MixerConfig, build
+from transom.errors import SpecError
 
 Grid = tuple[int, int]
 

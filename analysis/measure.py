@@ -23,7 +23,7 @@ import torch
 
 from analysis import building, calling, entries, environment, memory, split, store, timing
 from analysis.entries import Entry
-from attention import table, terminal
+from transom import cli, table
 
 Row = dict[str, Any]
 ONE: dict[str, Callable[[Entry], Row]] = {"memory": memory.peak, "split": split.split}
@@ -35,7 +35,7 @@ class Job:
     """A job under way.  say: is given every line of the answer."""
 
     def __init__(self, job: Mapping[str, Any], say: Callable[[Row], None]) -> None:
-        terminal.load_plugins(job["plugins"])
+        cli.load_plugins(job["plugins"])
         self.job, self.say = job, say
         self.entries = [entries.from_dict(config) for config in job["entries"]]
         first = self.entries[0]
@@ -128,8 +128,8 @@ def main() -> int:
 
     Job(json.loads(sys.stdin.read()), say).run()
     answers.flush()
-    return terminal.AGREED
+    return cli.AGREED
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import backbones
-from attention.options import SpecError, nearest
+from transom.errors import SpecError, nearest
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attention import table, terminal
-from attention.options import SpecError
 from backbones import export
 from backbones.export import Request
+from transom import cli, table
+from transom.errors import SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -112,27 +112,27 @@ def within(row: table.Row) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = terminal.parser("analysis.portable", __doc__, EPILOG)
+    parser = cli.parser("analysis.portable", __doc__, EPILOG)
     parser.add_argument(
         "--backbone", nargs="+", metavar="NAME",
         help="default: two small stages of every family",
     )  # fmt: skip
-    terminal.add_output(parser, table.REPORT_FORMATS)
+    cli.add_output(parser, table.REPORT_FORMATS)
     args = parser.parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     named = {text: text for text in args.backbone or ()}
     named = named or {name: f"{text}/{SMALL}" for name, text in FAMILIES.items()}
     from backbones.notation import parse
 
     for text in named.values():
         parse(text)
-    from tqdm import tqdm
+    from transom.progress import bar
 
-    rows = [row_of(*item) for item in tqdm(named.items(), disable=None, leave=False, unit="row")]
-    style = terminal.chosen_format(args)
-    terminal.emit(table.render(rows, style, title="Where backbones run", note=NOTE), args.out)
-    return terminal.AGREED if all(map(within, rows)) else terminal.DIFFER
+    rows = [row_of(*item) for item in bar(named.items(), unit="row")]
+    style = cli.chosen_format(args)
+    cli.emit(table.render(rows, style, title="Where backbones run", note=NOTE), args.out)
+    return cli.AGREED if all(map(within, rows)) else cli.DIFFER
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.figures import ENDINGS, require, save
-from attention import files, table, terminal
-from attention.options import SpecError
+from transom import cli, files, table
+from transom.errors import SpecError
 
 if TYPE_CHECKING:
     from analysis.studies import Study
@@ -48,7 +48,7 @@ def tokens(text: str) -> tuple[int, int]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = terminal.parser("analysis.regions", __doc__, EPILOG)
+    parser = cli.parser("analysis.regions", __doc__, EPILOG)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], Any], doc: str) -> Any:
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
             )  # fmt: skip
         return made.add_argument
 
-    size, count = terminal.image_size, terminal.count_from_one
+    size, count = cli.image_size, cli.count_from_one
     query = {"type": tokens, "metavar": "ROW,COLUMN"}
     pixels = {"type": size, "metavar": "SIZE", "help": "pixels (default: the backbone's own)"}
 
@@ -116,8 +116,8 @@ def _add_weights(add: Any) -> None:
 
 
 def _add_block(add: Any) -> None:
-    add("--stage", type=terminal.count_from_one, default=1, metavar="N", help="default 1")
-    add("--block", type=terminal.count_from_one, default=1, metavar="N", help="default 1")
+    add("--stage", type=cli.count_from_one, default=1, metavar="N", help="default 1")
+    add("--block", type=cli.count_from_one, default=1, metavar="N", help="default 1")
     _add_weights(add)
 
 
@@ -175,30 +175,30 @@ def _reach(args: argparse.Namespace) -> None:
     specs = [backbones.parse(name) for name in args.backbone]
     for name, spec in zip(args.backbone, specs, strict=True):
         rows += [{"backbone": name, **row} for row in footprint.reach(spec, args.img_size)]
-    style = terminal.chosen_format(args)
+    style = cli.chosen_format(args)
     note = (
         "blocks_to_see_its_map: going on with the stage's mixers, until every token has seen the "
         "stage's map (empty: never); image_seen: share of the image's patches that a token has "
         "seen when the stage ends; image_seen_after: blocks through all stages so far"
     )
-    terminal.emit(table.render(rows, style, note="" if style == "csv" else note), args.out)
+    cli.emit(table.render(rows, style, note="" if style == "csv" else note), args.out)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     if args.command == "reach":
         _reach(args)
-        return terminal.AGREED
+        return cli.AGREED
     if args.out.suffix not in ENDINGS:
         raise SpecError(f"--out {args.out}: expected a name ending in {', '.join(ENDINGS)}")
     files.checked(args.out)  # the default too
     require()
     study = args.run(args)
     save(study.figure, args.out)
-    terminal.emit(f"wrote {args.out}: {study.summary}", None)
-    return terminal.AGREED
+    cli.emit(f"wrote {args.out}: {study.summary}", None)
+    return cli.AGREED
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

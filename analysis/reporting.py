@@ -10,8 +10,8 @@ from typing import Any
 from analysis import figures, results
 from analysis.results import Line
 from analysis.verdict import Summary
-from attention.options import write
-from attention.table import plain
+from transom.fields import write
+from transom.table import plain
 
 Row = dict[str, Any]
 SHORT = (

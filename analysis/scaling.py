@@ -15,8 +15,9 @@ from statistics import linear_regression
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analysis import formulas
-from attention.options import SpecError, write
 from backbones.spec import BackboneSpec, StageSpec
+from transom.errors import SpecError
+from transom.fields import write
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,7 @@ from torch import nn
 
 from analysis import building, calling
 from analysis.entries import Entry
-from attention.options import SpecError
+from transom.errors import SpecError
 
 Row = dict[str, Any]
 CALLS = 5

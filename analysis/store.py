@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attention import table
-from attention.options import SpecError, one_line
+from transom import table
+from transom.errors import SpecError, one_line
 
 SCHEMA = 1
 # what turns a row of an older schema into one of the next; the file itself is never rewritten

@@ -12,9 +12,9 @@ import backbones
 from analysis import footprint as geometry
 from analysis import maps, pictures
 from analysis.pictures import Panel
-from attention.options import SpecError
 from attention.registry import parse
 from backbones.spec import read_pattern
+from transom.errors import SpecError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

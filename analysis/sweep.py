@@ -17,11 +17,12 @@ from fractions import Fraction
 
 from analysis import crossings, curves, figures, scaling
 from analysis.scaling import Number, Row, Series
-from attention import files, table, terminal
-from attention.options import SpecError, read_count
 from attention.registry import parse as parse_mixer
 from backbones.notation import parse as parse_backbone
 from backbones.spec import StageSpec
+from transom import cli, files, table
+from transom.errors import SpecError
+from transom.fields import read_count
 
 EPILOG = """examples:
   python -m analysis.sweep --backbone swin_t pale_t full_t --figure cost.svg
@@ -38,7 +39,7 @@ exit code: 0 every point agrees, 1 a point does not, 2 the request cannot be ans
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = terminal.parser("analysis.sweep", __doc__, EPILOG)
+    parser = cli.parser("analysis.sweep", __doc__, EPILOG)
     add = parser.add_argument
     add(
         "--backbone", nargs="+", action="extend", default=[], metavar="NAME",
@@ -48,8 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--mixer", nargs="+", action="extend", default=[], metavar="MIXER",
         help="single mixers, such as pale:size=7, on a grid of image / 4 tokens",
     )  # fmt: skip
-    add("--dim", type=terminal.count_from_one, default=96, help="channels of a mixer (default 96)")
-    add("--heads", type=terminal.count_from_one, default=4, help="heads of a mixer (default 4)")
+    add("--dim", type=cli.count_from_one, default=96, help="channels of a mixer (default 96)")
+    add("--heads", type=cli.count_from_one, default=4, help="heads of a mixer (default 4)")
     add("--over", choices=scaling.AXES, default="resolution", help="default: resolution")
     add(
         "--values", nargs="+", metavar="N",
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         "0.5 or 2/3 (default: what can be built of 0.5 to 2 for width, 0.5 to 3 for depth)",
     )  # fmt: skip
     add(
-        "--img-size", type=terminal.image_size, metavar="SIZE",
+        "--img-size", type=cli.image_size, metavar="SIZE",
         help="pixels, where they are not swept (default: the first backbone's own, or 224)",
     )  # fmt: skip
     add(
@@ -65,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="windows, stripes and pales as stated, or in proportion to the image; or both",
     )  # fmt: skip
     add(
-        "--base-img", type=terminal.image_size, metavar="SIZE",
+        "--base-img", type=cli.image_size, metavar="SIZE",
         help="image that the stated sizes are for (default: the backbone's own, or 224)",
     )  # fmt: skip
     add(
@@ -73,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="look for where one costs X times the other (default 1)",
     )  # fmt: skip
     add("--figure", action=files.OutFile, metavar="FILE", help="also draw it: .svg, .png or .pdf")
-    terminal.add_output(parser)
+    cli.add_output(parser)
     return parser
 
 
@@ -177,7 +178,7 @@ def sentence(found: Row, over: str, values: Sequence[Number]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     lines = series_of(args)
     given = values_of(args.values, args.over)
     img_size = args.img_size or lines[0].base
@@ -191,23 +192,22 @@ def main(argv: list[str] | None = None) -> int:
             raise SpecError(f"--figure {args.figure}: expected a name ending in {endings}")
         figures.figure(1, 1)  # without matplotlib there is nothing to wait for
 
-    from tqdm import tqdm
-
     from analysis.counting import CONVENTION
+    from transom.progress import bar
 
     rows = [
         scaling.row_of(series, args.over, value, img_size)
-        for series, value in tqdm(jobs, disable=None, leave=False, unit="point")
+        for series, value in bar(jobs, unit="point")
     ]
     fits = [scaling.exponents([r for r in rows if r["series"] == s.name]) for s in lines]
     found, said = [], []
-    for a, b in tqdm([*itertools.combinations(lines, 2)], disable=None, leave=False, unit="pair"):
+    for a, b in bar([*itertools.combinations(lines, 2)], unit="pair"):
         shared = sorted(set(values[a]) & set(values[b]))
         if shared:
             found.append(crossings.crossing(a, b, args.over, shared, img_size, args.times))
             said.append(sentence(found[-1], args.over, shared))
     bad = sum(not row["agree"] for row in rows)
-    style = terminal.chosen_format(args)
+    style = cli.chosen_format(args)
     if style == "json":
         text = table.as_json({
             "convention": CONVENTION, "rows": rows, "exponents": fits, "crossings": found,
@@ -237,9 +237,9 @@ def main(argv: list[str] | None = None) -> int:
 
         with matplotlib.rc_context({"svg.fonttype": "none"}):  # text that can be searched
             figures.save(curves.draw(rows, fits, found, said, args.over), args.figure)
-    terminal.emit(text, args.out)
-    return terminal.DIFFER if bad else terminal.AGREED
+    cli.emit(text, args.out)
+    return cli.DIFFER if bad else cli.AGREED
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

@@ -18,7 +18,7 @@ import backbones
 from analysis import heatmaps, maps, peers
 from analysis.pictures import Panel
 from analysis.studies import Grid, Study, shape
-from attention.options import SpecError
+from transom.errors import SpecError
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
 

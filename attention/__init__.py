@@ -9,8 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from attention import configs as _configs  # noqa: F401  (declares the built-in names)
-from attention.options import SpecError, option
 from attention.registry import Cost, MixerConfig, build, create, make_config, names, parse, register
+from transom.errors import SpecError
+from transom.fields import option
 
 if TYPE_CHECKING:
     from attention.backends import backend

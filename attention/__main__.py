@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any
 
-from attention import table, terminal
-from attention.options import write
 from attention.registry import config_class, names, source_of
+from transom import cli, table
+from transom.fields import write
 
 EPILOG = "write one as name:option=value,option=value, such as pale:size=7,scores=cosine"
 
@@ -55,18 +55,18 @@ def listing() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = terminal.parser("attention", __doc__, EPILOG)
-    terminal.add_output(parser)
+    parser = cli.parser("attention", __doc__, EPILOG)
+    cli.add_output(parser)
     args = parser.parse_args(argv)
-    terminal.load_plugins(args.plugin)
-    style = terminal.chosen_format(args)
+    cli.load_plugins(args.plugin)
+    style = cli.chosen_format(args)
     if style == "table":
         text = listing()
     else:
         text = table.render(rows() if style == "json" else _flat(), style)
-    terminal.emit(text, args.out)
-    return terminal.AGREED
+    cli.emit(text, args.out)
+    return cli.AGREED
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from attention import chunks, tables
 from attention.groups import Groups
-from attention.options import SpecError, nearest
+from transom.errors import SpecError, nearest
 
 if TYPE_CHECKING:
     from attention.branch import Branch

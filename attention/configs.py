@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from attention.options import SpecError, choice, option, optional, read_flag, read_number, read_size
 from attention.registry import MixerConfig, declare
+from transom.errors import SpecError
+from transom.fields import choice, option, optional, read_flag, read_number, read_size
 
 SIZE = "side of a window, stripe or pale: 7, or 7x14 with the height first"
 

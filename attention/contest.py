@@ -22,7 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from attention import torch_private
 from attention.backends import BY_NAME, CPU, KERNEL, REFERENCE, Choice, Reference, running
-from attention.options import SpecError
+from transom.errors import SpecError
 
 ROUNDS = 3  # timings of each backend, one after the other; the least counts
 # How many times as fast one must be.  The kernel sums in another order.  Parts save a third of the

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention.options import SpecError, one_line
+from transom.errors import SpecError, one_line
 
 MAP, IMAGES = -1, 1  # the axis of the channels in (b, h, w, c) and in (b, c, h, w)
 
@@ -30,7 +30,7 @@ def check(x: Any, place: object, axis: int, channels: int) -> None:
     Example:
         >>> check(torch.zeros(2, 96, 14, 14), "window:size=7", MAP, 96)
         Traceback (most recent call last):
-        attention.options.SpecError: window:size=7 takes (b, h, w, 96); given (2, 96, 14, 14), \
+        transom.errors.SpecError: window:size=7 takes (b, h, w, 96); given (2, 96, 14, 14), \
 which looks like channels first: x.permute(0, 2, 3, 1)
     """
     if not _fits(x, axis, channels):

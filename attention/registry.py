@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from attention.options import SpecError, nearest, one_line, read_count, read_fields, write
+from transom.errors import SpecError, nearest, one_line
+from transom.fields import read_count, read_fields, write
 
 if TYPE_CHECKING:
     from attention.mixer import TokenMixer

@@ -8,7 +8,7 @@ Specs and names are plain Python; torch is imported when a model is built.
 
 from typing import TYPE_CHECKING, Any
 
-from backbones.siblings import require as _require
+from transom.packages import require as _require
 
 _require("attention")
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from attention import table, terminal
 from backbones import variants
+from transom import cli, table
 
 EPILOG = """edit one with slashes: swin_t/3=pale:size=7/4=full, swin_t/1.heads=4/norm=res_post
 counted by: python -m analysis.flops --backbone NAME"""
@@ -43,14 +43,14 @@ def listing() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = terminal.parser("backbones", __doc__, EPILOG)
-    terminal.add_output(parser)
+    parser = cli.parser("backbones", __doc__, EPILOG)
+    cli.add_output(parser)
     args = parser.parse_args(argv)
-    terminal.load_plugins(args.plugin)
-    style = terminal.chosen_format(args)
-    terminal.emit(listing() if style == "table" else table.render(rows(), style), args.out)
-    return terminal.AGREED
+    cli.load_plugins(args.plugin)
+    style = cli.chosen_format(args)
+    cli.emit(listing() if style == "table" else table.render(rows(), style), args.out)
+    return cli.AGREED
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from attention.options import SpecError, one_line
+from transom.errors import SpecError, one_line
 
 FILE = Path("transom.toml")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from attention import registry
-from attention.options import SpecError
+from transom.errors import SpecError
 
 
 class Edit(NamedTuple):

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention import table, terminal
 from backbones import reading, storage, weights
 from backbones.detect import source_of
 from backbones.inference import small_maps
@@ -21,6 +20,7 @@ from backbones.resize import Adapt, extent_of, retarget
 from backbones.spec import BackboneSpec
 from backbones.storage import WeightsError
 from backbones.writing import to_notation
+from transom import cli, table
 
 TOLERANCE = 1e-5
 POSITIONS = ("absolute_pos_embed", "position_embeddings", "stem.position")
@@ -76,7 +76,7 @@ def convert(args: argparse.Namespace) -> tuple[int, str]:
     if args.partial is not None:
         _check_partial(args)
     given = weights.read_weights(args.file, args.entry, args.prefix, args.drop, dict(args.rename))
-    code, verdict = terminal.AGREED, ""
+    code, verdict = cli.AGREED, ""
     with storage.about(given.path):
         source = args.source or source_of(given.state)
         if args.partial is not None:
@@ -97,7 +97,7 @@ def convert(args: argparse.Namespace) -> tuple[int, str]:
         counts[line["status"]] += 1
     note += "\n" + ", ".join(f"{number} {status}" for status, number in counts.items())
     note += f"\n{verdict}" if verdict else ""
-    return code, table.render(loaded.report, terminal.chosen_format(args), note=note)
+    return code, table.render(loaded.report, cli.chosen_format(args), note=note)
 
 
 def _check_partial(args: argparse.Namespace) -> None:
@@ -139,7 +139,7 @@ def _checked(
     agreed = worst <= allowed
     line = f"check: {'equal' if agreed else 'DIFFERS'}: largest difference {worst:.3g}, "
     line += f"allowed {allowed:.3g}, largest logit {largest:.3g}"
-    return terminal.AGREED if agreed else terminal.DIFFER, line
+    return cli.AGREED if agreed else cli.DIFFER, line
 
 
 def _write(model: HierarchicalBackbone, to: Path, target: str | None) -> Path:

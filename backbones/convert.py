@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 
-from attention import files, terminal
-from attention.options import SpecError, one_line, read_number, read_size
 from backbones.rules import PARTIAL, SOURCES, TARGETS, WAYS
+from transom import cli, files
+from transom.errors import SpecError, one_line
+from transom.fields import read_number, read_size
 
 EPILOG = """examples:
   python -m backbones.convert swin_tiny_patch4_window7_224.pth --to swin_t.safetensors
@@ -42,7 +43,7 @@ def _windows_or_none(text: str) -> list[tuple[int, int] | None]:
 
 
 def _counts(text: str) -> list[int]:
-    return [terminal.count_from_one(part) for part in text.split(",")]
+    return [cli.count_from_one(part) for part in text.split(",")]
 
 
 def _numbers(text: str) -> list[float]:
@@ -60,7 +61,7 @@ def _renaming(text: str) -> tuple[str, str]:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = terminal.parser("backbones.convert", __doc__, EPILOG)
+    parser = cli.parser("backbones.convert", __doc__, EPILOG)
     parser.add_argument("file", help=".safetensors, .pth or hf:owner/name")
     parser.add_argument("--to", action=files.OutFile, required=True, metavar="OUT.safetensors")
     parser.add_argument("--spec", help="the backbone of the weights, default: from their shapes; "
@@ -81,34 +82,34 @@ def arguments() -> argparse.ArgumentParser:
     told.add_argument("--source-window", type=_sizes, metavar="SIZES", help="8 or 1,2,7,7")
     told.add_argument("--pretrained-window", type=_windows_or_none, metavar="SIZES",
                       help="12,12,12,6; 0: the window itself")  # fmt: skip
-    told.add_argument("--source-img-size", type=terminal.image_size, metavar="SIZE")
+    told.add_argument("--source-img-size", type=cli.image_size, metavar="SIZE")
     told.add_argument("--qk-scale", type=_numbers, metavar="NUMBERS",
                       help="0.25 or one a stage; default: heads' channels ** -0.5")
     told.add_argument("--heads", type=_counts, metavar="COUNTS", help="3,6,12,24")
     changed = parser.add_argument_group("what the new file has otherwise")
-    changed.add_argument("--img-size", type=terminal.image_size, metavar="SIZE")
-    changed.add_argument("--window", type=terminal.image_size, metavar="SIZE")
+    changed.add_argument("--img-size", type=cli.image_size, metavar="SIZE")
+    changed.add_argument("--window", type=cli.image_size, metavar="SIZE")
     changed.add_argument("--num-classes", type=int, metavar="N", help="a new head; 0: none")
-    changed.add_argument("--in-channels", type=terminal.count_from_one, metavar="N")
+    changed.add_argument("--in-channels", type=cli.count_from_one, metavar="N")
     changed.add_argument("--resize", choices=WAYS, default="bicubic", help="default: bicubic")
     changed.add_argument("--check", nargs="?", const=True, metavar="IO.safetensors",
                          help="compare with the source model, or with its stored input and logits")
-    terminal.add_output(parser)
+    cli.add_output(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments().parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     if not args.file.startswith("hf:") and not os.path.lexists(args.file):
         reason = "No such file or directory; expected a .safetensors or .pth file"
         raise SpecError(f"{one_line(args.file)}: cannot be read: {reason}")
     from backbones.conversion import convert
 
     code, text = convert(args)
-    terminal.emit(text, args.out)
+    cli.emit(text, args.out)
     return code
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention.options import nearest, one_line
 from backbones.rules import SOURCES, find
 from backbones.storage import WeightsError
+from transom.errors import nearest, one_line
 
 FLAT = re.compile(r"^(layers|stages)_(\d+)\.")
 HF_PREFIX = re.compile(r"^swin(v2)?\.")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from attention import table, terminal
-from attention.options import write
 from backbones.notation import parse
 from backbones.spec import BackboneSpec, StageSpec, fields_of
+from transom import cli, table
+from transom.fields import write
 
 EPILOG = """examples:
   python -m backbones.diff swin_t swin_t/3=pale
@@ -65,18 +65,18 @@ def costs(a: BackboneSpec, b: BackboneSpec, img_size: tuple[int, int]) -> list[d
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = terminal.parser("backbones.diff", __doc__, EPILOG)
+    parser = cli.parser("backbones.diff", __doc__, EPILOG)
     parser.add_argument("a", help="a notation, a variant, an alias or a .toml file")
     parser.add_argument("b", help="the same")
-    parser.add_argument("--img-size", type=terminal.image_size, metavar="SIZE", help="default: a's")
-    terminal.add_output(parser)
+    parser.add_argument("--img-size", type=cli.image_size, metavar="SIZE", help="default: a's")
+    cli.add_output(parser)
     args = parser.parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     a, b = parse(args.a), parse(args.b)
     h, w = size = args.img_size or a.img_size
     a, b = a.resolve(size), b.resolve(size)
     changed, cost = changes(a, b), costs(a, b, size)
-    style = terminal.chosen_format(args)
+    style = cli.chosen_format(args)
     if style == "json":
         text = table.as_json({"img_size": [h, w], "changes": changed, "stages": cost})
     elif style == "csv":
@@ -86,9 +86,9 @@ def main(argv: list[str] | None = None) -> int:
         first, second = (table.cell(spec.name, style) for spec in (a, b))
         names = f"a = {first}\nb = {second}, both at {h}x{w}"
         text = f"{names}\n\n{what}\n\n{table.grid(cost, style)}"
-    terminal.emit(text, args.out)
-    return terminal.AGREED
+    cli.emit(text, args.out)
+    return cli.AGREED
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

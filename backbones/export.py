@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from attention import files, table, terminal
-from attention.options import SpecError, one_line
 from attention.registry import name_of
 from backbones.notation import parse
 from backbones.spec import BackboneSpec
+from transom import cli, files, table
+from transom.errors import SpecError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -184,16 +184,16 @@ def dynamic_axes(text: str) -> tuple[str, ...]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = terminal.parser("backbones.export", __doc__, EPILOG)
+    parser = cli.parser("backbones.export", __doc__, EPILOG)
     parser.add_argument("spec", help="a notation, a variant, an alias or a .toml file")
     parser.add_argument("--format", choices=tuple(TOLERANCE), help="default: by --out, else pt2")
     parser.add_argument("--out", action=files.OutFile, metavar="FILE", help="default: model.FORMAT")
     parser.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors in our names")
     parser.add_argument("--dynamic", type=dynamic_axes, default=(), metavar="batch,size")
-    parser.add_argument("--img-size", type=terminal.image_size, metavar="SIZE", help="default: own")
+    parser.add_argument("--img-size", type=cli.image_size, metavar="SIZE", help="default: own")
     parser.add_argument("--check", action="store_true", help="run the file beside eager")
     args = parser.parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     spec = parse(args.spec)
     if args.img_size:
         spec = replace(spec, img_size=args.img_size)
@@ -211,15 +211,15 @@ def main(argv: list[str] | None = None) -> int:
     if request.size:
         size = f"height and width from {least_size(spec)} to {MAX_SIZE}"
     batch = "any" if request.batch else 1
-    terminal.emit(table.plain(f"{out}: {spec.name}, batch {batch}, {size}"), None)
+    cli.emit(table.plain(f"{out}: {spec.name}, batch {batch}, {size}"), None)
     if not args.check:
-        return terminal.AGREED
+        return cli.AGREED
     inputs = draw(request.shapes(spec, (1, 2, 3)), spec.in_channels)
     error = largest_difference(runner(format, out), model, inputs)
     print(f"largest difference to eager over {len(inputs)} inputs: {error:.3g} "
           f"(tolerance {TOLERANCE[format]:g})")  # fmt: skip
-    return terminal.AGREED if error <= TOLERANCE[format] else terminal.DIFFER
+    return cli.AGREED if error <= TOLERANCE[format] else cli.DIFFER
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

@@ -13,11 +13,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from attention import table, terminal
-from attention.options import SpecError, one_line
 from backbones.notation import parse
 from backbones.spec import BackboneSpec, StageSpec
 from backbones.writing import to_notation
+from transom import cli, table
+from transom.errors import SpecError, one_line
 
 EPILOG = """examples:
   python -m backbones.fit pale_t --macs 4.5G
@@ -62,7 +62,7 @@ def check_unit(text: str, own: int, option: str) -> None:
     Example:
         >>> check_unit("4.5", 4_203_000_000, "--macs")
         Traceback (most recent call last):
-        attention.options.SpecError: --macs 4.5: the backbone has 4,203,000,000; did you mean 4.5G?
+        transom.errors.SpecError: --macs 4.5: the backbone has 4,203,000,000; did you mean 4.5G?
     """
 
     def times_off(unit: str) -> float:
@@ -196,16 +196,16 @@ def _known(text: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = terminal.parser("backbones.fit", __doc__, EPILOG)
+    parser = cli.parser("backbones.fit", __doc__, EPILOG)
     parser.add_argument("spec", help="a notation, a variant, an alias or a .toml file")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--macs", type=_known, metavar="AMOUNT", help="such as 4.5G, at --img-size")
     budget.add_argument("--params", type=_known, metavar="AMOUNT", help="such as 28M")
     parser.add_argument("--by", choices=("width", "depth"), default="width", help="default: width")
-    parser.add_argument("--img-size", type=terminal.image_size, metavar="SIZE", help="default: own")
-    terminal.add_output(parser)
+    parser.add_argument("--img-size", type=cli.image_size, metavar="SIZE", help="default: own")
+    cli.add_output(parser)
     args = parser.parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     spec = parse(args.spec)
     from backbones.sizes import stage_sizes, total
 
@@ -224,9 +224,9 @@ def main(argv: list[str] | None = None) -> int:
         "heads": " ".join(str(stage.heads) for stage in found.stages),
         "depths": " ".join(str(stage.depth) for stage in found.stages),
     }  # fmt: skip
-    terminal.emit(table.render([row], terminal.chosen_format(args)), args.out)
-    return terminal.AGREED if abs(error) <= TOLERANCE else terminal.DIFFER
+    cli.emit(table.render([row], cli.chosen_format(args)), args.out)
+    return cli.AGREED if abs(error) <= TOLERANCE else cli.DIFFER
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from attention.options import one_line
 from backbones.storage import WeightsError
+from transom.errors import one_line
 
 
 def fetch(name: str, file: str = "model.safetensors") -> Path:

@@ -15,13 +15,13 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from attention.configs import TokenMLPConfig, WindowConfig
-from attention.options import SpecError
 from attention.registry import MixerConfig
 from backbones.detect import prepare
 from backbones.resize import Size, square
 from backbones.rules import find
 from backbones.spec import MOST_STAGES, BackboneSpec, fields_of, from_dict
 from backbones.storage import WeightsError
+from transom.errors import SpecError
 
 
 class Told(TypedDict, total=False):

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from transom.packages import HOME
+
 MEMORY = 512 * 2**20, 4  # bytes, and in sizes of the file: read, copied, serialized
 OUTPUT = 64 * 2**20, 2
 SECONDS = 1, 50e6  # of computing, and bytes a second
@@ -41,7 +43,7 @@ def run(module: str, arguments: Sequence[str], size: int) -> None:
     It finds what this process finds, and reads nothing from the current folder.
     Raises Stopped.
     """
-    ours = str(Path(__file__).resolve().parent.parent)
+    ours = str(HOME)
     path = os.pathsep.join([ours, *(os.path.abspath(place) for place in sys.path if place)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-P", "-W", "ignore", "-m", module, *arguments]

@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 from attention.configs import SoftmaxConfig, WindowConfig
-from attention.options import SpecError, nearest, one_line, read_flag, read_number
 from attention.registry import MixerConfig
 from backbones import variants
 from backbones.spec import BackboneSpec, StageSpec, fields_of, from_dict
 from backbones.writing import _from as difference
 from backbones.writing import to_notation
+from transom.errors import SpecError, nearest, one_line
+from transom.fields import read_flag, read_number
 
 Fields = dict[str, Any]  # of a stage, or of the backbone
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from attention.options import nearest, one_line
 from backbones.detect import bodies
 from backbones.standins import StandIn, kind
 from backbones.storage import WeightsError
+from transom.errors import nearest, one_line
 
 DEEPEST, MOST = 8, 4096  # of tables inside tables, and of all
 STATED = ("qk_scale",)  # what a configuration beside the weights tells and no shape does

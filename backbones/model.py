@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from attention import backends
 from attention.dispatch import Executable
 from attention.inputs import IMAGES, check
-from attention.options import SpecError
 from backbones.layers import Macs, Stage, Stem, linear, nchw, nhwc
 from backbones.notation import parse
 from backbones.rates import is_position, matcher
 from backbones.spec import BackboneSpec, edit
 from backbones.unread import joined
+from transom.errors import SpecError
 
 
 class HierarchicalBackbone(nn.Module):

@@ -21,7 +21,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from attention.options import LONGEST_WORD, SpecError, nearest, one_line, read_count
 from backbones import aliases, variants
 from backbones.columns import Edit, at, located
 from backbones.spec import (
@@ -33,6 +32,8 @@ from backbones.spec import (
     fields_of,
     from_dict,
 )
+from transom.errors import LONGEST_WORD, SpecError, nearest, one_line
+from transom.fields import read_count
 
 LONGEST = 65536  # characters; nobody writes more by hand
 DEEPEST = 8  # bases of bases

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention.options import one_line
 from backbones.resize import Size, extent_of
 from backbones.spec import BackboneSpec
 from backbones.storage import WeightsError
+from transom.errors import one_line
 
 LIBRARIES = ("timm", "torchvision", "transformers")
 

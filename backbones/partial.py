@@ -9,12 +9,12 @@ from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import Any
 
-from attention.options import LONGEST_WORD, one_line
 from attention.registry import MixerConfig
 from backbones.inference import without_idle_shift
 from backbones.resize import Adapt
 from backbones.spec import BackboneSpec, StageSpec
 from backbones.storage import WeightsError
+from transom.errors import LONGEST_WORD, one_line
 
 
 def replaced(asked: BackboneSpec, theirs: BackboneSpec, how: Adapt) -> tuple[str, ...]:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention.options import nearest, one_line
-from attention.table import Row
 from backbones import resize
 from backbones.detect import prepare
 from backbones.resize import Adapt
 from backbones.rules import SOURCES, Change, find
 from backbones.storage import WeightsError
+from transom.errors import nearest, one_line
+from transom.table import Row
 
 
 def convert(

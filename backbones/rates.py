@@ -21,8 +21,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from attention.options import SpecError, nearest
 from backbones.layers import Stem
+from transom.errors import SpecError, nearest
 
 RULES = ("authors", "timm")
 POSITION = re.compile(

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention.options import one_line
 from backbones import isolation, standins
 from backbones.locate import Located, locate
 from backbones.storage import WeightsError, shown, verify
+from transom.errors import one_line
 
 SAFE_TORCH = (2, 10)  # older ones have published holes in weights_only=True
 LONGEST_HEADER = 8 * 2**20  # bytes; a backbone's names take 0.2 MB

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention.configs import WindowConfig
-from attention.options import SpecError, nearest
 from attention.registry import MixerConfig
 from backbones.rules import WAYS
 from backbones.spec import BackboneSpec
+from transom.errors import SpecError, nearest
 
 Size = tuple[int, int]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from attention import table, terminal
-from attention.options import SpecError
 from backbones import aliases, variants
 from backbones.notation import parse
 from backbones.spec import BackboneSpec
 from backbones.writing import to_toml
+from transom import cli, table
+from transom.errors import SpecError
 
 EPILOG = """examples:
   python -m backbones.show "swin_t/3=pale:size=7+window"
@@ -52,13 +52,13 @@ def _letter(i: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = terminal.parser("backbones.show", __doc__, EPILOG)
+    parser = cli.parser("backbones.show", __doc__, EPILOG)
     parser.add_argument("spec", help="a notation, a variant, an alias or a .toml file")
-    parser.add_argument("--img-size", type=terminal.image_size, metavar="SIZE", help="default: own")
+    parser.add_argument("--img-size", type=cli.image_size, metavar="SIZE", help="default: own")
     parser.add_argument("--save", metavar="NAME", help="keep it as an alias in ./transom.toml")
-    terminal.add_output(parser, ("strip", "toml", "json"))
+    cli.add_output(parser, ("strip", "toml", "json"))
     args = parser.parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     spec = parse(args.spec)
     size = args.img_size or spec.img_size
     if args.save is not None:
@@ -72,9 +72,9 @@ def main(argv: list[str] | None = None) -> int:
         text = to_toml(spec).rstrip()
     else:
         text = table.as_json(spec.to_dict()) if style == "json" else strip(spec, size)
-    terminal.emit(text, args.out)
-    return terminal.AGREED
+    cli.emit(text, args.out)
+    return cli.AGREED
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

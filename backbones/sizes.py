@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from attention.options import SpecError
 from backbones.model import HierarchicalBackbone
 from backbones.spec import BackboneSpec
+from transom.errors import SpecError
 
 
 class Size(NamedTuple):

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attention.options import (
-    SpecError,
+from attention.registry import MixerConfig, parse
+from transom.errors import SpecError, nearest, one_line
+from transom.fields import (
     choice,
-    nearest,
-    one_line,
     option,
     read_count,
     read_fields,
@@ -20,7 +19,6 @@ from attention.options import (
     read_size,
     read_text,
 )
-from attention.registry import MixerConfig, parse
 
 
 def _read_classes(value: Any) -> int:

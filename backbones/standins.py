@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from attention.options import one_line
 from attention.torch_private import fillable
 from backbones.storage import WeightsError
+from transom.errors import one_line
 
 # Modules that hold what acts, and no data: a file that names one of them is not weights.
 ACTS = (

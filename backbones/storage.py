@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from attention.options import SpecError, one_line
+from transom.errors import SpecError, one_line
 
 
 class WeightsError(SpecError):

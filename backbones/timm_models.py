@@ -28,12 +28,13 @@ from timm.models import (
 from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import Tensor, nn
 
-from attention.options import SpecError, one_line, read_number, read_size
 from backbones import keywords, variants
 from backbones.layers import Stage, Stem, linear, nchw, nhwc
 from backbones.model import HierarchicalBackbone
 from backbones.notation import parse
 from backbones.spec import edit
+from transom.errors import SpecError, one_line
+from transom.fields import read_number, read_size
 
 for _part in (Stem, Stage):  # symbolic tracing stops at these: padding depends on the size
     register_notrace_module(_part)

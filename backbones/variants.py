@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attention.options import SpecError, nearest, one_line
 from backbones.spec import BackboneSpec, StageSpec, read_pattern
+from transom.errors import SpecError, nearest, one_line
 
 SWIN = "Swin Transformer, Liu et al. 2021, arXiv 2103.14030; configs/swin of its repository"
 SWIN_V2 = "Swin Transformer V2, Liu et al. 2022, arXiv 2111.09883; configs/swinv2"

@@ -17,8 +17,6 @@ from typing import Any, NamedTuple, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from attention.options import SpecError, nearest, one_line
-from attention.table import Row
 from backbones import hub, reading, storage
 from backbones.detect import body, restore, source_of
 from backbones.inference import Told, infer, same_backbone
@@ -32,6 +30,8 @@ from backbones.resize import Adapt
 from backbones.rules import PARTIAL, TARGETS, find_back
 from backbones.spec import BackboneSpec, from_dict
 from backbones.storage import WeightsError
+from transom.errors import SpecError, nearest, one_line
+from transom.table import Row
 
 __all__ = [
     "Adapt", "Loaded", "WeightsError", "convert", "export", "from_pretrained", "load", "plan",
@@ -44,7 +44,7 @@ FILE, CONFIG = "model.safetensors", "config.json"
 
 
 class Loaded(NamedTuple):
-    """model: the one given, or made.  report: a row per tensor, for attention.table."""
+    """model: the one given, or made.  report: a row per tensor, for transom.table."""
 
     model: nn.Module
     report: list[Row]

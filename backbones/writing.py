@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from attention.options import write
 from backbones import variants
 from backbones.aliases import quoted
 from backbones.notation import parse
 from backbones.spec import BackboneSpec, StageSpec, fields_of
+from transom.fields import write
 
 
 def to_notation(spec: BackboneSpec) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 from analysis.campaign import Plan
 from analysis.entries import Entry
-from attention import table, terminal
 from benchmarks import options
+from transom import cli, table
 
 MODELS = ("swin_t", "swinv2_t_w8", "cswin_t", "pale_t")
 MODES = ("infer", "train", "compile")
@@ -29,7 +29,7 @@ exit code: 0 all were measured, 1 one failed or is invalid, 2 a bad request"""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = terminal.parser("benchmarks.ablation", __doc__, EPILOG)
+    parser = cli.parser("benchmarks.ablation", __doc__, EPILOG)
     add = parser.add_argument
     add(
         "--backbone", nargs="+", default=list(MODELS), metavar="NAME",
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--batch", type=options.counts, default=[1, 8], metavar="1,8", help="default: 1,8")
     options.add_measuring(parser)
-    terminal.add_output(parser)
+    cli.add_output(parser)
     return parser
 
 
@@ -105,7 +105,7 @@ def _least(line: Any) -> float | None:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
 
     def plan() -> Plan:
         return options.plan_of(args, groups_of(args), plugins=args.plugin)
@@ -117,12 +117,12 @@ def main(argv: list[str] | None = None) -> int:
     lines = results.lines(rows)
     shown = rows_of(lines)
     text = table.render(
-        shown, terminal.chosen_format(args), note=f"{NOTE}\n{reporting.places(lines)}"
+        shown, cli.chosen_format(args), note=f"{NOTE}\n{reporting.places(lines)}"
     )
-    terminal.emit(text, args.out)
+    cli.emit(text, args.out)
     well = all(line.usable for line in lines) and not bad
-    return terminal.AGREED if well else terminal.DIFFER
+    return cli.AGREED if well else cli.DIFFER
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

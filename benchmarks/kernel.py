@@ -18,9 +18,9 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from attention import table, terminal
-from attention.options import SpecError, nearest
 from benchmarks.graphs import captured, interleaved
+from transom import cli, table
+from transom.errors import SpecError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,21 +47,21 @@ MODES, DTYPES = ("infer", "train"), ("bfloat16", "float16", "float32")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = terminal.parser("benchmarks.kernel", __doc__, EPILOG)
+    parser = cli.parser("benchmarks.kernel", __doc__, EPILOG)
     add = parser.add_argument
     add("--case", nargs="+", default=list(SIZES), metavar="CASE", help=f"of {', '.join(SIZES)}")
     add("--mode", nargs="+", choices=MODES, default=["infer"], help="train: with gradients")
     add("--dtype", choices=DTYPES, default="bfloat16")
-    add("--batch", type=terminal.count_from_one, default=128)
-    add("--rounds", type=terminal.count_from_one, default=30, help="timings of each kernel")
+    add("--batch", type=cli.count_from_one, default=128)
+    add("--rounds", type=cli.count_from_one, default=30, help="timings of each kernel")
     add("--tune", action="store_true", help="the fused kernel alone, under many launch numbers")
-    terminal.add_output(parser)
+    cli.add_output(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     for name in args.case:
         if name not in SIZES:
             raise SpecError(f"--case: no case {name!r}{nearest(name, SIZES)}")
@@ -69,19 +69,19 @@ def main(argv: list[str] | None = None) -> int:
 
     if not torch.cuda.is_available():
         raise SpecError("benchmarks.kernel: no CUDA GPU here; the kernel runs on nothing else")
-    from tqdm import tqdm
+    from transom.progress import bar
 
     machine = measure_machine(args.dtype)
     jobs = [(name, mode) for name in args.case for mode in args.mode]
-    progress = tqdm(jobs, disable=None, leave=False, unit="case")
+    progress = bar(jobs, unit="case")
     rows = [row for name, mode in progress for row in measure(args, machine, name, mode)]
     title = f"{torch.cuda.get_device_name()}, {args.dtype}, batch {args.batch}"
     note = f"torch {torch.__version__}; copy {machine.bytes / 1e12:.3g} TB/s, "
     note += f"product {machine.flops / 1e12:.4g} TFLOP/s; median of {args.rounds}"
-    style = terminal.chosen_format(args)
-    terminal.emit(table.render(rows, style, title=title, note=note), args.out)
+    style = cli.chosen_format(args)
+    cli.emit(table.render(rows, style, title=title, note=note), args.out)
     wrong = any(row["note"] for row in rows if not args.tune or row["kernel"] == "fused")
-    return terminal.DIFFER if wrong else terminal.AGREED
+    return cli.DIFFER if wrong else cli.AGREED
 
 
 class Machine(NamedTuple):
@@ -272,4 +272,4 @@ def planned(call: Callable[[], Any], plan: Any) -> Any:
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

@@ -13,9 +13,11 @@ from typing import Any
 
 from analysis.campaign import Plan
 from analysis.entries import MODES, Entry
-from attention import registry, table, terminal
-from attention.options import SpecError, write
+from attention import registry
 from benchmarks import options
+from transom import cli, table
+from transom.errors import SpecError
+from transom.fields import write
 
 GRIDS = [(side, side) for side in (56, 112, 168, 224)]
 EPILOG = """examples:
@@ -27,26 +29,26 @@ exit code: 0 all were measured, 1 one failed or is invalid, 2 a bad request"""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = terminal.parser("benchmarks.mixers", __doc__, EPILOG)
+    parser = cli.parser("benchmarks.mixers", __doc__, EPILOG)
     add = parser.add_argument
     add("--mixer", nargs="+", metavar="MIXER", help="such as pale:size=7 (default: all built in)")
     add(
-        "--grid", nargs="+", type=terminal.image_size, default=GRIDS, metavar="SIZE",
+        "--grid", nargs="+", type=cli.image_size, default=GRIDS, metavar="SIZE",
         help="tokens, 56 or 56x112 (default 56 112 168 224: images of 224 to 896 pixels)",
     )  # fmt: skip
-    add("--dim", type=terminal.count_from_one, default=96, help="channels (default 96)")
-    add("--heads", type=terminal.count_from_one, default=4, help="heads (default 4)")
+    add("--dim", type=cli.count_from_one, default=96, help="channels (default 96)")
+    add("--heads", type=cli.count_from_one, default=4, help="heads (default 4)")
     add("--index", type=int, choices=(0, 1), default=1, help="1: shifted, shuffled (default)")
     add("--mode", choices=MODES, default="infer", help="default: infer")
     add("--dtype", type=options.dtypes, default=["float32"], help="default: float32")
     add("--compile", action="store_true", help="torch.compile of each mixer")
-    add("--batch", type=terminal.count_from_one, default=1, help="maps in a batch (default 1)")
+    add("--batch", type=cli.count_from_one, default=1, help="maps in a batch (default 1)")
     add(
         "--max-macs", type=float, default=50.0, metavar="G",
         help="leave out what takes more MACs than this, in billions, and say so (default 50)",
     )  # fmt: skip
     options.add_measuring(parser)
-    terminal.add_output(parser)
+    cli.add_output(parser)
     return parser
 
 
@@ -114,7 +116,7 @@ def grown(lines: Sequence[Any]) -> list[dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     left_out: list[str] = []
 
     def plan() -> Plan:
@@ -144,17 +146,17 @@ def main(argv: list[str] | None = None) -> int:
     if args.figure:
         reporting.growth(lines, args.figure)
     note = "\n".join([*left_out, reporting.NOTE, reporting.places(lines)])
-    style = terminal.chosen_format(args)
+    style = cli.chosen_format(args)
     if style == "json":
         text = table.as_json({"convention": note, "rows": shown, "exponents": fits})
     elif style == "csv":
         text = table.csv(shown)
     else:
         text = table.render(shown, style) + "\n\n" + table.render(fits, style, note=note)
-    terminal.emit(text, args.out)
+    cli.emit(text, args.out)
     well = all(line.well for line in lines) and not bad
-    return terminal.AGREED if well else terminal.DIFFER
+    return cli.AGREED if well else cli.DIFFER
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

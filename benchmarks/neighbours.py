@@ -22,7 +22,7 @@ from attention.attend import PadFirst
 from attention.configs import SIZE, WindowConfig
 from attention.groups import Axis, Groups, axis
 from attention.mixer import map_size
-from attention.options import choice, option, read_flag, read_size
+from transom.fields import choice, option, read_flag, read_size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from typing import Any
 from analysis.campaign import Plan, Task
 from analysis.entries import DEVICES, DTYPES, MALLOCS, Entry
 from analysis.store import Store
-from attention import files, table, terminal
-from attention.options import SpecError, nearest
+from transom import cli, files, table
+from transom.errors import SpecError, nearest
 
 Row = dict[str, Any]
 QUICK = (3, 5)
@@ -22,7 +22,7 @@ HONEST = "only medians of 10 processes or more can show a difference; fewer are 
 
 def add_measuring(to: argparse.ArgumentParser) -> None:
     group = to.add_argument_group("measuring")
-    add, count = group.add_argument, terminal.count_from_one
+    add, count = group.add_argument, cli.count_from_one
     add("--processes", type=count, metavar="N", help=f"fresh processes (default 10): {HONEST}")
     add("--samples", type=count, metavar="N", help="timed calls in each process (default 10)")
     add(
@@ -79,7 +79,7 @@ def listed(what: str, allowed: Sequence[str]) -> Callable[[str], list[str]]:
 
 def counts(text: str) -> list[int]:
     """Reads ``1,8``."""
-    return list(dict.fromkeys(terminal.count_from_one(word) for word in text.split(",")))
+    return list(dict.fromkeys(cli.count_from_one(word) for word in text.split(",")))
 
 
 dtypes = listed("dtype", DTYPES)
@@ -137,9 +137,9 @@ def _stored(files: Sequence[Path]) -> tuple[list[Row], int]:
 
 def _bar(tasks: Sequence[Task]) -> Iterable[Task]:
     """Processes done, and the time left."""
-    from tqdm import tqdm
+    from transom.progress import bar
 
-    shown = tqdm(tasks, disable=None, leave=False, unit="process")
+    shown = bar(tasks, unit="process")
     for task in shown:
         first = task.entries[0]
         shown.set_postfix_str(f"{task.task} {first.what[:30]} {first.mode} batch {first.batch}")

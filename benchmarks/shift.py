@@ -18,10 +18,11 @@ from typing import Any
 
 from analysis.campaign import Plan
 from analysis.entries import MODES, Entry
-from attention import table, terminal
-from attention.options import SpecError, write
 from backbones.notation import parse
 from benchmarks import options
+from transom import cli, table
+from transom.errors import SpecError
+from transom.fields import write
 
 PLUGIN = "benchmarks.neighbours"
 METHODS = {
@@ -40,24 +41,24 @@ exit code: 0 all were measured, 1 one failed or is invalid, 2 a bad request"""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = terminal.parser("benchmarks.shift", __doc__, EPILOG)
+    parser = cli.parser("benchmarks.shift", __doc__, EPILOG)
     add = parser.add_argument
     add(
         "--backbone", nargs="+", default=["swin_t"], metavar="NAME",
         help="backbones of windows only (the paper: swin_t swin_s swin_b; default swin_t)",
     )  # fmt: skip
-    add("--img-size", type=terminal.image_size, metavar="SIZE", help="default: the backbone's own")
+    add("--img-size", type=cli.image_size, metavar="SIZE", help="default: the backbone's own")
     add(
         "--method", type=options.listed("method", WORDS), default=list(WORDS), metavar="A,B",
         help=f"of {', '.join(WORDS)} (default: all)",
     )  # fmt: skip
     add("--mode", choices=MODES, default="infer", help="default: infer")
     add("--dtype", type=options.dtypes, default=["float32"], help="default: float32")
-    add("--batch", type=terminal.count_from_one, default=1, help="default: 1 (the paper: 64)")
+    add("--batch", type=cli.count_from_one, default=1, help="default: 1 (the paper: 64)")
     add("--no-stages", action="store_true", help="leave out the single layers")
     add("--no-whole", action="store_true", help="leave out the whole backbones")
     options.add_measuring(parser)
-    terminal.add_output(parser)
+    cli.add_output(parser)
     return parser
 
 
@@ -131,7 +132,7 @@ def rows_of(lines: Sequence[Any], *, force: bool) -> list[dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    terminal.load_plugins([*args.plugin, PLUGIN])
+    cli.load_plugins([*args.plugin, PLUGIN])
 
     def plan() -> Plan:
         groups = groups_of(args)
@@ -148,10 +149,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.figure:
         reporting.bars(lines, args.figure)
     note = f"{reporting.NOTE}; here the other is the {BASE}\n{reporting.places(lines)}"
-    terminal.emit(table.render(shown, terminal.chosen_format(args), note=note), args.out)
+    cli.emit(table.render(shown, cli.chosen_format(args), note=note), args.out)
     well = all(line.well for line in lines) and not bad
-    return terminal.AGREED if well else terminal.DIFFER
+    return cli.AGREED if well else cli.DIFFER
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

@@ -18,11 +18,11 @@ from typing import Any
 from analysis.campaign import Plan
 from analysis.entries import BACKENDS, LAYOUTS, MODES, Entry
 from analysis.store import to_csv
-from attention import table, terminal
-from attention.options import SpecError
 from backbones.notation import parse
 from backbones.spec import BackboneSpec
 from benchmarks import options
+from transom import cli, table
+from transom.errors import SpecError
 
 PEERS = ("timm", "timm-fused", "torchvision", "transformers")
 SHOW = ("full", "short", "raw")
@@ -38,7 +38,7 @@ stored line cannot be read, 2 a bad request"""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = terminal.parser("benchmarks.speed", __doc__, EPILOG)
+    parser = cli.parser("benchmarks.speed", __doc__, EPILOG)
     add = parser.add_argument
     add("--backbone", nargs="+", action="extend", default=[], metavar="NAME", help="our notation")
     add(
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--batch", type=options.counts, default=[1], metavar="1,8", help="images in a batch")
     add(
-        "--img-size", nargs="+", type=terminal.image_size, metavar="SIZE",
+        "--img-size", nargs="+", type=cli.image_size, metavar="SIZE",
         help="pixels, 224 or 512x1024 (default: each backbone's own)",
     )  # fmt: skip
     add(
@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--show", choices=SHOW, default="full",
         help="full: a row per entry; short: ours against the best peer; raw: what is stored",
     )  # fmt: skip
-    terminal.add_output(parser)
+    cli.add_output(parser)
     return parser
 
 
@@ -129,7 +129,7 @@ def answer(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[str, b
     from analysis import reporting, results
 
     lines = results.lines(rows)
-    style = terminal.chosen_format(args)
+    style = cli.chosen_format(args)
     well = all(line.well for line in lines)
     if args.figure:
         reporting.bars(lines, args.figure)
@@ -156,7 +156,7 @@ def _split_of(args: argparse.Namespace, lines: Sequence[Any]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    terminal.load_plugins(args.plugin)
+    cli.load_plugins(args.plugin)
     if args.table and args.backbone:
         raise SpecError("--table: shows what is stored; --backbone measures")
     if not args.table and not args.backbone:
@@ -169,9 +169,9 @@ def main(argv: list[str] | None = None) -> int:
 
     rows, bad = options.rows_of(args, plan)
     text, well = answer(args, rows)
-    terminal.emit(text, args.out)
-    return terminal.AGREED if well and not bad else terminal.DIFFER
+    cli.emit(text, args.out)
+    return cli.AGREED if well and not bad else cli.DIFFER
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    cli.run(main)

@@ -18,9 +18,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 import analysis
 from analysis import audit, counters, heads, published
-from attention import table
-from attention.options import SpecError
 from backbones import create, variants
+from transom import table
+from transom.errors import SpecError
 
 
 @pytest.fixture(scope="module")

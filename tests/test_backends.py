@@ -23,8 +23,8 @@ from analysis import counting
 from attention import backends, chunks, dispatch, tables, torch_private
 from attention.dispatch import Executable, observer
 from attention.fast import bounded, plain
-from attention.options import SpecError
 from backbones import weights
+from transom.errors import SpecError
 
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 4e-2}
 SIZES = [(64, 64), (61, 100), (5, 33)]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from attention import terminal
-from attention.options import SpecError
 from backbones import fit
+from transom import cli
+from transom.errors import SpecError
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
@@ -125,7 +125,7 @@ def test_a_memory_without_a_unit_is_asked_about(module, text, meant, capsys):
     ("text", "size"), [("4G", 2**32), ("512m", 2**29), (f"{2**32}", 2**32), ("0", 0), ("1K", 1024)]
 )
 def test_a_memory_with_its_unit_is_read(text, size):
-    assert terminal.memory_size(text) == size
+    assert cli.memory_size(text) == size
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from analysis import compare, published
-from attention import table
-from attention.options import SpecError
 from backbones import variants
+from transom import table
+from transom.errors import SpecError
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMM = "timm:swin_tiny_patch4_window7_224"

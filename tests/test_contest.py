@@ -21,7 +21,7 @@ from attention import backends, contest, dispatch, fused
 from attention.backends import CPU, KERNEL, REFERENCE
 from attention.branch import Branch
 from attention.fast import plain
-from attention.options import SpecError
+from transom.errors import SpecError
 
 ROOT = Path(__file__).resolve().parent.parent
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))

@@ -7,9 +7,9 @@ from tiny import create, images, notation, randomise
 import backbones
 from analysis.portable import FAMILIES, SMALL
 from attention import fast
-from attention.options import SpecError
-from attention.terminal import AGREED, DIFFER
 from backbones import export
+from transom.cli import AGREED, DIFFER
+from transom.errors import SpecError
 
 FULL = notation("full", "1.depth=1", "2.depth=1", "3.depth=1", "4.depth=1")
 SHORT = "swin_t/" + SMALL.replace("1.depth=2", "1.depth=1")

@@ -16,8 +16,8 @@ import analysis
 import backbones
 from analysis import counters, flops, peers
 from analysis.counting import Budget
-from attention.options import SpecError
 from backbones import variants
+from transom.errors import SpecError
 
 GIGANTIC = {  # the published shape of SwinV2-G: 3 billion parameters
     "name": "swinv2_g",

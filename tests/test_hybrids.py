@@ -24,11 +24,11 @@ from specs import BUILT_IN, draw_mixer, draw_spec
 
 import backbones
 from attention import registry
-from attention.options import SpecError
 from backbones import aliases, diff, fit, show, variants
 from backbones.sizes import stage_sizes, total
 from backbones.spec import BackboneSpec, StageSpec, fields_of
 from backbones.writing import to_notation, to_toml
+from transom.errors import SpecError
 
 NAMES = ["", "plain", "a/b=c", "\u00e4\n'\"\\", "\x00\x1f\x7f\x85", "\u2028\u202e\ufeff", "# x",
          "\U0001f600", '"""', "'''\n[[stages]]", "\r\n", "\\u0041", "true", "7", "a.b"]  # fmt: skip

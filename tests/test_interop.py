@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import backbones.timm_models  # registers the names
 from analysis import heads
-from attention.options import SpecError
+from transom.errors import SpecError
 
 SPEC = notation("swin")
 RECIPES = (Path(__file__).resolve().parent.parent / "docs" / "recipes.md").read_text()

@@ -37,8 +37,8 @@ from analysis.influence import randomise
 from analysis.results import lines
 from analysis.timing import Clock, Runner, measure
 from attention import backends
-from attention.options import SpecError
 from backbones.originals import difference
+from transom.errors import SpecError
 
 WINDOW = "/".join(f"{i}=window:size=4" for i in (1, 2, 3, 4))
 V2 = "/".join(f"{i}=cosine:size=4,mask_value=-100" for i in (1, 2, 3, 4))

@@ -11,7 +11,7 @@ from tiny import error, images
 import attention
 from analysis import counters
 from analysis.influence import randomise
-from attention.options import SpecError
+from transom.errors import SpecError
 
 pytestmark = pytest.mark.usefixtures("neighbours")
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from analysis import figures, regions, sweep
-from attention import files, table, terminal
-from attention.options import SpecError
+from transom import cli, files, table
+from transom.errors import SpecError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,18 +30,18 @@ def test_a_link_is_followed_and_modes_are_kept(tmp_path):
     target.chmod(0o640)
     link.symlink_to("target")
     chain.symlink_to(link)
-    terminal.emit("new", chain)
+    cli.emit("new", chain)
     assert link.is_symlink() and chain.is_symlink() and target.read_text() == "new\n"
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
     target.unlink()
-    terminal.emit("again", link)  # to where a dangling link leads
+    cli.emit("again", link)  # to where a dangling link leads
     assert link.is_symlink() and target.read_text() == "again\n"
     assert sorted(os.listdir(tmp_path)) == ["chain", "link", "target"]
 
 
 def test_a_new_file_has_the_mode_of_any(tmp_path):
     (tmp_path / "other").write_text("")
-    terminal.emit("text", tmp_path / "t")
+    cli.emit("text", tmp_path / "t")
     assert (tmp_path / "t").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
@@ -50,7 +50,7 @@ def test_a_pipe_is_written_to(tmp_path):
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
     reader.start()
-    terminal.emit("text", files.checked(pipe))
+    cli.emit("text", files.checked(pipe))
     reader.join(10)
     assert read == ["text\n"] and stat.S_ISFIFO(pipe.stat().st_mode)
 
@@ -59,7 +59,7 @@ def test_a_device_is_written_to():
     """A terminal of the test's own, which shows the text and stays a device."""
     shows, behind = os.openpty()
     device = Path(os.ttyname(behind))
-    terminal.emit("text", files.checked(device))
+    cli.emit("text", files.checked(device))
     assert os.read(shows, 100).split() == [b"text"] and stat.S_ISCHR(device.stat().st_mode)
 
 
@@ -68,10 +68,10 @@ def test_a_device_is_written_to():
 def test_streams_by_their_names(stream, kind, tmp_path):
     """/dev/fd/1 as /dev/stdout: what was printed before stays, and what comes after follows."""
     program = (
-        "from pathlib import Path; from attention import files, terminal\n"
+        "from pathlib import Path; from transom import cli, files\n"
         "import sys; stream = getattr(sys, sys.argv[1])\n"
         "print('before', file=stream)\n"
-        "terminal.emit('text', files.checked(Path(f'/dev/fd/{stream.fileno()}')))\n"
+        "cli.emit('text', files.checked(Path(f'/dev/fd/{stream.fileno()}')))\n"
         "print('after', file=stream)"
     )
     call = [sys.executable, "-c", program, stream]
@@ -88,7 +88,7 @@ def test_streams_by_their_names(stream, kind, tmp_path):
 @pytest.mark.parametrize("name", ["\u4e00" * 84 + "a", "x" * 255, "x" * 251 + ".csv"])
 def test_any_name_that_a_folder_takes(name, tmp_path):
     """253 bytes of 85 letters too: the temporary's name is its own."""
-    terminal.emit("text", files.checked(tmp_path / name))
+    cli.emit("text", files.checked(tmp_path / name))
     assert os.listdir(tmp_path) == [name]
 
 
@@ -108,8 +108,8 @@ def test_what_cannot_be_written_is_refused_as_it_is_read(name, words, tmp_path, 
     Path("circle").symlink_to("circle")
     Path("nowhere").symlink_to("none/t.md")
     before = sorted(os.listdir())
-    parser = terminal.parser("x", None)
-    terminal.add_output(parser)
+    parser = cli.parser("x", None)
+    cli.add_output(parser)
     with pytest.raises(SpecError, match=f"^--out .*{words}") as error:
         parser.parse_args(["--out", name])
     assert str(error.value).isprintable()
@@ -146,7 +146,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("module", "option"), OPTIONS)
 def test_a_missing_folder_is_said_before_the_work(module, option, monkeypatch):
-    monkeypatch.setattr(terminal, "load_plugins", lambda modules: pytest.fail("too late"))
+    monkeypatch.setattr(cli, "load_plugins", lambda modules: pytest.fail("too late"))
     given = WRITERS.get(module, ["none.pth", *(["--to", "x"] if option == "--out" else [])])
     with pytest.raises(SpecError, match=f"^{option} no/such/x.png: No such file.* folder "):
         import_module(module if "." in module else f"{module}.__main__").main(
@@ -239,8 +239,8 @@ def test_a_hostile_name_is_plain_everywhere(command, tmp_path, monkeypatch, capf
 
 def test_an_error_line_has_no_control_characters():
     program = (
-        "from attention import terminal\nfrom attention.options import SpecError\n"
-        "def main(): raise SpecError('a\\x1b[31m\\u202eb\\nc')\nterminal.run(main)"
+        "from transom import cli\nfrom transom.errors import SpecError\n"
+        "def main(): raise SpecError('a\\x1b[31m\\u202eb\\nc')\ncli.run(main)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: a [31m b c\n")

@@ -12,12 +12,12 @@ from test_peers import small_torchvision, theirs
 from tiny import create, images, notation, randomise, state_hash
 
 import backbones
-from attention.options import SpecError
 from backbones import convert, weights
 from backbones.notation import parse
 from backbones.partial import dropped, renamed, replaced
 from backbones.resize import Adapt
 from backbones.storage import WeightsError
+from transom.errors import SpecError
 
 timm = pytest.importorskip("timm")
 

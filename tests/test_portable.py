@@ -9,8 +9,8 @@ from tiny import images
 from torch import nn
 
 from analysis import portable
-from attention.terminal import AGREED, DIFFER
 from backbones.export import TOLERANCE as LIMITS
+from transom.cli import AGREED, DIFFER
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 

@@ -19,8 +19,8 @@ from torch.nn.functional import mse_loss
 
 import backbones
 import backbones.timm_models
-from attention.options import SpecError
 from backbones import rates
+from transom.errors import SpecError
 
 HERE = Path(__file__).resolve().parent
 

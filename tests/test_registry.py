@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from strategies import BUILT_IN, Case, draw_config, randomise
 
 import attention
-from attention import options, registry
+from attention import registry
+from transom import fields
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def scratch(monkeypatch):
 def refused(act, *args, **options):
     """The message of the SpecError, which is one line and a ValueError."""
     with pytest.raises(attention.SpecError) as caught:
-        act(*args, **options)
+        act(*args, **fields)
     message = str(caught.value)
     assert isinstance(caught.value, ValueError)
     assert message and "\n" not in message and len(message) < 400
@@ -238,7 +239,7 @@ def test_a_plug_in_is_a_mixer_like_any_other(scratch):
         size: tuple = (3, 3)
         keep: bool = False
         gain: float = 1.0
-        mode: str = attention.option("row", options.choice("row", "all"), "what is averaged")
+        mode: str = attention.option("row", fields.choice("row", "all"), "what is averaged")
 
     @attention.register("mean", config=MeanConfig)
     class MeanMixer(attention.TokenMixer):
@@ -269,7 +270,7 @@ def test_a_plug_in_may_extend_a_built_in(scratch):
 
     @dataclass(frozen=True, kw_only=True)
     class BigConfig(WindowConfig):
-        size: tuple[int, int] = attention.option((14, 14), options.read_size, "side")
+        size: tuple[int, int] = attention.option((14, 14), fields.read_size, "side")
 
     @attention.register("big", config=BigConfig)
     class BigMixer(WindowMixer):

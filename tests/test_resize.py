@@ -5,8 +5,8 @@ import torch
 from tiny import notation
 
 import backbones
-from attention.options import SpecError
 from backbones import resize
+from transom.errors import SpecError
 
 
 @pytest.mark.parametrize("channels", [2, 4, 5, 6, 7])

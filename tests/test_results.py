@@ -9,7 +9,7 @@ import pytest
 from analysis import reporting, results
 from analysis.entries import Entry
 from analysis.results import best, compare, lines
-from attention.options import SpecError
+from transom.errors import SpecError
 
 PLACE = {
     "processor": "P", "cores": 2, "cores_usable": 2, "threads": 2, "tf32": "highest",

@@ -18,10 +18,10 @@ import attention
 from analysis import campaign, compare
 from analysis.entries import Entry
 from analysis.store import Store
-from attention import table
-from attention.options import SpecError
 from backbones.storage import WeightsError
 from benchmarks import mixers, shift, speed
+from transom import table
+from transom.errors import SpecError
 
 pytestmark = pytest.mark.usefixtures("neighbours")
 

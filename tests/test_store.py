@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from analysis import store
 from analysis.entries import Entry, from_dict, key_of
 from analysis.store import Store
-from attention import table
-from attention.options import SpecError
+from transom import table
+from transom.errors import SpecError
 
 ROOT = Path(__file__).resolve().parent.parent
 

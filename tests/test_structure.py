@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from transom import packages
+
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("attention", "backbones", "analysis", "benchmarks")  # each may import those before it
+PACKAGES = packages.NAMES  # each may import those before it
 PLACES = {
     "timm": ("backbones/timm_models.py", "backbones/originals.py", "analysis/peers.py"),
     "torchvision": ("backbones/timm_models.py", "backbones/originals.py", "analysis/peers.py"),
@@ -19,7 +21,7 @@ PLACES = {
     "einops": ("attention/", "backbones/layers.py"),
 }
 SAFE_LOAD = "backbones/standins.py"  # the one place of torch.load, and weights_only there
-COMPUTED = ("attention/terminal.py", "analysis/peers.py")  # import what the user names
+COMPUTED = ("transom/cli.py", "analysis/peers.py")  # import what the user names
 NEVER = ("pytest", "hypothesis", "pickle", "dill", "cloudpickle", "joblib", "yaml", "marshal",
          "shelve")  # fmt: skip
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

@@ -11,9 +11,10 @@ import pytest
 
 from analysis import counters, crossings, curves, formulas, scaling, sweep
 from analysis.scaling import Series
-from attention import SpecError, names, parse, table
+from attention import SpecError, names, parse
 from backbones import parse as parse_backbone
 from backbones.spec import StageSpec
+from transom import table
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPONENTS = {  # of the mixing MACs in the tokens

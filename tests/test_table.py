@@ -20,8 +20,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from attention import table, terminal
-from attention.options import SpecError
+from transom import cli, table
+from transom.errors import SpecError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -355,7 +355,7 @@ def test_only_the_named_file_is_written(tmp_path, monkeypatch):
               "\u202e", "x.html", ";rm", "'", '"', "\\"]  # fmt: skip
     for _ in range(200):
         name = "x" + "".join(rng.choice(pieces) for _ in range(rng.randint(1, 5)))
-        terminal.emit("text", Path(name))
+        cli.emit("text", Path(name))
         assert Path(name).read_text() == "text\n"
         assert os.listdir(folder) == [name]
         Path(name).unlink()
@@ -366,21 +366,21 @@ def test_only_the_named_file_is_written(tmp_path, monkeypatch):
 def test_what_cannot_be_written_is_one_line(tmp_path, name):
     (tmp_path / "folder").mkdir()
     with pytest.raises(SpecError, match="--out"):
-        terminal.emit("text", tmp_path / name)
+        cli.emit("text", tmp_path / name)
     assert os.listdir(tmp_path) == ["folder"]
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     """A write that fails leaves the old file and no other."""
     out = tmp_path / "t.md"
-    terminal.emit("first", out)
+    cli.emit("first", out)
 
     def full(self, *args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(SpecError, match="No space left"):
-        terminal.emit("second", out)
+        cli.emit("second", out)
     assert out.read_text() == "first\n" and os.listdir(tmp_path) == ["t.md"]
 
 

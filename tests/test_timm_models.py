@@ -13,8 +13,8 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 
 import backbones
 import backbones.timm_models as ours
-from attention.options import SpecError
 from backbones import keywords, variants, weights
+from transom.errors import SpecError
 
 NAMES = timm.list_models("transom*")
 SMALL = [ours.PREFIX + n for n in ("swin_t", "swinv2_t_w8", "swin_mlp_t_c24", "cswin_t", "pale_t")]

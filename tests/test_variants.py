@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import backbones
-from attention.options import nearest
 from backbones import variants
 from backbones.spec import SpecError
 from backbones.variants import ALIASES, Variant
+from transom.errors import nearest
 
 with open(Path(__file__).parent / "golden" / "architectures.csv", newline="") as file:
     ROWS = list(csv.DictReader(file))

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from attention.options import SpecError, one_line
+from transom.errors import SpecError, one_line
 
 
 class OutFile(argparse.Action):
@@ -37,7 +37,7 @@ def checked(out: Path, option: str = "--out", text: str | None = None) -> Path:
     Example:
         >>> checked(Path("no/such/notes.txt"))
         Traceback (most recent call last):
-        attention.options.SpecError: --out no/such/notes.txt: No such file or directory: folder ...
+        transom.errors.SpecError: --out no/such/notes.txt: No such file or directory: folder ...
     """
     text = str(out) if text is None else text
     if reason := _refusal(text):

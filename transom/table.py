@@ -1,4 +1,4 @@
-"""Rows to text: aligned table, Markdown, csv, JSON, LaTeX, HTML.
+"""Rows to text: aligned table, Markdown, csv, JSON, LaTeX; HTML is `transom.page`.
 
 A row is a dict; a column may be absent.  Whatever a name contains, a cell stays a cell: control
 characters become spaces, marks of the format are escaped, and a text that a spreadsheet would
@@ -75,13 +75,13 @@ def grid(rows: Sequence[Row], style: str) -> str:
 
     columns = [c for c in columns_of(rows) if any(row.get(c) not in (None, "") for row in rows)]
     cells = [[cell(row.get(c), style) for c in columns] for row in rows]
-    align = ["right" if _numeric(rows, c) else "left" for c in columns]
+    align = ["right" if numeric(rows, c) else "left" for c in columns]
     look = {"md": "github", "latex": "latex_booktabs"}.get(style, "simple")
     heads = [cell(c, style) for c in columns]
     return tabulate(cells, heads, tablefmt=look, colalign=align, disable_numparse=True)
 
 
-def _numeric(rows: Sequence[Row], column: str) -> bool:
+def numeric(rows: Sequence[Row], column: str) -> bool:
     return all(isinstance(row.get(column), (int, float, type(None))) for row in rows)
 
 
@@ -121,60 +121,6 @@ def as_json(data: Any) -> str:
     return json.dumps(data, indent=1)
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-body {{ font: 14px system-ui, sans-serif; margin: 2em; color: #222; background: #fff }}
-table {{ border-collapse: collapse }}
-th, td {{ padding: .3em .7em; border-bottom: 1px solid #ccc; text-align: left }}
-th {{ cursor: pointer; border-bottom: 2px solid #444 }}
-th[aria-sort=ascending]::after {{ content: " \\2191" }}
-th[aria-sort=descending]::after {{ content: " \\2193" }}
-.n {{ text-align: right; font-variant-numeric: tabular-nums }}
-@media (prefers-color-scheme: dark) {{ body {{ color: #ddd; background: #161616 }} }}
-</style></head><body>
-<h1>{title}</h1>
-<table><thead><tr>{head}</tr></thead><tbody>
-{body}
-</tbody></table>
-<p>{note}</p>
-<script>
-for (const th of document.querySelectorAll("th")) th.addEventListener("click", () => {{
-  const up = th.getAttribute("aria-sort") !== "ascending";
-  for (const other of th.parentNode.children) other.removeAttribute("aria-sort");
-  th.setAttribute("aria-sort", up ? "ascending" : "descending");
-  const body = th.closest("table").tBodies[0], key = row => row.cells[th.cellIndex].dataset.v;
-  const order = (a, b) => (a === "") - (b === "") ||
-    (up ? 1 : -1) * (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
-  for (const row of [...body.rows].sort((a, b) => order(key(a), key(b)))) body.append(row);
-}});
-</script></body></html>"""
-
-
-def html(rows: Sequence[Row], title: str, note: str) -> str:
-    """One page without any address in it: a table that sorts by a click on a heading."""
-    from html import escape
-
-    columns = columns_of(rows)
-    mark = {c: ' class="n"' if _numeric(rows, c) else "" for c in columns}
-    head = "".join(f"<th{mark[c]}>{escape(plain(c))}</th>" for c in columns)
-    lines = []
-    for row in rows:
-        cells = []
-        for c in columns:
-            value = row.get(c)
-            exact = "" if value is None else plain(str(value))
-            shown = escape(plain(number(value)))
-            cells.append(f'<td{mark[c]} data-v="{escape(exact)}">{shown}</td>')
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return _PAGE.format(
-        title=escape(plain(title)), head=head, body="\n".join(lines), note=escape(plain(note))
-    )
-
-
 def render(rows: Sequence[Row], style: str, *, title: str = "", note: str = "") -> str:
     """The rows in any of `REPORT_FORMATS`; JSON is {"rows": rows}, with the note as convention."""
     if style == "json":
@@ -182,6 +128,8 @@ def render(rows: Sequence[Row], style: str, *, title: str = "", note: str = "") 
     if style == "csv":
         return csv(rows)
     if style == "html":
+        from transom.page import html
+
         return html(rows, title, note)
     text = grid(rows, style)
     if not note or style == "latex":

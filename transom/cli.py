@@ -12,9 +12,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from attention import files
-from attention.options import SpecError, read_size
-from attention.table import FORMATS, harmless, plain
+from transom import files
+from transom.errors import SpecError
+from transom.fields import read_size
+from transom.table import FORMATS, harmless, plain
 
 AGREED, DIFFER, BAD_REQUEST = 0, 1, 2
 
