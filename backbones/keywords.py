@@ -13,8 +13,7 @@ from attention.options import SpecError, nearest, one_line, read_flag, read_numb
 from attention.registry import MixerConfig
 from backbones import variants
 from backbones.spec import BackboneSpec, StageSpec, fields_of, from_dict
-from backbones.writing import _from as difference
-from backbones.writing import to_notation
+from backbones.writing import difference, to_notation
 
 Fields = dict[str, Any]  # of a stage, or of the backbone
 
