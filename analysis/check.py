@@ -10,8 +10,8 @@ WHAT is one of
                              callable without arguments; whom its first blocks reach is measured
 
 Even and odd blocks of a mixer are judged, unless its config says that they are alike
-(`alternates = False`).  A subclass of a registered mixer, or one with its config, is also compared with it on the same
-parameters; --against names another one.
+(`alternates = False`).  A subclass of a registered mixer, or one with its config, is also compared
+with it on the same parameters; --against names another one.
 """
 
 from __future__ import annotations

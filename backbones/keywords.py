@@ -12,8 +12,7 @@ from attention.configs import SoftmaxConfig, WindowConfig
 from attention.registry import MixerConfig
 from backbones import variants
 from backbones.spec import BackboneSpec, StageSpec, fields_of, from_dict
-from backbones.writing import _from as difference
-from backbones.writing import to_notation
+from backbones.writing import difference, to_notation
 from transom.errors import SpecError, nearest, one_line
 from transom.fields import read_flag, read_number
 

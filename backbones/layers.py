@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import attention
-from attention import backends, chunks
+from attention import backends, chunks, inputs
 from attention.backends import Reference
 from attention.branch import projection as linear
 from attention.dispatch import Executable
@@ -103,12 +103,15 @@ class Stem(Resample):
         super().__init__(
             spec.in_channels, dim, kernel=kernel, stride=p, padding=padding, norm=spec.patch_norm
         )
+        self.owner = spec.name or "the backbone"
         self.position: nn.Parameter | None = None
         if spec.position == "absolute":
             self.position = nn.Parameter(torch.zeros(1, dim, *spec.grids(spec.img_size)[0]))
             nn.init.trunc_normal_(self.position, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, in_channels, H, W) to (b, c, h, w).  Raises SpecError for anything but images."""
+        inputs.check(x, self.owner, inputs.IMAGES, self.conv.in_channels)
         x = super().forward(x)
         if self.position is None:
             return x

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from attention import backends
 from attention.dispatch import Executable
-from attention.inputs import IMAGES, check
 from backbones.layers import Macs, Stage, Stem, linear, nchw, nhwc
 from backbones.notation import parse
 from backbones.rates import is_position, matcher
@@ -50,7 +49,6 @@ class HierarchicalBackbone(nn.Module):
 
         Under DistributedDataParallel, what only `forward` reads gets gradients of zero.
         """
-        self._check(x)
         x, maps = self.stem(x), []
         for i, stage in enumerate(self.stages):
             x = stage(x)
@@ -63,13 +61,13 @@ class HierarchicalBackbone(nn.Module):
         return x if self.out_norms is None else nchw(self.out_norms[i](nhwc(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (b, num_classes), or the pooled features (b, dim) when num_classes is 0."""
-        self._check(x)
-        return self.head(self.norm(nhwc(self.stages(self.stem(x)))).mean((1, 2)))
+        """Logits (b, num_classes), or the pooled features (b, dim) when num_classes is 0.
 
-    def _check(self, x: Tensor) -> None:
-        """Raises SpecError for anything but images."""
-        check(x, self.spec.name or "the backbone", IMAGES, self.spec.in_channels)
+        Under DistributedDataParallel, norms that only `features` reads get gradients of zero.
+        """
+        pooled = self.norm(nhwc(self.stages(self.stem(x)))).mean((1, 2))
+        unread = () if self.out_norms is None else self.out_norms.parameters()
+        return self.head(joined(pooled, unread))
 
     def set_grad_checkpointing(self, enable: bool = True, per: str = "block") -> None:
         """Trade time for memory in training: activations inside blocks are computed again.

@@ -15,10 +15,11 @@ from transom.fields import write
 def to_notation(spec: BackboneSpec) -> str:
     """The shortest notation over all variants.  Reading it gives an equal spec, whose name is
     the notation itself."""
-    return min((_from(base, spec) for base in variants.names()), key=len)
+    return min((difference(base, spec) for base in variants.names()), key=len)
 
 
-def _from(name: str, spec: BackboneSpec) -> str:
+def difference(name: str, spec: BackboneSpec) -> str:
+    """The notation of `spec` over one variant, by the fields in which they differ."""
     base = variants.get(name).spec
     edits = [name]
     for field in fields_of(BackboneSpec):

@@ -34,12 +34,9 @@ def pool(x):
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
-def blocks(x):
-    """Every head mixes its own channels, which lie side by side or apart."""
-    near = x.unflatten(-1, (4, -1))
-    far = x.unflatten(-1, (-1, 4)).transpose(-1, -2)
-    near, far = (part + part.mean(-1, keepdim=True) for part in (near, far))
-    return (near.flatten(-2) + x.roll(1, 2), far.transpose(-1, -2).flatten(-2) + x.roll(1, 2))
+def heads(x, of):
+    """Channels of one head meet, in a row's tokens and those beside them."""
+    return (x + x.roll(1, 2)) @ (of[:, None] == of).to(x.dtype)
 
 
 MISSING = {  # no permute
@@ -63,8 +60,8 @@ MEANT = {
     "shifted channels": Then(
         lambda x: torch.cat([g.roll(s, 2) for s, g in enumerate(x.chunk(4, -1))], -1)
     ),
-    "heads side by side": Then(lambda x: blocks(x)[0]),
-    "heads apart": Then(lambda x: blocks(x)[1]),
+    "heads side by side": Then(lambda x: heads(x, torch.arange(16) // 4)),
+    "heads apart": Then(lambda x: heads(x, torch.arange(16) % 3)),
     "attention in a row": Then(lambda x: (x @ x.mT).softmax(-1) @ x),
     "channel attention": Then(
         lambda x: x * F.avg_pool1d(x.mean((1, 2))[:, None], 3, 1, 1)[:, :, None].sigmoid()

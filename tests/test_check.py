@@ -780,6 +780,16 @@ def test_what_raises_fails_and_says_so():
     assert "FAIL" not in {found[name].verdict for name in QUICK if name != "any size"}
 
 
+def test_a_region_that_raises_fails_as_locality():
+    def region(h, w, query):
+        raise IndexError("no such token")
+
+    module = nn.Linear(8, 8)
+    module.region = region
+    found = failures(candidates.mixer(module, 8), ["any size", "locality"])
+    assert list(found) == ["locality"] and "IndexError: no such token" in found["locality"].detail
+
+
 def test_an_error_without_text_has_its_name():
     class Mute(Exception):
         def __str__(self):

@@ -199,7 +199,10 @@ COMMANDS = {  # what prints the name of a backbone that a file has
     "footprint": ("analysis.regions", ["footprint", "--backbone", "FILE", "--img-size", "32"]),
     "check": ("analysis.check", ["FILE", "--only", "batch"]),
 }  # fmt: skip
-STYLES = {"show": ("strip", "toml", "json"), "compare": table.REPORT_FORMATS, "footprint": ("",)}
+STYLES = {
+    "show": ("strip", "toml", "json"), "diff": ("table", "md"), "compare": table.REPORT_FORMATS,
+    "footprint": ("",),
+}  # fmt: skip
 NET = """
 img_size = 32
 [[stages]]
