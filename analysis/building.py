@@ -16,8 +16,8 @@ from analysis.calling import Step, answer_of, random_tensor, read, relative, tou
 from analysis.entries import Entry
 from analysis.influence import randomise
 from analysis.timing import Runner
-from attention.backends import Choice, backend
-from attention.dispatch import recorded
+from attention.execution.backends import Choice, backend
+from attention.execution.dispatch import recorded
 from backbones.model import HierarchicalBackbone
 from backbones.notation import parse
 from backbones.spec import edit

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from analysis import pieces
 from analysis.entries import Entry
-from attention.backends import backend
+from attention.execution.backends import backend
 from transom.errors import SpecError
 
 

@@ -81,7 +81,7 @@ def alternates(config: MixerConfig) -> bool | None:
         return config.alternates
     if getattr(config, "shift", name_of(type(config)) == "shuffle"):
         return True
-    return False if type(config).__module__ == "attention.configs" else None
+    return False if type(config).__module__ == "attention.catalogue" else None
 
 
 def measure(

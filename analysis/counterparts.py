@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention.configs import CosineConfig, WindowConfig
+from attention.catalogue import CosineConfig, WindowConfig
 from backbones import originals, planning, variants
 from backbones.model import HierarchicalBackbone
 from backbones.notation import parse

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.branch import Branch
-from attention.groups import Groups
-from attention.position import relative_index
+from attention.geometry.groups import Groups
 from attention.registry import MixerConfig, build
+from attention.softmax.branch import Branch
+from attention.softmax.position import relative_index
 from transom.errors import SpecError
 
 Grid = tuple[int, int]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
-from attention import chunks, tables
+from attention.execution import cache, chunks
 
 Replacement = tuple[Any, str, Any]  # an object, the name of its attribute, the other value
 WHOLE = 1 << 60  # bytes: everything in one part
@@ -23,7 +23,7 @@ def _unshared(*, repeated: bool) -> AbstractContextManager[None]:
 PIECES: dict[str, list[Replacement]] = {
     "parts of images": [(chunks, "IMAGES", WHOLE)],
     "parts of groups and rows": [(chunks, "WIDEST", WHOLE)],
-    "tables made once": [(tables, "shared", _unshared)],
+    "tables made once": [(cache, "shared", _unshared)],
 }
 IN = {  # where a piece is at work
     "parts of images": ("infer",), "parts of groups and rows": ("infer",),

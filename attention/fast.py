@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from attention.backends import backend
-from attention.chunks import bounded
+from attention.execution.backends import backend
+from attention.execution.chunks import bounded
 
 __all__ = ["bounded", "plain"]
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention import chunks, inputs
-from attention.dispatch import Executable
+from attention.execution import chunks
+from attention.execution.dispatch import Executable
+from attention.geometry import inputs
 from attention.registry import Cost, MixerConfig
 
 

@@ -83,17 +83,23 @@ class MixerConfig:
 
 _configs: dict[str, type[MixerConfig]] = {}
 _classes: dict[type[MixerConfig], type[TokenMixer]] = {}
+_modules: dict[type[MixerConfig], str] = {}  # where the class of a declared config is defined
 _sources: dict[str, str] = {}  # where a mixer comes from: a paper, or the module that added it
 
 
-def declare(name: str, config: type[MixerConfig], source: str) -> None:
-    """Makes a name known before its class is: the built-in mixers, whose modules need torch."""
+def declare(name: str, config: type[MixerConfig], source: str, module: str = "") -> None:
+    """Makes a name known before its class is: the built-in mixers, whose modules need torch.
+
+    module: the one that registers the class when it is imported.
+    """
     if name in _configs:
         raise ValueError(f"a mixer called {name!r} is registered already ({_sources[name]})")
     if config in _configs.values():
         raise ValueError(f"{config.__name__} belongs to {name_of(config)!r}; subclass it")
     _configs[name] = config
     _sources[name] = source
+    if module:
+        _modules[config] = module
 
 
 def register(name: str, *, config: type[MixerConfig]) -> Callable[[MixerClass], MixerClass]:
@@ -104,7 +110,7 @@ def register(name: str, *, config: type[MixerConfig]) -> Callable[[MixerClass], 
 
     def add(cls: MixerClass) -> MixerClass:
         awaited = _configs.get(name) is config and config not in _classes
-        if not (awaited and cls.__module__ == f"attention.{name}"):  # a plug-in never stands in
+        if not (awaited and cls.__module__ == _modules.get(config)):  # a plug-in never stands in
             declare(name, config, source=cls.__module__)
         _classes[config] = cls
         return cls
@@ -131,7 +137,7 @@ def discover() -> None:
     One that fails, or takes a name that is taken, disables only itself, with a line of warning.
     """
     for entry in metadata.entry_points(group=ENTRY_POINTS):
-        stores: tuple[dict[Any, Any], ...] = (_configs, _sources, _classes)
+        stores: tuple[dict[Any, Any], ...] = (_configs, _sources, _classes, _modules)
         before = [dict(store) for store in stores]
         try:
             entry.load()
@@ -198,8 +204,13 @@ def build(config: MixerConfig, *, dim: int, heads: int, index: int = 0) -> Token
     dim, heads = _count("dim", dim), _count("heads", heads)
     config.check(dim, heads)
     if type(config) not in _classes:
-        importlib.import_module(f"attention.{name_of(type(config))}")
+        import_class(type(config))
     return _classes[type(config)](config, dim=dim, heads=heads, index=index)
+
+
+def import_class(config: type[MixerConfig]) -> None:
+    """Imports the module that registers the class of a declared config."""
+    importlib.import_module(_modules[config])
 
 
 def _count(name: str, value: int) -> int:

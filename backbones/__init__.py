@@ -17,7 +17,7 @@ from backbones.notation import parse  # noqa: E402
 from backbones.spec import BackboneSpec, StageSpec, from_dict  # noqa: E402
 
 if TYPE_CHECKING:
-    from attention.dispatch import backend_of
+    from attention.execution.dispatch import backend_of
     from backbones.model import HierarchicalBackbone, create
 
 __all__ = [
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(model, name)
     if name == "backend_of":
-        from attention.dispatch import backend_of
+        from attention.execution.dispatch import backend_of
 
         return backend_of
     raise AttributeError(f"module 'backbones' has no attribute {name!r}")

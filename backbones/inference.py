@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 
-from attention.configs import TokenMLPConfig, WindowConfig
+from attention.catalogue import TokenMLPConfig, WindowConfig
 from attention.registry import MixerConfig
 from backbones.detect import prepare
 from backbones.resize import Size, square

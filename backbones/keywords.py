@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from attention.configs import SoftmaxConfig, WindowConfig
+from attention.catalogue import SoftmaxConfig, WindowConfig
 from attention.registry import MixerConfig
 from backbones import variants
 from backbones.spec import BackboneSpec, StageSpec, fields_of, from_dict

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import attention
-from attention import backends, chunks, inputs
-from attention.backends import Reference
-from attention.branch import projection as linear
-from attention.dispatch import Executable
+from attention.execution import backends, chunks
+from attention.execution.backends import Reference
+from attention.execution.dispatch import Executable
+from attention.geometry import inputs
+from attention.geometry.symbolic import known, whole
 from attention.mixer import TokenMixer
-from attention.sizes import known, whole
+from attention.softmax.branch import projection as linear
 from backbones.spec import BackboneSpec, StageSpec
 
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from attention import backends
-from attention.dispatch import Executable
+from attention.execution import backends
+from attention.execution.dispatch import Executable
 from backbones.layers import Macs, Stage, Stem, linear, nchw, nhwc
 from backbones.notation import parse
 from backbones.rates import is_position, matcher

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.configs import WindowConfig
+from attention.catalogue import WindowConfig
 from attention.registry import MixerConfig
 from backbones.rules import WAYS
 from backbones.spec import BackboneSpec

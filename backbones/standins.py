@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from attention.torch_private import fillable
+from attention.execution.torch_private import fillable
 from backbones.storage import WeightsError
 from transom.errors import one_line
 

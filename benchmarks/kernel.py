@@ -25,7 +25,7 @@ from transom.errors import SpecError, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attention.groups import Groups
+    from attention.geometry.groups import Groups
 
 EPILOG = """examples:
   python -m benchmarks.kernel --case swin_t/1 swin_t/1-shifted --mode infer train
@@ -119,8 +119,9 @@ class Problem(NamedTuple):
 def problem(name: str, batch: int, dtype: str, device: str = "cuda") -> Problem:
     import torch
 
-    from attention.groups import Groups, axis
-    from attention.position import cosine_normalize
+    from attention.geometry.axis import axis
+    from attention.geometry.groups import Groups
+    from attention.softmax.position import cosine_normalize
 
     (h, w), (gh, gw), dim, heads, shifted, cosine = SIZES[name]
     shift = (gh // 2, gw // 2) if shifted else (0, 0)
@@ -148,7 +149,7 @@ def contenders(p: Problem, mode: str, flex: Callable[..., Tensor]) -> dict[str, 
     import torch
     import torch.nn.functional as F
 
-    from attention import fused
+    from attention.kernels import fused
 
     train, leaves = mode == "train", [t.detach().contiguous() for t in p.split]
     maps, mask, bias = p.maps.detach(), p.mask.detach(), p.bias.detach().clone()
@@ -210,7 +211,7 @@ def measure(args: argparse.Namespace, machine: Machine, name: str, mode: str) ->
     import torch
     from torch.nn.attention.flex_attention import flex_attention
 
-    from attention.contest import LIMITS
+    from attention.execution.autotune import LIMITS
 
     p = problem(name, args.batch, args.dtype)
     calls = contenders(p, mode, torch.compile(flex_attention, dynamic=False))
@@ -250,7 +251,7 @@ def measure(args: argparse.Namespace, machine: Machine, name: str, mode: str) ->
 
 
 def plans(p: Problem) -> list[Any]:
-    from attention.fused_launch import WHOLE, Plan
+    from attention.kernels.launch import WHOLE, Plan
 
     length = math.prod(p.groups.extent)
     whole = length <= WHOLE
@@ -261,14 +262,14 @@ def plans(p: Problem) -> list[Any]:
 
 def planned(call: Callable[[], Any], plan: Any) -> Any:
     """The fused kernel under other launch numbers, forward and backward alike."""
-    from attention import fused_launch
+    from attention.kernels import launch
 
-    made = fused_launch.plan
-    fused_launch.plan = lambda length, **_: plan
+    made = launch.plan
+    launch.plan = lambda length, **_: plan
     try:
         return call()
     finally:
-        fused_launch.plan = made
+        launch.plan = made
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention import Cost, MixerConfig, SpecError, TokenMixer, register
-from attention.attend import PadFirst
-from attention.configs import SIZE, WindowConfig
-from attention.groups import Axis, Groups, axis
+from attention.catalogue import SIZE, WindowConfig
+from attention.geometry.axis import Axis, axis
+from attention.geometry.groups import Groups
 from attention.mixer import map_size
+from attention.softmax.layers import PadFirst
 from transom.fields import choice, option, read_flag, read_size
 
 

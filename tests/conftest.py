@@ -44,7 +44,7 @@ def _plugin() -> dict[str, dict]:
     from benchmarks.neighbours import __name__ as plugin
 
     for name in BUILT_IN:  # a class registers once a process, and not in a table that is undone
-        importlib.import_module(f"attention.{name}")
+        importlib.import_module(f"attention.mixers.{name}")
     names = [name for name, source in registry._sources.items() if source == plugin]
     configs = [registry._configs[name] for name in names]
     return {
@@ -81,8 +81,8 @@ def inline(monkeypatch):
 @pytest.fixture(autouse=True)
 def no_choices():
     """Every test measures for itself; none depends on which backend another one found faster."""
-    from attention import contest
+    from attention.execution import autotune
 
-    contest.forget()
+    autotune.forget()
     yield
-    contest.forget()
+    autotune.forget()

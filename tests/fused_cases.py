@@ -18,8 +18,11 @@ from hypothesis import strategies as st
 from tiny import randomise
 
 import attention
-from attention import backends, branch, contest, dispatch, fused, fused_launch
-from attention.groups import Groups, axis
+from attention.execution import autotune, backends, dispatch
+from attention.geometry.axis import axis
+from attention.geometry.groups import Groups
+from attention.kernels import fused, launch
+from attention.softmax import branch
 
 DEVICE = "cpu" if fused.INTERPRETED else "cuda"
 OFF = -math.inf
@@ -388,7 +391,7 @@ def test_a_mixer_by_kernel_is_the_reference(name, runs):
 def test_a_mixer_tries_the_kernel_by_itself(name, runs, monkeypatch):
     """It holds its own against the reference in a contest, gradients included."""
     clock = {"reference": 2.0, "kernel": 1.0}
-    monkeypatch.setattr(contest, "seconds", lambda call, on: clock[call.args[0].name])
+    monkeypatch.setattr(autotune, "seconds", lambda call, on: clock[call.args[0].name])
     monkeypatch.setattr(dispatch, "TRIED_ON", (DEVICE,))
     if DEVICE == "cpu":  # as on a GPU
         monkeypatch.setattr(dispatch, "_rules", lambda module, x, asked: dispatch._on_gpu(
@@ -434,7 +437,7 @@ def test_another_cut_is_seen(monkeypatch, wrong):
     """Negative controls: one argument of the kernels changed, inside the map, and the comparison
     sees it."""
     groups, case = CASES["penalty"]
-    made = fused_launch.Call.__init__
+    made = launch.Call.__init__
 
     def broken(self, *arguments):
         made(self, *arguments)
@@ -443,6 +446,6 @@ def test_another_cut_is_seen(monkeypatch, wrong):
 
     case = {**case, "mask_value": -2.0}
     check(groups, **case)
-    monkeypatch.setattr(fused_launch.Call, "__init__", broken)
+    monkeypatch.setattr(launch.Call, "__init__", broken)
     errors = torch.tensor(compare(groups, **case))
     assert not (errors < 1e-3).all()  # or not a number, where nothing was written

@@ -17,14 +17,15 @@ from strategies import BUILT_IN, OPTIONS, SOFTMAX, Case, cases, draw_case, field
 from torch.utils.flop_counter import FlopCounterMode
 
 import attention
-import attention.position
-from attention.branch import Branch
-from attention.cross import CrossMixer
-from attention.groups import Groups, axis
-from attention.pale import PaleMixer
-from attention.shuffle import ShuffleMixer
-from attention.token_mlp import TokenMLPMixer
-from attention.window import WindowMixer
+import attention.softmax.position
+from attention.geometry.axis import axis
+from attention.geometry.groups import Groups
+from attention.mixers.cross import CrossMixer
+from attention.mixers.pale import PaleMixer
+from attention.mixers.shuffle import ShuffleMixer
+from attention.mixers.token_mlp import TokenMLPMixer
+from attention.mixers.window import WindowMixer
+from attention.softmax.branch import Branch
 
 
 def over_mixers(default, full, **options):
@@ -419,10 +420,11 @@ def no_mask(monkeypatch):
 
 
 def transposed_index(monkeypatch):
-    index = attention.position.relative_index
+    index = attention.softmax.position.relative_index
     monkeypatch.setattr(
-        attention.position, "relative_index", lambda gh, gw, device: index(gh, gw, device).mT
-    )
+        attention.softmax.position, "relative_index",
+        lambda gh, gw, device: index(gh, gw, device).mT,
+    )  # fmt: skip
 
 
 def half_scale(monkeypatch):
@@ -442,7 +444,7 @@ def lepe_on_the_map(monkeypatch):
         image = groups.merge(v).permute(0, 3, 1, 2)
         return groups.split(self.conv(image).permute(0, 2, 3, 1))
 
-    monkeypatch.setattr(attention.position.LePE, "forward", forward)
+    monkeypatch.setattr(attention.softmax.position.LePE, "forward", forward)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import attention
 import backbones
 from analysis import counting
-from attention import backends, chunks, dispatch, tables, torch_private
-from attention.dispatch import Executable, observer
+from attention.execution import backends, cache, chunks, dispatch, torch_private
+from attention.execution.dispatch import Executable, observer
 from attention.fast import bounded, plain
 from backbones import weights
 from transom.errors import SpecError
@@ -203,15 +203,15 @@ def test_a_forward_makes_a_table_once(monkeypatch):
     for repeated, owner, times in ((True, None, 1), (True, made, 1), (False, None, 1),
                                    (False, made, 2)):  # fmt: skip
         made.clear()
-        with tables.shared(repeated=repeated):
+        with cache.shared(repeated=repeated):
             for _ in range(2):
-                tables.cached("key", make, owner=owner)
+                cache.cached("key", make, owner=owner)
         assert len(made) == times
     made.clear()
-    monkeypatch.setattr(tables, "LARGEST", 60)
-    with tables.shared(repeated=True):
+    monkeypatch.setattr(cache, "LARGEST", 60)
+    with cache.shared(repeated=True):
         for _ in range(2):
-            tables.cached("key", make, owner=made)
+            cache.cached("key", make, owner=made)
     assert len(made) == 2
 
 
@@ -494,7 +494,7 @@ def test_first_files_have_biases_inside_qkv(tmp_path):
 @pytest.mark.parametrize("place, name, wrong", [
     (chunks, "image_parts", lambda n, size: [slice(0, 1), slice(0, 1), slice(2, 3)]),
     (chunks, "row_parts", lambda n, size: [slice(0, n - 1), slice(n - 2, n - 1)]),
-    (tables, "cached", None),
+    (cache, "cached", None),
 ])  # fmt: skip
 def test_planted_mistakes_are_seen(place, name, wrong, monkeypatch, smallest):
     model, x = create("swin"), images(3, 3, 64, 64)
@@ -506,7 +506,7 @@ def test_planted_mistakes_are_seen(place, name, wrong, monkeypatch, smallest):
         def wrong(key, make, *, owner=None):
             return made.setdefault(str(key), make())
 
-        from attention import branch
+        from attention.softmax import branch
 
         place = branch
     monkeypatch.setattr(place, name, wrong)

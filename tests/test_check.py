@@ -17,13 +17,14 @@ from torch import Tensor, nn
 import attention
 from analysis import candidates, check, complexity, influence, judging, properties
 from attention import registry
-from attention.branch import Branch
-from attention.cross import CrossMixer
-from attention.groups import Groups, axis
-from attention.pale import PaleMixer
-from attention.position import RelativeBias
-from attention.shuffle import ShuffleMixer
-from attention.window import WindowMixer
+from attention.geometry.axis import axis
+from attention.geometry.groups import Groups
+from attention.mixers.cross import CrossMixer
+from attention.mixers.pale import PaleMixer
+from attention.mixers.shuffle import ShuffleMixer
+from attention.mixers.window import WindowMixer
+from attention.softmax.branch import Branch
+from attention.softmax.position import RelativeBias
 
 BUILT_IN = ("axial", "cosine", "cross", "full", "pale", "shuffle", "token_mlp", "window")
 HYBRIDS = [
@@ -597,7 +598,7 @@ def test_the_networks_of_others_are_measured(make):
 def module(tmp_path, monkeypatch):
     """my_mixers.py, on the path: mixers right and wrong."""
     (tmp_path / "my_mixers.py").write_text(
-        "import torch\nfrom torch import nn\nfrom attention.window import WindowMixer\n"
+        "import torch\nfrom torch import nn\nfrom attention.mixers.window import WindowMixer\n"
         "class Good(WindowMixer):\n    pass\n"
         "class Leaky(WindowMixer):\n"
         "    def forward(self, x):\n"
@@ -647,7 +648,7 @@ def test_json_parses(module, capsys):
 def registering(monkeypatch):
     """What a test registers is forgotten after it; built-in mixers register once a process."""
     for name in BUILT_IN:
-        importlib.import_module(f"attention.{name}")
+        importlib.import_module(f"attention.mixers.{name}")
     for store in ("_configs", "_classes", "_sources"):
         monkeypatch.setattr(registry, store, dict(getattr(registry, store)))
 

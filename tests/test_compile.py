@@ -12,7 +12,7 @@ from torch import nn
 import attention
 import backbones
 from attention import fast
-from attention.token_mlp import TokenMLPMixer
+from attention.mixers.token_mlp import TokenMLPMixer
 from backbones import export
 from backbones.layers import MLP
 

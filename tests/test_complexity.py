@@ -105,7 +105,7 @@ def test_a_wrong_formula_or_count_is_exit_code_one(monkeypatch, capsys):
     assert code == 1
     assert agree == [("14", "False"), ("14", "False"), ("15", "True"), ("15", "True")]
     monkeypatch.undo()
-    from attention.branch import Branch
+    from attention.softmax.branch import Branch
 
     cost = Branch.cost
     monkeypatch.setattr(

@@ -304,7 +304,7 @@ def test_shared_and_unused_parameters():
 
 
 def test_a_mixer_without_a_cost_has_two_counts(monkeypatch):
-    from attention.window import WindowMixer
+    from attention.mixers.window import WindowMixer
 
     monkeypatch.setattr(WindowMixer, "cost", _no_cost)
     report = analysis.count(on_meta("swin_t"), 64)

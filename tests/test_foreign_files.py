@@ -16,7 +16,7 @@ from tiny import FAMILIES, create, images, notation, randomise, state_hash
 from torch import nn
 
 import backbones
-from attention import torch_private
+from attention.execution import torch_private
 from backbones import weights
 from backbones.detect import source_of
 from backbones.locate import locate

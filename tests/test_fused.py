@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import attention
-from attention import fused
-from attention.groups import Groups, axis
+from attention.geometry.axis import axis
+from attention.geometry.groups import Groups
+from attention.kernels import fused
 
 ROOT = Path(__file__).resolve().parent.parent
 WINDOWS = Groups(axis(14, 7, shift=3), axis(14, 7, shift=3))
@@ -42,8 +43,9 @@ WITHOUT = """
 import sys
 sys.modules["triton"] = None  # an import of it is an ImportError
 import torch
-from attention import fused
-from attention.groups import Groups, axis
+from attention.kernels import fused
+from attention.geometry.axis import axis
+from attention.geometry.groups import Groups
 assert not [m for m in sys.modules if m.startswith("triton.")]
 x, groups = torch.ones(1, 7, 7, 96), Groups(axis(7, 7), axis(7, 7))
 op = torch.ops.transom.group_attention

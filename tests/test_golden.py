@@ -17,8 +17,8 @@ from tiny import error, state_hash
 
 import attention
 import backbones
-from attention import chunks
-from attention.cross import CrossMixer
+from attention.execution import chunks
+from attention.mixers.cross import CrossMixer
 from backbones.layers import nhwc
 from backbones.rules import find
 from backbones.weights import WeightsError, convert, load

@@ -6,7 +6,7 @@ from tiny import create, images
 from torch import nn
 
 import attention
-from attention.dispatch import observer
+from attention.execution.dispatch import observer
 
 REGISTER = {
     "forward": nn.Module.register_forward_hook,
@@ -67,7 +67,7 @@ def test_a_hook_on_the_module_itself_sees_it_whole(make, kind):
 @torch.no_grad()
 def test_a_hook_on_a_part_is_called_once_with_the_whole_batch(monkeypatch):
     """In parts it would be called for each of them, and would see a piece."""
-    monkeypatch.setattr("attention.chunks.IMAGES", 1)
+    monkeypatch.setattr("attention.execution.chunks.IMAGES", 1)
     module, x = stage()
     shapes = []
     module.blocks[1].register_forward_pre_hook(lambda block, args: shapes.append(args[0].shape))

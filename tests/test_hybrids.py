@@ -389,8 +389,8 @@ def test_the_effort_of_a_slow_search_is_seen():
 # -- E4: a text stays a text -----------------------------------------------------------------
 
 REACHING = [
-    "os", "os.system('true')", "__import__('os')", "__class__", "attention.window", "sys:exit",
-    "swin_t/3=os", "swin_t/3=__class__", "swin_t/3=os.path", "swin_t/3=attention.full",
+    "os", "os.system('true')", "__import__('os')", "__class__", "attention.mixer", "sys:exit",
+    "swin_t/3=os", "swin_t/3=__class__", "swin_t/3=os.path", "swin_t/3=attention.mixers.full",
     "swin_t/__class__=x", "swin_t/3.__class__=x", "swin_t/3=window:__class__=1", "swin_t/name=x",
     "swin_t/3=window:size=__import__('os')", "swin_t/1.dim=int", "swin_t/1.depth=1+1",
     "swin_t/3=window:check=1", "swin_t/to_dict=1", "swin_t/__post_init__=1", "swin_t/1.blocks=1",

@@ -36,7 +36,7 @@ from analysis.entries import Entry, from_dict
 from analysis.influence import randomise
 from analysis.results import lines
 from analysis.timing import Clock, Runner, measure
-from attention import backends
+from attention.execution import backends
 from backbones.originals import difference
 from transom.errors import SpecError
 

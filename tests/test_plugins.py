@@ -119,7 +119,8 @@ def test_a_built_in_keeps_its_name(tmp_path, entry):
         "print(attention.parse('window').size)\n"
     )
     done = python(tmp_path, "-c", code)
-    assert done.returncode == 0 and done.stdout.split("\n")[:2] == ["attention.window", "(7, 7)"]
+    assert done.returncode == 0
+    assert done.stdout.split("\n")[:2] == ["attention.mixers.window", "(7, 7)"]
 
 
 def test_two_plug_ins_of_one_name(tmp_path):

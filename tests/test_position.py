@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from attention.groups import Groups, axis
-from attention.position import LogCPB, RelativeBias, log_steps, relative_index
+from attention.geometry.axis import axis
+from attention.geometry.groups import Groups
+from attention.softmax.position import LogCPB, RelativeBias, log_steps, relative_index
 
 EXTENTS = [(2, 3), (3, 2), (1, 4), (4, 1)]
 

@@ -23,7 +23,7 @@ from transom import fields
 def scratch(monkeypatch):
     """A registry that forgets what a test adds, and nothing else."""
     for name in BUILT_IN:
-        importlib.import_module(f"attention.{name}")  # a class registers once a process
+        importlib.import_module(f"attention.mixers.{name}")  # a class registers once a process
     for table in ("_configs", "_classes", "_sources"):
         monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
 
@@ -31,7 +31,7 @@ def scratch(monkeypatch):
 def refused(act, *args, **options):
     """The message of the SpecError, which is one line and a ValueError."""
     with pytest.raises(attention.SpecError) as caught:
-        act(*args, **fields)
+        act(*args, **options)
     message = str(caught.value)
     assert isinstance(caught.value, ValueError)
     assert message and "\n" not in message and len(message) < 400
@@ -265,8 +265,8 @@ def test_a_plug_in_is_a_mixer_like_any_other(scratch):
 
 def test_a_plug_in_may_extend_a_built_in(scratch):
     """A subclass of a config and of a mixer: one line each, and the definition still holds."""
-    from attention.configs import WindowConfig
-    from attention.window import WindowMixer
+    from attention.catalogue import WindowConfig
+    from attention.mixers.window import WindowMixer
 
     @dataclass(frozen=True, kw_only=True)
     class BigConfig(WindowConfig):
@@ -286,7 +286,7 @@ def test_a_plug_in_may_extend_a_built_in(scratch):
 
 
 def test_a_name_or_a_config_is_registered_once(scratch):
-    from attention.configs import FullConfig
+    from attention.catalogue import FullConfig
 
     @dataclass(frozen=True, kw_only=True)
     class Mine(attention.MixerConfig):
@@ -317,7 +317,7 @@ def test_a_plug_in_does_not_take_the_place_of_a_built_in():
     code = """
 import attention, torch
 from dataclasses import dataclass
-from attention.configs import WindowConfig
+from attention.catalogue import WindowConfig
 class Mixer(attention.TokenMixer): pass
 @dataclass(frozen=True, kw_only=True)
 class Mine(attention.MixerConfig): pass

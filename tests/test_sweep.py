@@ -81,7 +81,7 @@ def test_sizes_that_do_not_divide_are_left_out_or_named(capsys):
 @pytest.mark.parametrize("power", [0.98, 1.02, 1.5, 2])
 def test_a_wrong_exponent_is_seen(monkeypatch, capsys, power):
     """Negative control: mixing that grows otherwise is not within 0.01 of 1, nor does it agree."""
-    from attention.branch import Branch
+    from attention.softmax.branch import Branch
 
     cost = Branch.cost
 

@@ -1,9 +1,10 @@
 """Cross-shaped windows (CSWin Transformer, section 3.2)."""
 
-from attention.attend import ProjectFirst
-from attention.configs import CrossConfig
-from attention.groups import Groups, axis
+from attention.catalogue import CrossConfig
+from attention.geometry.axis import axis
+from attention.geometry.groups import Groups
 from attention.registry import register
+from attention.softmax.layers import ProjectFirst
 
 
 @register("cross", config=CrossConfig)

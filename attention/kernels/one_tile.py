@@ -1,6 +1,6 @@
 """Triton kernels of attention inside groups: where a group's tokens are, and groups of one tile.
 
-Imported on first use by `attention.fused` alone; nothing else here needs Triton.
+Imported on first use by `attention.kernels.fused` alone; nothing else here needs Triton.
 
 A kernel reads queries, keys and values where they lie on the padded map that was not rolled: the
 position of token i of group g on an axis is (g * group + i * token + shift) mod padded, whatever

@@ -4,7 +4,7 @@ reference  the body as it is written, on the whole batch
 cpu        the same body in parts that stay in the cache; for inference
 kernel     attention inside groups as one Triton kernel, on the map as it lies; for a CUDA GPU
 
-`attention.dispatch` says which of them runs where none is asked for.
+`attention.execution.dispatch` says which of them runs where none is asked for.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from attention import chunks, tables
-from attention.groups import Groups
+from attention.execution import cache, chunks
+from attention.geometry.groups import Groups
 from transom.errors import SpecError, nearest
 
 if TYPE_CHECKING:
-    from attention.branch import Branch
+    from attention.softmax.branch import Branch
 
 NAMES = ("auto", "reference", "cpu", "kernel")
 VARIABLE = "TRANSOM_BACKEND"
@@ -191,7 +191,7 @@ def running(choice: Choice) -> Iterator[None]:
     """Inside, modules take this choice, if it is final, and share the tables of one forward."""
     token = _running.set(choice if choice.final else None)
     try:
-        with tables.shared(repeated=choice.backend is CPU):
+        with cache.shared(repeated=choice.backend is CPU):
             yield
     finally:
         _running.reset(token)

@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from attention.attend import add_costs, in_branches, refusal_of
-from attention.backends import Reference
-from attention.branch import Branch, projection
-from attention.configs import PaleConfig
-from attention.groups import Groups, axis
+from attention.catalogue import PaleConfig
+from attention.execution.backends import Reference
+from attention.geometry.axis import axis
+from attention.geometry.groups import Groups
+from attention.geometry.symbolic import whole
 from attention.mixer import TokenMixer, map_size
 from attention.registry import Cost, register
-from attention.sizes import whole
+from attention.softmax.branch import Branch, projection
+from attention.softmax.layers import add_costs, in_branches, refusal_of
 
 KERNEL = 3
 

@@ -15,12 +15,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from attention.backends import Reference
-from attention.branch import Branch, projection
-from attention.configs import SoftmaxConfig
-from attention.groups import Groups
+from attention.catalogue import SoftmaxConfig
+from attention.execution.backends import Reference
+from attention.geometry.groups import Groups
 from attention.mixer import TokenMixer, map_size
 from attention.registry import Cost
+from attention.softmax.branch import Branch, projection
 
 
 def add_costs(*costs: Cost) -> Cost:
@@ -29,7 +29,7 @@ def add_costs(*costs: Cost) -> Cost:
 
 def refusal_of(cuts: tuple[Groups, ...], x: Tensor, heads: int) -> str | None:
     """Why the GPU kernel cannot attend inside one of these cuts of x, None if it can."""
-    from attention import fused
+    from attention.kernels import fused
 
     reasons = (fused.supported(x, cut, heads=heads) for cut in cuts)
     return next(filter(None, reasons), None)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attention.groups import Axis, Groups
+from attention.geometry.axis import Axis
+from attention.geometry.groups import Groups
 
 WHOLE = 64  # tokens that one tile holds, scores and their gradient included
 # Of float32 products.  tf32x3 is float32 to its last bits on the matrix units.
@@ -78,12 +79,12 @@ class Call:
         chosen = self._plan(backward=False)
         outputs = _strides("out", out)
         if self.length <= WHOLE:
-            from attention.fused_kernels import forward_whole
+            from attention.kernels.one_tile import forward_whole
 
             steps = self._steps(chosen, self.heads)
             self._launch(forward_whole, steps, chosen, out=out, steps=steps, **outputs)
         else:
-            from attention.fused_tiled import forward_tiled
+            from attention.kernels.many_tiles import forward_tiled
 
             count = self.items * self._tiles(chosen)
             self._launch(forward_tiled, count, chosen, out=out, lse=lse, **outputs)
@@ -99,7 +100,7 @@ class Call:
         gq, gk, gv = grads[0].chunk(3, -1) if packed else grads[:3]
         layout = {**_strides("out", gout), **_strides("grad", gq)}
         if self.length <= WHOLE:
-            from attention.fused_kernels import backward_whole
+            from attention.kernels.one_tile import backward_whole
 
             steps = self._steps(chosen, self.heads)
             bias_sums, gain_sums = self._sums(gbias, steps), self._gains(ggain, steps)
@@ -120,7 +121,7 @@ class Call:
         grads: tuple[Tensor, Tensor, Tensor], gbias: Tensor | None, ggain: Tensor | None,
         layout: dict[str, int],
     ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-        from attention import fused_tiled as kernels
+        from attention.kernels import many_tiles as kernels
 
         tiles = self._tiles(chosen)
         count, delta = self.items * tiles, torch.empty_like(lse)

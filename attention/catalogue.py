@@ -181,11 +181,15 @@ class TokenMLPConfig(MixerConfig):
     shrink = _shrunk_window
 
 
-declare("window", WindowConfig, "Swin Transformer (Liu et al. 2021, arXiv 2103.14030)")
-declare("cosine", CosineConfig, "Swin Transformer V2 (Liu et al. 2022, arXiv 2111.09883)")
-declare("axial", AxialConfig, "after Axial-DeepLab (Wang et al. 2020, arXiv 2003.07853)")
-declare("cross", CrossConfig, "CSWin Transformer (Dong et al. 2022, arXiv 2107.00652)")
-declare("pale", PaleConfig, "reconstruction of Pale (Wu et al. 2022, arXiv 2112.14000)")
-declare("shuffle", ShuffleConfig, "after Shuffle Transformer (Huang et al., arXiv 2106.03650)")
-declare("token_mlp", TokenMLPConfig, "Swin-MLP (microsoft/Swin-Transformer, swin_mlp.py)")
-declare("full", FullConfig, "global self-attention (Vaswani et al. 2017, arXiv 1706.03762)")
+BUILT_IN = (  # name, config, source; the class stands in attention/mixers/NAME.py
+    ("window", WindowConfig, "Swin Transformer (Liu et al. 2021, arXiv 2103.14030)"),
+    ("cosine", CosineConfig, "Swin Transformer V2 (Liu et al. 2022, arXiv 2111.09883)"),
+    ("axial", AxialConfig, "after Axial-DeepLab (Wang et al. 2020, arXiv 2003.07853)"),
+    ("cross", CrossConfig, "CSWin Transformer (Dong et al. 2022, arXiv 2107.00652)"),
+    ("pale", PaleConfig, "reconstruction of Pale (Wu et al. 2022, arXiv 2112.14000)"),
+    ("shuffle", ShuffleConfig, "after Shuffle Transformer (Huang et al., arXiv 2106.03650)"),
+    ("token_mlp", TokenMLPConfig, "Swin-MLP (microsoft/Swin-Transformer, swin_mlp.py)"),
+    ("full", FullConfig, "global self-attention (Vaswani et al. 2017, arXiv 1706.03762)"),
+)
+for _name, _config, _source in BUILT_IN:
+    declare(_name, _config, _source, f"attention.mixers.{_name}")

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from attention import torch_private
-from attention.backends import BY_NAME, CPU, KERNEL, REFERENCE, Choice, Reference, running
+from attention.execution import torch_private
+from attention.execution.backends import BY_NAME, CPU, KERNEL, REFERENCE, Choice, Reference, running
 from transom.errors import SpecError
 
 ROUNDS = 3  # timings of each backend, one after the other; the least counts

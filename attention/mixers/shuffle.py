@@ -1,9 +1,10 @@
 """Windows and dilated windows in turn (Shuffle Transformer, section 3.2)."""
 
-from attention.attend import PadFirst
-from attention.configs import ShuffleConfig
-from attention.groups import Groups, axis
+from attention.catalogue import ShuffleConfig
+from attention.geometry.axis import axis
+from attention.geometry.groups import Groups
 from attention.registry import register
+from attention.softmax.layers import PadFirst
 
 
 @register("shuffle", config=ShuffleConfig)

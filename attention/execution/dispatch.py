@@ -14,8 +14,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-from attention import backends, chunks, contest, torch_private
-from attention.backends import CPU, KERNEL, REFERENCE, Choice, Reference
+from attention.execution import autotune, backends, chunks, torch_private
+from attention.execution.backends import CPU, KERNEL, REFERENCE, Choice, Reference
 
 OURS = "torch.nn.modules.", "attention.", "backbones."  # whose modules do as they are named
 TRIED_ON = ("cuda",)  # devices whose mixers try the kernel without being asked
@@ -93,7 +93,7 @@ def _rules(module: Executable, x: Tensor, asked: str) -> Choice:
         return Choice(CPU, "asked for")
     if chunks.bound() is not None:
         return Choice(CPU, "its memory is bounded")
-    return contest.fastest(_key(module, x), (REFERENCE, CPU), module.run, x, ())
+    return autotune.fastest(_key(module, x), (REFERENCE, CPU), module.run, x, ())
 
 
 def _kernel_asked(module: Executable, x: Tensor) -> Choice:
@@ -123,7 +123,7 @@ def _on_gpu(module: Executable, x: Tensor) -> Choice:
     if refusal == "":
         return Choice(REFERENCE, "each mixer chooses", final=False)
     parameters = list(module.parameters())
-    return contest.fastest(_key(module, x), (REFERENCE, KERNEL), module.run, x, parameters)
+    return autotune.fastest(_key(module, x), (REFERENCE, KERNEL), module.run, x, parameters)
 
 
 def _key(module: Executable, x: Tensor) -> str:

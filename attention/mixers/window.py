@@ -1,9 +1,10 @@
 """Windows, every second block shifted by half a window (Swin Transformer, section 3.2)."""
 
-from attention.attend import PadFirst
-from attention.configs import WindowConfig
-from attention.groups import Groups, axis
+from attention.catalogue import WindowConfig
+from attention.geometry.axis import axis
+from attention.geometry.groups import Groups
 from attention.registry import register
+from attention.softmax.layers import PadFirst
 
 
 @register("window", config=WindowConfig)

@@ -1,7 +1,7 @@
 """Softmax attention inside groups: the one place where queries meet keys.
 
-Letters as in `attention.groups`: b batch, n groups, l tokens of a group, m heads, d channels of a
-head.
+Letters as in `attention.geometry.groups`: b batch, n groups, l tokens of a group, m heads, d
+channels of a head.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.sizes import copied, known
+from attention.geometry.symbolic import copied, known
 
 
 class GroupedAttention(nn.Module):

@@ -6,12 +6,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from attention.attend import ProjectFirst, add_costs
-from attention.backends import Reference
-from attention.configs import AxialConfig
-from attention.groups import Groups, axis
+from attention.catalogue import AxialConfig
+from attention.execution.backends import Reference
+from attention.geometry.axis import axis
+from attention.geometry.groups import Groups
 from attention.mixer import TokenMixer
 from attention.registry import Cost, register
+from attention.softmax.layers import ProjectFirst, add_costs
 
 
 def _column(h: int, w: int) -> Groups:

@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from attention.configs import SoftmaxConfig
-from attention.groups import Groups
-from attention.position import LePE, LogCPB, RelativeBias, cosine_normalize
+from attention.catalogue import SoftmaxConfig
+from attention.execution.cache import cached
+from attention.geometry.groups import Groups
 from attention.registry import Cost
-from attention.softmax import GroupedAttention
-from attention.tables import cached
+from attention.softmax.grouped_attention import GroupedAttention
+from attention.softmax.position import LePE, LogCPB, RelativeBias, cosine_normalize
 
 
 def projection(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
@@ -78,7 +78,7 @@ class Branch(nn.Module):
     def by_kernel(self, q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> Tensor:
         """`forward` by the GPU kernel: q, k, v and the result are padded maps (b, hp, wp, dim)
         that are not rolled."""
-        from attention import fused
+        from attention.kernels import fused
 
         if self.lepe is not None and self.hides(groups):
             v = v * groups.pad(self.real(groups, v))

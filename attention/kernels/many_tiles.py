@@ -1,6 +1,6 @@
 """Triton kernels of attention inside groups of many tiles: online softmax over key tiles.
 
-The names and rules are those of `attention.fused_kernels`.  Backward reads the logarithm of each
+The names and rules are those of `attention.kernels.one_tile`.  Backward reads the logarithm of each
 query's softmax sum, `lse` (items, heads, L) in log2, and runs three kernels, each of which sums
 in registers and in one order, so that no result depends on timing:
 
@@ -12,7 +12,7 @@ in registers and in one order, so that no result depends on timing:
 import triton
 import triton.language as tl
 
-from attention.fused_kernels import (
+from attention.kernels.one_tile import (
     HIDDEN_SCORE,
     LOG2E,
     RUNTIME,

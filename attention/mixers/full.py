@@ -1,9 +1,10 @@
 """Global self-attention: one group, the whole map."""
 
-from attention.attend import ProjectFirst
-from attention.configs import FullConfig
-from attention.groups import Groups, axis
+from attention.catalogue import FullConfig
+from attention.geometry.axis import axis
+from attention.geometry.groups import Groups
 from attention.registry import register
+from attention.softmax.layers import ProjectFirst
 
 
 @register("full", config=FullConfig)

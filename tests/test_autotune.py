@@ -17,10 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import attention
-from attention import backends, contest, dispatch, fused
-from attention.backends import CPU, KERNEL, REFERENCE
-from attention.branch import Branch
+from attention.execution import autotune, backends, dispatch
+from attention.execution.backends import CPU, KERNEL, REFERENCE
 from attention.fast import plain
+from attention.kernels import fused
+from attention.softmax.branch import Branch
 from transom.errors import SpecError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +42,7 @@ def timed(monkeypatch):
         names.append(ran[0])
         return SECONDS[ran[0]]
 
-    monkeypatch.setattr(contest, "seconds", seconds)
+    monkeypatch.setattr(autotune, "seconds", seconds)
     return names
 
 
@@ -57,13 +58,13 @@ def work(factors=None, inner=lambda x: 2 * x):
 
 
 def winner(run=None, x=X, parameters=(), key="key", candidates=(REFERENCE, CPU)):
-    return contest.fastest(key, candidates, run or work(), x, parameters).name
+    return autotune.fastest(key, candidates, run or work(), x, parameters).name
 
 
 def test_the_faster_one_wins_and_is_asked_once(timed):
     assert winner() == "cpu"
-    assert timed.count("cpu") == timed.count("reference") == contest.ROUNDS
-    assert winner() == "cpu" and len(timed) == 2 * contest.ROUNDS
+    assert timed.count("cpu") == timed.count("reference") == autotune.ROUNDS
+    assert winner() == "cpu" and len(timed) == 2 * autotune.ROUNDS
     SECONDS["cpu"] = 2.2
     assert winner() == "cpu" and winner(key="another") == "reference"
     SECONDS["cpu"] = 2.08  # nearly as fast, and it saves memory
@@ -80,15 +81,15 @@ def test_a_kernel_that_is_hardly_faster_loses(timed):
 
 def test_the_least_of_all_rounds_counts(timed, monkeypatch):
     once = iter([9.0, 1.0, 9.0, 1.9, 9.0, 9.0, 9.5, 9.5, 9.5, 9.5])
-    monkeypatch.setattr(contest, "seconds", lambda call, on: (call(), next(once))[1])
+    monkeypatch.setattr(autotune, "seconds", lambda call, on: (call(), next(once))[1])
     assert winner() == "cpu"
-    assert "measured: reference 9e+03 ms, cpu 1e+03 ms" in contest.choices()["key"].reason
+    assert "measured: reference 9e+03 ms, cpu 1e+03 ms" in autotune.choices()["key"].reason
 
 
 def test_another_result_is_refused_with_its_name(timed):
     with pytest.warns(UserWarning, match="cpu backend is not used here: its result is off by 0.5"):
         assert winner(work({"cpu": 1.5})) == "reference"
-    assert not timed and "cpu is refused" in contest.choices()["key"].reason
+    assert not timed and "cpu is refused" in autotune.choices()["key"].reason
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # said once
         assert winner(work({"cpu": 1.5})) == "reference"
@@ -125,7 +126,7 @@ def test_inputs_that_are_no_numbers_decide_nothing(timed):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert winner(x=X / 0) == "reference"
-    assert not contest.choices() and winner() == "cpu"
+    assert not autotune.choices() and winner() == "cpu"
 
 
 def test_a_hook_of_a_parameter_is_not_called(timed):
@@ -174,23 +175,23 @@ def test_the_caller_notices_nothing(timed):
         return run(x, backends.BY_NAME[winner(run, x)])
 
     (grad,) = torch.autograd.grad(checkpoint(step, 1 * x, use_reentrant=False).sum(), x)
-    assert torch.allclose(grad, x.exp()) and len(timed) == 2 * contest.ROUNDS
+    assert torch.allclose(grad, x.exp()) and len(timed) == 2 * autotune.ROUNDS
     assert torch.equal(torch.get_rng_state(), state) and x.grad is None
     assert len(seen) <= 2  # forward and its recomputation asked
 
 
 def test_ranks_never_measure_apart(timed, monkeypatch):
     """Each would decide by its own clock; what was saved holds for all."""
-    monkeypatch.setattr(contest, "_ranks", lambda: 2)
-    choice = contest.fastest("key", (REFERENCE, CPU), work(), X, ())
+    monkeypatch.setattr(autotune, "_ranks", lambda: 2)
+    choice = autotune.fastest("key", (REFERENCE, CPU), work(), X, ())
     assert choice.name == "reference" and "ranks" in choice.reason and not timed
-    contest._choices["key"] = backends.Choice(CPU, "loaded")
+    autotune._choices["key"] = backends.Choice(CPU, "loaded")
     assert winner() == "cpu" and not timed
 
 
 def test_seconds_are_of_the_call():
     calls = []
-    assert 0 < contest.seconds(lambda: calls.append(1), torch.device("cpu")) < 60
+    assert 0 < autotune.seconds(lambda: calls.append(1), torch.device("cpu")) < 60
     assert calls == [1]
 
 
@@ -201,15 +202,15 @@ def test_choices_are_saved_and_read_back(timed, tmp_path):
     winner(), winner(key="other", run=work({"cpu": 1.0}))
     SECONDS["cpu"] = 9.0
     winner(key="slow")
-    contest.save(tmp_path / "choices.json")
-    made = {key: choice.name for key, choice in contest.choices().items()}
+    autotune.save(tmp_path / "choices.json")
+    made = {key: choice.name for key, choice in autotune.choices().items()}
     assert made == {"key": "cpu", "other": "cpu", "slow": "reference"}
-    contest.forget()
-    contest.load(tmp_path / "choices.json")
+    autotune.forget()
+    autotune.load(tmp_path / "choices.json")
     timed.clear()
-    assert {key: choice.name for key, choice in contest.choices().items()} == made
+    assert {key: choice.name for key, choice in autotune.choices().items()} == made
     assert winner() == "cpu" and winner(key="slow") == "reference" and not timed
-    assert contest.choices()["key"].reason.startswith("loaded: measured")
+    assert autotune.choices()["key"].reason.startswith("loaded: measured")
     assert os.listdir(tmp_path) == ["choices.json"]
 
 
@@ -220,11 +221,11 @@ def test_choices_are_saved_and_read_back(timed, tmp_path):
 def test_a_file_of_something_else_is_refused_whole(text, tmp_path):
     (path := tmp_path / "choices.json").write_text(text)
     with pytest.raises(SpecError) as refused:
-        contest.load(path)
+        autotune.load(path)
     assert str(path) in str(refused.value) and "\n" not in str(refused.value)
-    assert not contest.choices()
+    assert not autotune.choices()
     with pytest.raises(SpecError):
-        contest.load(tmp_path / "nowhere.json")
+        autotune.load(tmp_path / "nowhere.json")
 
 
 def test_a_save_that_fails_leaves_the_old_file(timed, tmp_path, monkeypatch):
@@ -232,16 +233,16 @@ def test_a_save_that_fails_leaves_the_old_file(timed, tmp_path, monkeypatch):
     (path := tmp_path / "choices.json").write_text("old")
     monkeypatch.setattr(json, "dump", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        contest.save(path)
+        autotune.save(path)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["choices.json"]
 
 
 PROCESS = """
 import sys, torch, attention
-from attention import contest
+from attention.execution import autotune
 torch.set_num_threads(1)
-contest.load(sys.argv[1])
-contest.seconds = lambda *a: sys.exit("timed")
+autotune.load(sys.argv[1])
+autotune.seconds = lambda *a: sys.exit("timed")
 mixer = attention.create("window:size=4", dim=8, heads=2, index=1).eval()
 with torch.no_grad():
     choice = attention.backend_of(mixer, torch.zeros(2, 8, 8, 8))[""]
@@ -255,9 +256,9 @@ def test_two_processes_with_a_saved_choice_take_the_same_path(name, timed, tmp_p
     """Whichever it is, without timing anything."""
     mixer = attention.create("window:size=4", dim=8, heads=2, index=1).eval()
     clock = {"cpu": 1.0, "reference": 1.0, name: 0.5}
-    monkeypatch.setattr(contest, "seconds", lambda call, on: clock[call.args[0].name])
+    monkeypatch.setattr(autotune, "seconds", lambda call, on: clock[call.args[0].name])
     assert attention.backend_of(mixer, torch.zeros(2, 8, 8, 8))[""].name == name
-    contest.save(path := tmp_path / "choices.json")
+    autotune.save(path := tmp_path / "choices.json")
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "-c", PROCESS, path], capture_output=True, text=True, cwd=ROOT
@@ -271,27 +272,27 @@ def test_two_processes_with_a_saved_choice_take_the_same_path(name, timed, tmp_p
 @torch.no_grad()
 def test_a_stage_takes_the_faster_backend(monkeypatch):
     """A planted slower one is not chosen; a stage that is cut nowhere measures nothing."""
-    from attention import chunks
+    from attention.execution import chunks
 
     monkeypatch.setattr(chunks, "IMAGES", 1)
     model, x = create("swin"), images(3, 3, 64, 64)
     for faster in "cpu", "reference":
-        contest.forget()
+        autotune.forget()
         clock = {"cpu": 2.0, "reference": 2.0, faster: 1.0}
-        monkeypatch.setattr(contest, "seconds", lambda call, on, c=clock: c[call.args[0].name])
+        monkeypatch.setattr(autotune, "seconds", lambda call, on, c=clock: c[call.args[0].name])
         chosen = attention.backend_of(model, x)
         assert {c.name for c in chosen.values()} == {faster}
-        assert len(contest.choices()) == 4
-    contest.forget()
+        assert len(autotune.choices()) == 4
+    autotune.forget()
     monkeypatch.undo()
     chosen = attention.backend_of(model, x[:1])
     assert {c.reason for c in chosen.values()} == {"small enough for one part"}
-    assert not contest.choices()
+    assert not autotune.choices()
 
 
 @torch.no_grad()
 def test_a_stage_refuses_a_wrong_backend(monkeypatch):
-    from attention import chunks
+    from attention.execution import chunks
 
     monkeypatch.setattr(chunks, "IMAGES", 1)
     real = chunks.joined
@@ -315,7 +316,7 @@ def test_a_kind_of_call_is_measured_anew():
         module.to(given.dtype)
         for _ in range(2):
             module(given)
-        assert len(contest.choices()) == kinds
+        assert len(autotune.choices()) == kinds
 
 
 MIXERS = [

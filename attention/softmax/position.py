@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from attention.groups import Groups
-from attention.sizes import copied
-from attention.tables import cached
+from attention.execution.cache import cached
+from attention.geometry.groups import Groups
+from attention.geometry.symbolic import copied
 
 CPB_WIDTH = 512
 SHORTEST = 1e-12  # what is shorter is not stretched to its length

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attention.backends import Reference
-from attention.configs import TokenMLPConfig
-from attention.groups import Axis, Groups, axis
+from attention.catalogue import TokenMLPConfig
+from attention.execution.backends import Reference
+from attention.geometry.axis import Axis, axis
+from attention.geometry.groups import Groups
+from attention.geometry.symbolic import copied, smaller, whole
 from attention.mixer import TokenMixer, map_size
 from attention.registry import Cost, register
-from attention.sizes import copied, smaller, whole
 
 
 def _axis(length: int, extent: int, shift: int) -> Axis:

@@ -1,0 +1,1 @@
+"""Which backend computes, and in what parts."""

@@ -1,0 +1,1 @@
+"""Which tokens meet: axes cut into groups, and what follows from the cut."""

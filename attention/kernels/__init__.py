@@ -1,0 +1,1 @@
+"""The GPU's own operator: grouped attention without a copy."""

@@ -1,0 +1,208 @@
+"""Attention inside groups as one GPU kernel: where it applies, and its place in autograd.
+
+`attend` is `Groups.roll`, `split`, masks, bias, softmax, `merge` and `unroll` without a copy: the
+kernels compute from the integers of the cut where each token lies.  It is an operator of torch's
+(`torch.ops.transom.group_attention`), so that compile and export see one node.
+
+Deterministic: every sum is made in one order, in registers; there are no atomic additions.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from attention.execution.backends import backend
+from attention.geometry.groups import Groups
+from attention.kernels.launch import WHOLE, Call, groups_of
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: kernels on a CPU
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+HEAD_DIMS = range(16, 65)
+LARGEST_GROUP = 4096  # tokens
+OLDEST = 8  # major compute capability: bfloat16 products
+
+
+def supported(q: Tensor, groups: Groups, *, heads: int) -> str | None:
+    """Why the kernel cannot run on queries q (..., heads * d), by name; None if it can."""
+    d, length = q.shape[-1] // heads, math.prod(groups.extent)
+    if not HAS_TRITON:
+        return "Triton is not installed"
+    if q.device.type != "cuda" and not (INTERPRETED and q.device.type == "cpu"):
+        return f"the tensors are on {q.device.type}, not on a CUDA GPU"
+    if q.device.type == "cuda" and torch.cuda.get_device_properties(q.device).major < OLDEST:
+        return f"the GPU is older than compute capability {OLDEST}.0"
+    if q.dtype not in DTYPES:
+        return f"{q.dtype} is none of float16, bfloat16, float32"
+    if d not in HEAD_DIMS:
+        return f"{d} channels a head are outside {HEAD_DIMS[0]} to {HEAD_DIMS[-1]}"
+    if length > LARGEST_GROUP:
+        return f"a group of {length} tokens is larger than {LARGEST_GROUP}"
+    return None
+
+
+def kernel() -> AbstractContextManager[None]:
+    """Inside, mixers attend by the kernel, and refuse by name what it cannot run:
+    `attention.backend("kernel")`."""
+    return backend("kernel")
+
+
+def require(q: Tensor, groups: Groups, *, heads: int) -> None:
+    """Raises ValueError, in one line, where the kernel was asked for by name and cannot run."""
+    reason = supported(q, groups, heads=heads)
+    if reason:
+        raise ValueError(f"fused attention: {reason}; the reference backend runs anywhere")
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, groups: Groups, *, heads: int, scale: float = 1.0,
+    bias: Tensor | None = None, gain: Tensor | None = None, mask_value: float | None = None,
+    hidden: bool = False,
+) -> Tensor:  # fmt: skip
+    """Softmax attention inside `groups` for every head; result as q, contiguous.
+
+    q, k, v     (b, hp, wp, heads * d): the padded map, not rolled; views are read where they lie
+    scale       of the products q k
+    bias        (heads, l, l), added to the scores of every group
+    gain        (heads,): cosine scores; q and k are made unit vectors, and this is their scale
+    mask_value  added to pairs that a shift parts; None: they are hidden
+    hidden      pads are no keys, but for themselves
+
+    Differentiable once in q, k, v, bias and gain.  Raises ValueError where `supported` says why.
+    """
+    require(q, groups, heads=heads)
+    return _attend([q, k, v], groups, heads, scale, bias, gain, mask_value, hidden)
+
+
+def attend_packed(
+    qkv: Tensor, groups: Groups, *, heads: int, scale: float = 1.0, bias: Tensor | None = None,
+    gain: Tensor | None = None, mask_value: float | None = None, hidden: bool = False,
+) -> Tensor:  # fmt: skip
+    """`attend` of qkv.chunk(3, -1), whose gradient is written as one tensor: no copy joins it."""
+    require(qkv.chunk(3, -1)[0], groups, heads=heads)
+    return _attend([qkv], groups, heads, scale, bias, gain, mask_value, hidden)
+
+
+def _attend(
+    parts: list[Tensor], groups: Groups, heads: int, scale: float, bias: Tensor | None,
+    gain: Tensor | None, mask_value: float | None, hidden: bool,
+) -> Tensor:  # fmt: skip
+    axes = [int(number) for axis in groups for number in axis]
+    op = torch.ops.transom.group_attention
+    return op(parts, bias, gain, axes, heads, scale, mask_value, hidden)[0]
+
+
+# -- the operator ------------------------------------------------------------------------------
+
+_OPTIONS = "int[] axes, int heads, float scale, float? mask_value, bool hidden"
+
+
+@torch.library.custom_op(
+    "transom::group_attention", mutates_args=(),
+    schema=f"(Tensor[] parts, Tensor? bias, Tensor? gain, {_OPTIONS}) -> (Tensor, Tensor)",
+)  # fmt: skip
+def group_attention(
+    parts: Sequence[Tensor], bias: Tensor | None, gain: Tensor | None, axes: Sequence[int],
+    heads: int, scale: float, mask_value: float | None, hidden: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The result and, where groups are of several tiles, the log-sums for backward."""
+    call = Call(parts, bias, gain, axes, heads, scale, mask_value, hidden)
+    out, lse = _outputs(parts, axes, heads)
+    if call.items:
+        call.forward(out, lse)
+    return out, lse
+
+
+@torch.library.custom_op(
+    "transom::group_attention_backward", mutates_args=(),
+    schema="(Tensor gout, Tensor out, Tensor lse, Tensor[] parts, Tensor? bias, Tensor? gain, "
+    f"{_OPTIONS}) -> Tensor[]",
+)  # fmt: skip
+def group_attention_backward(
+    gout: Tensor, out: Tensor, lse: Tensor, parts: Sequence[Tensor], bias: Tensor | None,
+    gain: Tensor | None, axes: Sequence[int], heads: int, scale: float,
+    mask_value: float | None, hidden: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of parts, then of the bias and of the gain where there are any."""
+    call = Call(parts, bias, gain, axes, heads, scale, mask_value, hidden)
+    grads = _gradients(parts, bias, gain)
+    if call.items:
+        call.backward(gout.contiguous(), out, lse, grads)
+    else:
+        for grad in grads:
+            grad.zero_()
+    return grads
+
+
+def _outputs(parts: Sequence[Tensor], axes: Sequence[int], heads: int) -> tuple[Tensor, Tensor]:
+    like, groups = parts[0], groups_of(axes)
+    b, hp, wp, channels = like.shape
+    length = math.prod(groups.extent)
+    out = like.new_empty(b, hp, wp, channels // 3 if len(parts) == 1 else channels)
+    sums = (b * groups.n, heads, length) if length > WHOLE else (0, 0, 0)
+    return out, like.new_empty(sums, dtype=torch.float32)
+
+
+def _gradients(parts: Sequence[Tensor], *tables: Tensor | None) -> list[Tensor]:
+    wanted = [*parts, *(t for t in tables if t is not None)]
+    return [t.new_empty(t.shape) for t in wanted]
+
+
+@group_attention.register_fake
+def _(parts, bias, gain, axes, heads, scale, mask_value, hidden):
+    return _outputs(parts, axes, heads)
+
+
+@group_attention_backward.register_fake
+def _(gout, out, lse, parts, bias, gain, axes, heads, scale, mask_value, hidden):
+    return _gradients(parts, bias, gain)
+
+
+def _remember(ctx, inputs, output) -> None:
+    parts, bias, gain, *ctx.options = inputs
+    out, lse = output
+    ctx.present = bias is not None, gain is not None
+    kept = out if lse.numel() else lse  # groups of one tile make everything again
+    ctx.save_for_backward(kept, lse, *parts, *(t for t in (bias, gain) if t is not None))
+    ctx.parts = len(parts)
+    ctx.set_materialize_grads(False)
+
+
+def _gradient(ctx, gout, _):
+    if gout is None:
+        return (None,) * 8
+    out, lse, *tensors = ctx.saved_tensors
+    parts, tables = tensors[: ctx.parts], iter(tensors[ctx.parts :])
+    bias, gain = (next(tables) if present else None for present in ctx.present)
+    op = torch.ops.transom.group_attention_backward
+    grads = op(gout, out, lse, parts, bias, gain, *ctx.options)
+    made = iter(grads[ctx.parts :])
+    of_tables = (next(made) if present else None for present in ctx.present)
+    return list(grads[: ctx.parts]), *of_tables, *(None,) * 5
+
+
+group_attention.register_autograd(_gradient, setup_context=_remember)
+
+
+def _flops(products: int, parts, axes, heads) -> int:
+    b, *_, channels = parts[0]
+    pairs = groups_of(axes).pairs
+    return 2 * products * b * pairs * (channels // 3 if len(parts) == 1 else channels)
+
+
+@register_flop_formula(torch.ops.transom.group_attention)
+def _(parts, bias, gain, axes, heads, *options, out_shape=None, **ignored) -> int:
+    return _flops(2, parts, axes, heads)
+
+
+@register_flop_formula(torch.ops.transom.group_attention_backward)
+def _(gout, out, lse, parts, bias, gain, axes, heads, *options, out_shape=None, **ignored) -> int:
+    return _flops(5, parts, axes, heads)

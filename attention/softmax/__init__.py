@@ -1,0 +1,1 @@
+"""What all mixers of softmax attention share: projections, branches, positions, the one formula."""
