@@ -31,16 +31,16 @@ def convert(
 
 def plan(
     model: nn.Module, state: Mapping[str, Tensor], source: str, how: Adapt | None = None, *,
-    fresh: Sequence[str] = (), fitting: bool = False,
+    fresh: Sequence[str] = (), fitting: bool = False, beside: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Tensor], list[Row]]:  # fmt: skip
     """(our tensors by name, a row per tensor) without touching the model, which may be on meta.
 
     how: what may differ; without it nothing may.  fresh: beginnings of our names that keep what
-    the model has.  fitting: so does whatever the weights have not in the right shape.
+    the model has.  fitting: so does whatever the weights have not in the right shape.  beside:
+    kinds of what stands under the names of weights and is no tensor.
     Raises WeightsError as `convert`.
     """
-    if source not in SOURCES:
-        raise WeightsError(f"no source is called {source!r}{nearest(source, SOURCES)}")
+    check_source(source)
     how = how or Adapt()
     if how.new_head:
         fresh = (*fresh, "head.")
@@ -77,9 +77,12 @@ def plan(
                 leave(key, tensor)
             else:
                 wrong.append(f"{one_line(key)} {error}")
+    others = {rule[1]: key for key in beside or () if (rule := find(source, key))}
     for name in [name for name in wanted if name not in found]:
         if fitting or name.startswith(ours):
             rows.append(row("fresh", name, None, wanted[name]))
+        elif name in others:
+            wrong.append(f"{others[name]} is a {beside[others[name]]}, not a tensor")  # type: ignore[index]
         elif name not in tried:
             wrong.append(f"nothing for {name}")
     if not found:
@@ -114,6 +117,12 @@ def _is_counter(key: str, tensor: Any) -> bool:
     if not isinstance(tensor, Tensor) or tensor.numel() != 1:
         return False
     return last in ("total_ops", "total_params") or (tensor.ndim == 0 and last == key)
+
+
+def check_source(source: str) -> None:
+    """Raises WeightsError for what is no key of rules.SOURCES."""
+    if source not in SOURCES:
+        raise WeightsError(f"no source is called {source!r}{nearest(source, SOURCES)}")
 
 
 def row(status: str, name: str | None, key: str | None, tensor: Any) -> Row:

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from backbones import hub, reading, storage
-from backbones.detect import body, restore, source_of
+from backbones.detect import bodies, body, restore, source_of
 from backbones.inference import Told, infer, same_backbone
 from backbones.locate import locate
 from backbones.model import HierarchicalBackbone
 from backbones.notation import parse
 from backbones.partial import dropped, renamed, replaced
-from backbones.planning import convert, plan, row
+from backbones.planning import check_source, convert, plan, row
 from backbones.reading import read
 from backbones.resize import Adapt
 from backbones.rules import PARTIAL, TARGETS, find_back
@@ -101,6 +101,8 @@ def load(
         raise SpecError(f"partial={partial!r}{nearest(str(partial), PARTIAL)}")
     if told and model is not None and partial != "replaced":
         raise SpecError(f"{', '.join(told)}: the backbone is given, so nothing is asked of shapes")
+    if source is not None:
+        check_source(source)
     given = read_weights(weights, entry, prefix, drop, rename)
     with storage.about(given.path):
         return load_given(model, given, source, how=how, partial=partial, **told)
@@ -127,7 +129,10 @@ def load_given(
             raise WeightsError("partial='replaced' is for our backbones; take 'fitting'")
         theirs = given.spec(source, **{"like": into, **told})
         fresh = replaced(into, theirs, how or Adapt())
-    found, rows = plan(empty, given.state, source, how, fresh=fresh, fitting=partial == "fitting")
+    found, rows = plan(
+        empty, given.state, source, how, fresh=fresh, fitting=partial == "fitting",
+        beside=given.beside,
+    )  # fmt: skip
     filled = empty if asked is None else HierarchicalBackbone(asked)
     own = filled.state_dict()
     with torch.no_grad():
@@ -140,7 +145,8 @@ class Given(NamedTuple):
     """Weights before anything is known of their model.
 
     state: tensors under the names of their source.  left_out: rows of everything else.  own: the
-    spec that came with them.  stated: what a configuration beside them tells.
+    spec that came with them.  stated: what a configuration beside them tells.  beside: kinds of
+    what is no tensor, by name.
     """
 
     state: Mapping[str, Any]
@@ -148,6 +154,7 @@ class Given(NamedTuple):
     path: Path | None
     own: BackboneSpec | None
     stated: Mapping[str, str]
+    beside: Mapping[str, str]
 
     def spec(self, source: str, **told: Any) -> BackboneSpec:
         """The spec of the weights: the one that came with them, else from their shapes."""
@@ -193,7 +200,9 @@ def read_weights(
         {"status": "left out", "tensor": None, "from": one_line(key), "shape": kind}
         for key, kind in found.beside.items()
     ]
-    return Given(state, rows, path, own, found.stated)
+    start = prefix or next(iter(bodies(found.state)), "")
+    beside = {key.removeprefix(start): kind for key, kind in found.beside.items()}
+    return Given(state, rows, path, own, found.stated, beside)
 
 
 def _from_json(text: str, place: str, tensors: int) -> BackboneSpec:

@@ -22,7 +22,7 @@ from attention.execution import autotune, backends, dispatch
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
 from attention.kernels import fused, launch
-from attention.softmax import branch
+from attention.softmax.grouped_attention import branch
 
 DEVICE = "cpu" if fused.INTERPRETED else "cuda"
 OFF = -math.inf

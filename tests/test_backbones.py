@@ -539,6 +539,30 @@ def test_norm_before_and_after():
         assert torch.equal(block(x), y)
 
 
+@torch.no_grad()
+def test_norms_on_the_residual_start_at_zero():
+    """As Swin V2's authors initialise them: every new block is the identity; others start at 1."""
+    for norm, start in (("res_post", 0), ("pre", 1)):
+        for stage in backbones.create(notation("swin", f"norm={norm}")).stages:
+            for block in stage.blocks:
+                for layer in (block.norm1, block.norm2):
+                    assert bool((layer.weight == start).all() and (layer.bias == 0).all())
+                x = images(1, 3, 3, stage.spec.dim)
+                assert torch.equal(block(x), x) == (norm == "res_post")
+
+
+# -- checkpointing ---------------------------------------------------------------------------
+
+
+def test_checkpointing_is_switched_on_and_off():
+    model = create("swin")
+    for enable, per, wanted in (
+        (True, "block", "block"), (True, "stage", "stage"), (False, "stage", None),
+    ):  # fmt: skip
+        model.set_grad_checkpointing(enable, per)
+        assert [stage.checkpointing for stage in model.stages] == [wanted] * 4
+
+
 # -- small maps ------------------------------------------------------------------------------
 
 
@@ -603,6 +627,12 @@ def test_stripe_that_covers_the_map():
     assert windows(pad.resolve())[3] == "cross"
 
 
+@pytest.mark.parametrize("size", [(224, 448), (448, 224)])
+def test_a_stripe_that_covers_one_side_alone_stays(size):
+    spec = backbones.parse("cswin_t/4=cross:size=7/small_maps=shrink_both")
+    assert windows(spec.resolve(size))[3] == "cross"
+
+
 # -- which block shifts ----------------------------------------------------------------------
 
 
@@ -651,3 +681,13 @@ def test_cost_has_a_row_for_every_part(family):
     assert {part.column for part in parts} <= {
         "projection", "mixing", "position", "mlp", "resample", "head",
     }  # fmt: skip
+
+
+def test_positions_before_a_block_are_counted():
+    """Nine multiply-adds a channel and token, in every block."""
+    for stage, (h, w) in enumerate([(16, 21), (8, 11), (4, 6), (2, 3)]):
+        parts = create("swin", "position=cpe").cost(61, 83)
+        dim = create("swin").spec.stages[stage].dim
+        own = [part for part in parts if part.module.startswith(f"stages.{stage}.")]
+        found = {part.module: part.macs for part in own if part.module.endswith("cpe")}
+        assert found == {f"stages.{stage}.blocks.{i}.cpe": 9 * dim * h * w for i in (0, 1)}

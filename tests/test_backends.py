@@ -334,6 +334,17 @@ def test_the_reference_runs_where_operators_are_observed(monkeypatch):
 
 
 @torch.no_grad()
+def test_training_takes_the_reference():
+    """In training mode drop path draws once for the whole batch, asked for parts or not."""
+    model, x = create("swin", "drop_path=0.5"), images(3, 3, 64, 64)
+    with attention.backend("cpu"):
+        assert names_of(model, x) == {"cpu"}
+        chosen = attention.backend_of(model.train(), x)
+    assert {c.reason for c in chosen.values()} == {"in training mode"}
+    assert {c.name for c in chosen.values()} == {"reference"}
+
+
+@torch.no_grad()
 def test_counters_see_the_reference():
     """Under a counter the whole batch runs at once; torch's counts its math kernel's products."""
     model, x = create("swin"), images(3, 3, 32, 32)
@@ -506,7 +517,7 @@ def test_planted_mistakes_are_seen(place, name, wrong, monkeypatch, smallest):
         def wrong(key, make, *, owner=None):
             return made.setdefault(str(key), make())
 
-        from attention.softmax import branch
+        from attention.softmax.grouped_attention import branch
 
         place = branch
     monkeypatch.setattr(place, name, wrong)

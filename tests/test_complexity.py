@@ -7,7 +7,7 @@ import json
 import pytest
 
 from analysis import complexity, formulas
-from attention import SpecError, make_config, names
+from attention import SpecError, make_config, names, parse
 
 PAPER = {"w_msa": 145108992, "msa": 2003828736}  # Swin Transformer, section 3.2
 
@@ -130,3 +130,11 @@ def test_bad_requests(argv):
 def test_a_plug_in_has_no_formula():
     assert formulas.formula(make_config("window"), 7, 7, 8).divides
     assert formulas.formula(object(), 7, 7, 8) is None
+
+
+def test_stripes_are_as_wide_and_high_as_their_formula_says():
+    """2 x 3 on 6 x 9 tokens: a token meets 6 x 3 keys in half of the channels, 2 x 9 in half."""
+    h, w, c = 6, 9, 8
+    for size, met in (("2x3", 6 * 3 + 2 * 9), ("1x9", 6 * 9 + 1 * 9), ("6x1", 6 * 1 + 6 * 9)):
+        found = formulas.formula(parse(f"cross:size={size}"), h, w, c)
+        assert found.divides and found.macs == 4 * h * w * c**2 + 2 * h * w * met * c // 2

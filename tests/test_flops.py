@@ -375,6 +375,13 @@ def test_the_memory_estimate_follows_what_lives_together():
     assert counters.on_meta(Held(), (1, 3, 16, 16)).peak_bytes == 8 * image
 
 
+def test_the_memory_estimate_is_of_the_largest_moment():
+    """64 wide maps beside one, long before the end."""
+    narrow = [nn.Conv2d(1, 1, 1) for _ in range(3)]
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 1, 1), *narrow)
+    assert counters.on_meta(model, (1, 3, 16, 16)).peak_bytes == 4 * (64 + 1) * 16 * 16
+
+
 class Several(nn.Module):
     """Two maps, in whatever they are handed over."""
 
@@ -412,3 +419,31 @@ def test_activations_of_an_operator_with_several_outputs_are_of_its_first():
     assert out[1].numel() > 0
     tally = counters.on_meta(Fused(), (2, 3, 8, 16))
     assert tally.activations == 2 * 3 * 8 * 16 and tally.macs[""] == 2 * (2 * 3 * 8 * 8 * 16)
+
+
+def test_a_budget_of_memory_holds_the_weights():
+    model = nn.Conv2d(3, 64, 9)
+    witness = counters.on_meta(model, (1, 3, 16, 16))
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    assert weights > witness.peak_bytes > 0
+    need = weights + witness.peak_bytes
+    assert analysis.count(model, 16, budget=Budget(memory=need)).macs_fvcore is not None
+    report = analysis.count(model, 16, budget=Budget(memory=need - 1))
+    assert report.macs_fvcore is None and "--max-memory" in report.note
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_one_row_that_differs_is_exit_code_one(bad, monkeypatch):
+    from analysis import counting
+
+    real, made = counting.count, []
+
+    def count(model, size, **options):
+        report = real(model, size, trace=False, name=options["name"])
+        made.append(report)
+        report.agree = len(made) - 1 != bad
+        return report
+
+    monkeypatch.setattr(counting, "count", count)
+    argv = ["--backbone", "swin_t", "pale_t", "--img-size", "32", "--out", "/dev/null"]
+    assert flops.main(argv) == (1 if bad < 2 else 0)

@@ -612,6 +612,12 @@ def test_the_strip_is_to_scale(seed):
     assert f"{total(sizes).params:,} parameters, {total(sizes).macs:,} MACs" in lines[0]
 
 
+def test_the_strip_has_the_share_of_the_macs():
+    """767, 781, 2,183 and 760 of 4,491 millions; of the parameters stage 4 has half."""
+    lines = show.strip(variants.get("swin_t").spec, (224, 224)).splitlines()
+    assert [int(row[7]) for line in lines if (row := LINE.match(line))] == [17, 17, 49, 17]
+
+
 def test_a_name_cannot_draw_on_the_terminal(folder, capsys):
     """A file's own name is shown without what a terminal obeys, by show and diff."""
     spec = replace(variants.get("swin_t").spec, name="\x1b[31mred\nstage 9\u202e")
@@ -673,6 +679,14 @@ def test_a_difference_says_what_changed_and_what_it_costs(seed):
             assert row[f"{what}_%"] == pytest.approx(100 * (after / before - 1), abs=1e-9)
 
 
+def test_the_head_and_the_stem_have_their_rows():
+    """The head with the last norm is by itself, the stem in the first stage."""
+    sizes, dim = stage_sizes(variants.get("swin_t").spec), 768
+    assert len(sizes) == 5 and sizes[-1] == (1000 * dim + 1000 + 2 * dim, 1000 * dim)
+    stem = stage_sizes(backbones.parse("swin_t/patch_norm=false"))
+    assert sizes[0].params - stem[0].params == 2 * 96 and sizes[1:] == stem[1:]
+
+
 def test_a_stage_more_is_a_row(capsys):
     assert diff.main(["swin_t", "swin_t/stages=3", "--format", "json"]) == 0
     data = json.loads(capsys.readouterr().out)
@@ -723,6 +737,23 @@ def reachable(spec, by, counts):
     for move in itertools.product(*moves):
         if sum(m != 0 for m in move) <= 2:
             yield tuple(max(s, c + m) for c, m, s in zip(counts, move, steps, strict=True))
+
+
+def test_an_amount_has_its_unit():
+    units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    assert {unit: fit.amount(f"4.5{unit}" if unit else "4") for unit in units} == {
+        unit: int(4.5 * size) for unit, size in units.items()
+    }
+
+
+@pytest.mark.parametrize(("percent", "code"), [
+    (50, 1), (98.5, 1), (99.5, 0), (100, 0), (100.5, 0), (101.5, 1), (300, 1),
+])  # fmt: skip
+def test_the_exit_code_is_one_beyond_one_percent_on_either_side(percent, code, monkeypatch, capsys):
+    spec = backbones.parse(TINY)
+    monkeypatch.setattr(fit, "fit", lambda *args, **options: (spec, int(1e4 * percent)))
+    found, row = fitted(TINY, "--macs", "1M", capsys=capsys)
+    assert found == code and row["error_%"] == pytest.approx(percent - 100)
 
 
 @pytest.mark.parametrize("by", ["width", "depth"])

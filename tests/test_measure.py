@@ -35,7 +35,7 @@ from analysis import (
 from analysis.entries import Entry, from_dict
 from analysis.influence import randomise
 from analysis.results import lines
-from analysis.timing import Clock, Runner, measure
+from analysis.timing import KNOWN, Clock, Runner, measure
 from attention.execution import backends
 from backbones.originals import difference
 from transom.errors import SpecError
@@ -126,6 +126,18 @@ def test_a_machine_that_slows_down_is_called_unstable():
     assert own.unstable
     (steady,) = measure([runner(Device(), lambda call: 0.1)], samples=10, clock=Device().clock())
     assert not steady.unstable
+
+
+def test_no_input_is_timed_twice():
+    """But for the known ones, which answers are compared on; a repeat is of the very tensor."""
+    device, seeds = Device(), []
+    made = runner(device, lambda call: 0.1)
+    counted = Runner("one", lambda seed: seeds.append(seed) or seed, made.call, made.read)
+    (own,) = measure([counted], samples=8, clock=device.clock())
+    known = [seed for seed in seeds if seed < KNOWN]
+    assert sorted(known) == [0, 0, 1, 1] and len(own.seen) == 2  # before, and in rounds 0 and 4
+    rest = [seed for seed in seeds if seed >= KNOWN]
+    assert len(set(rest)) == len(rest) == own.warm + 6
 
 
 # -- order -----------------------------------------------------------------------------------
@@ -224,6 +236,14 @@ def judged(backend) -> tuple[str, float]:
     return own.wrong, verdict.cached(own.firsts, own.repeats)
 
 
+def test_a_difference_is_relative_and_no_number_is_infinitely_wrong():
+    wanted = torch.tensor([4.0, -8.0])
+    assert calling.relative(torch.tensor([4.0, -7.0]), wanted) == 1 / 8
+    assert calling.relative(torch.tensor([0.25]), torch.tensor([0.0])) == 0.25  # in units of 1
+    for bad in (torch.tensor([4.0, torch.nan]), torch.tensor([4.0, torch.inf]), wanted[:1]):
+        assert calling.relative(bad, wanted) == float("inf")
+
+
 def test_an_honest_backend_is_believed():
     assert judged(honest) == ("", 0.0)
 
@@ -302,6 +322,12 @@ def test_peak_memory_is_what_was_held_together():
     assert memory.grown(together)[0] == pytest.approx(3 * side, rel=0.1)
     assert memory.grown(one_by_one)[0] < 2.2 * side
     assert memory.grown(lambda: None)[0] < side / 20
+
+
+def test_kilobytes_of_the_system_are_1024(monkeypatch):
+    text = "Name:\tpython\nVmHWM:\t  2048 kB\nVmRSS:\t  1024 kB\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: text)
+    assert (memory._status("VmHWM"), memory._status("VmRSS")) == (2 * 2**20, 2**20)
 
 
 def test_memory_is_of_a_later_step(monkeypatch):

@@ -121,6 +121,58 @@ def test_mixers_of_the_footprint_tests_are_all_there_are():
     assert {name.partition(":")[0] for name in MIXERS} >= set(names()) - {"pool"}
 
 
+def test_shares_are_of_what_is_seen_by_then():
+    seen = torch.tensor([[0, 1], [2, 4]])
+    assert studies._shares(seen, (1, 2, 4), " -> ") == "25% -> 50% -> 75%"
+
+
+@pytest.mark.parametrize("cpe", [False, True])
+def test_a_block_reads_its_own_token(cpe):
+    """By the residual, whatever its mixer reads; a convolution before it reads the eight around."""
+
+    class Elsewhere:
+        config = "elsewhere"
+
+        def region(self, h, w, query):
+            return torch.zeros(h, w, dtype=torch.bool)
+
+    seen = footprint.mixer_step(Elsewhere(), (5, 6), cpe=cpe).reads((2, 3))
+    wanted = torch.zeros(5, 6, dtype=torch.bool)
+    wanted[slice(1, 4) if cpe else 2, slice(2, 5) if cpe else 3] = True
+    assert torch.equal(seen, wanted)
+
+
+@pytest.mark.parametrize("edit", [
+    "stem=patch", "stem=overlap", "stem=overlap_same", "downsample=merge", "downsample=conv_norm",
+])  # fmt: skip
+def test_what_a_convolution_reads_is_what_its_gradient_reaches(edit):
+    """Of every token, at the edges too: odd maps are padded at the bottom and right."""
+    model = tiny.create("swin", edit, "patch_size=3")
+    stem = edit.startswith("stem")
+    layer, channels, stride = (
+        (model.stem, 3, 3) if stem else (model.stages[1].downsample, 8, 2)
+    )
+    before = (7, 8) if stem else (5, 6)
+    after = tuple(-(-side // stride) for side in before)
+    step = footprint.conv_step(layer, before, after, 0)
+    x = torch.randn(1, channels, *before, requires_grad=True)
+    weights = torch.randn(layer(x).shape[1])
+    for i, j in itertools.product(*map(range, after)):
+        (grad,) = torch.autograd.grad(layer(x)[0, :, i, j] @ weights, x)
+        assert torch.equal(grad[0].abs().amax(0) > 0, step.reads((i, j))), (i, j)
+
+
+def test_parameters_are_drawn_from_their_own_seed():
+    """Whatever was drawn before: what is compared has the same weights in any process."""
+    hashes = []
+    for global_seed, own in ((0, 1), (5, 1), (0, 2)):
+        torch.manual_seed(global_seed)
+        model = backbones.create(SMALL)
+        torch.manual_seed(global_seed)
+        hashes.append(tiny.state_hash(tiny.randomise(model, own)))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def test_first_seen_nests():
     steps = footprint.pattern_steps(read_pattern("window:size=3+axial"), 4, (9, 9))
     seen = footprint.first_seen(steps, (4, 4), [4, 1, 2])

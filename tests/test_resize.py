@@ -26,6 +26,21 @@ def test_one_channel_is_the_sum_and_equal_channels_answer_as_before():
         torch.testing.assert_close(resize.inputs(kernel, channels).sum(1), kernel.sum(1))
 
 
+@pytest.mark.parametrize("axis", ["rows", "columns"])
+@pytest.mark.parametrize(("old", "new"), [((2, 3), (4, 3)), ((3, 2), (5, 4)), ((1, 4), (2, 4))])
+def test_a_table_that_varies_along_one_axis_still_does(axis, old, new):
+    """Height first, before and after; the other axis stays constant, and the order rises."""
+    (h, w), (tall, wide) = ([2 * side - 1 for side in extent] for extent in (old, new))
+    column, row = torch.arange(h)[:, None].expand(h, w), torch.arange(w).expand(h, w)
+    values = (column if axis == "rows" else row).flatten().double()
+    found = resize.table(torch.stack([values, -values], 1), old, new)
+    assert found.shape == (tall * wide, 2)
+    picture = found[:, 0].unflatten(0, (tall, wide))
+    picture = picture if axis == "rows" else picture.T
+    assert torch.allclose(picture, picture[:, :1], atol=1e-12)
+    assert (picture.diff(dim=0) >= 0).all() and torch.equal(found[:, 1], -found[:, 0])
+
+
 def pretrained(spec):
     return [[mixer.pretrained_window for mixer in stage.mixers] for stage in spec.stages]
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from analysis import reporting, results
+from analysis import latency, reporting, results
 from analysis.entries import Entry
 from analysis.results import best, compare, lines
 from transom.errors import SpecError
@@ -173,6 +173,29 @@ def test_the_batch_that_was_used_is_shown():
     assert reporting.full([line])[0]["img/s"] == pytest.approx(2 / line.summary.median)
 
 
+def test_the_best_is_by_image():
+    """A batch that was halved takes half the time, and is no faster."""
+    whole = rows_of(peer("timm", batch=8), median=1.0)
+    halved = rows_of(peer("torchvision", batch=8), median=0.6, batch_used=4)
+    found = lines([*whole, *halved])
+    assert best(found).entry.library == "timm" == best(found[::-1]).entry.library
+
+
+def test_measured_columns_are_in_their_units():
+    """Milliseconds, images a second, MiB: of a batch of 4 that takes a second."""
+    entry = Entry(kind="named", what="swin_t", batch=4)
+    memory = [{**rows_of(entry, processes=1)[0], "key": "m", "kind": "memory",
+               "peak_bytes": 3 * 2**20, "growth_bytes": 2**20}]  # fmt: skip
+    (line,) = lines([*rows_of(entry), *memory])
+    found = latency._columns(line)
+    assert found["latency_ms"] == pytest.approx(1e3 * line.summary.median)
+    assert found["latency_iqr"] == pytest.approx(1e3 * line.summary.iqr)
+    low, high = (float(part) for part in found["latency_ci"].split(" (")[0].split(" - "))
+    assert low <= found["latency_ms"] <= high and low > 900
+    assert found["images_per_s"] == pytest.approx(4e3 / found["latency_ms"])
+    assert (found["peak_mib"], found["latency_n"]) == (3, "10 x 10")
+
+
 # -- numbers ---------------------------------------------------------------------------------
 
 
@@ -229,6 +252,10 @@ def test_memory_joins_its_line():
 def test_one_key_counts_once_and_machines_stay_apart():
     rows = rows_of(ours())
     assert lines(rows + rows)[0].summary == lines(rows)[0].summary
+    again = rows_of(ours(), median=2.0, unstable=True)  # of the same keys: the first counts
+    assert (lines(rows + again)[0].summary, lines(rows + again)[0].unstable) == (
+        lines(rows)[0].summary, 0,
+    )  # fmt: skip
     both = lines(rows + rows_of(ours(), place={"processor": "Q"}))
     assert len(both) == 2 and reporting.places(both).count("\n") == 1
     late = lines(rows + rows_of(ours(), place={"mhz_now": 1.0}))

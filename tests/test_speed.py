@@ -133,6 +133,27 @@ def test_other_settings_and_other_code_are_measured_anew():
     assert not campaign.tasks(campaign.Plan(groups=[group], processes=2), place, keys())
 
 
+def test_resuming_takes_the_rows_that_are_asked_for(tmp_path, monkeypatch):
+    """Of a store with rows of two settings: those of the plan, once each, and the missing ones."""
+    entry = Entry(kind="backbone", what="swin_t")
+    place, into = {"code": "c"}, Store(tmp_path / "s.jsonl")
+    monkeypatch.setattr(
+        campaign, "work", lambda job: ([{"status": "ok", "by": job["seed"]}], 0, "")
+    )
+
+    def run(samples, processes):
+        plan = campaign.Plan(groups=[[entry]], processes=processes, samples=samples, memory=0)
+        return campaign.run(plan, place, into=into, resume=True)
+
+    few, other = run(5, 2), run(10, 1)
+    assert [row["process"] for row in few] == [0, 1] and len(other) == 1
+    found = run(5, 3)
+    assert [row["process"] for row in found] == [0, 1, 2]
+    assert [row["key"] for row in found[:2]] == [row["key"] for row in few]
+    assert other[0]["key"] not in {row["key"] for row in found}
+    assert len(into.read()[0]) == 4
+
+
 def test_a_pipe_and_a_process_of_its_own(tmp_path):
     """The whole of it once, as a user types it."""
     out = tmp_path / "t.csv"

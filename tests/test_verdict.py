@@ -107,6 +107,13 @@ def test_a_summary_has_its_spread(processes):
     assert 0 <= found.level <= 1 and found.p95 in every
 
 
+@pytest.mark.parametrize(("n", "p95"), [(1, 1), (10, 10), (19, 19), (20, 19), (100, 95), (101, 96)])
+def test_the_95th_percentile_is_the_least_value_that_so_many_do_not_exceed(n, p95):
+    values = [float(i) for i in range(1, n + 1)]
+    random.Random(0).shuffle(values)
+    assert summarise([values]).p95 == p95
+
+
 def test_no_median_stands_alone():
     with pytest.raises(TypeError):
         Summary(median=1.0)  # type: ignore[call-arg]
