@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from analysis import heads, peers, published
-from backbones import variants
+from backbones.specs import variants
 from transom import cli, table
 from transom.errors import SpecError
 

@@ -18,9 +18,9 @@ from analysis.influence import randomise
 from analysis.timing import Runner
 from attention.execution.backends import Choice, backend
 from attention.execution.dispatch import recorded
-from backbones.model import HierarchicalBackbone
-from backbones.notation import parse
-from backbones.spec import edit
+from backbones.model.backbone import HierarchicalBackbone
+from backbones.specs.notation import parse
+from backbones.specs.spec import edit
 from transom.errors import SpecError
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from analysis import latency, published
-from backbones import variants
+from backbones.specs import variants
 from transom import cli, table
 from transom.errors import SpecError, nearest
 

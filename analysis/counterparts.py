@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from attention.catalogue import CosineConfig, WindowConfig
-from backbones import originals, planning, variants
-from backbones.model import HierarchicalBackbone
-from backbones.notation import parse
-from backbones.spec import BackboneSpec
+from backbones.model.backbone import HierarchicalBackbone
+from backbones.specs import variants
+from backbones.specs.notation import parse
+from backbones.specs.spec import BackboneSpec
+from backbones.weights import match, reference_models
 from transom.errors import SpecError, nearest
 
 FUSED = "timm-fused"  # timm with its fused attention on, which it leaves off for Swin
-LIBRARIES = (*originals.LIBRARIES, FUSED)
+LIBRARIES = (*reference_models.LIBRARIES, FUSED)
 _FREE = ("name", "stages", "img_size", "in_channels", "num_classes", "patch_size", "drop_path",
          "small_maps")  # fmt: skip
 
@@ -64,11 +65,11 @@ def make(library: str, spec: BackboneSpec, ours: HierarchicalBackbone) -> nn.Mod
     spec: as parsed, before `resolve`.  Drop path is off, as it is in ours.  Raises WeightsError.
     """
     source = "timm" if library == FUSED else library
-    theirs = originals.original(source, spec, None)
+    theirs = reference_models.original(source, spec, None)
     body: Any = theirs.model if source == "transformers" else theirs  # without our wrapper
     state = body.state_dict()
     starts, end = _starts(state)
-    arrived = planning.convert(ours, _numbered(state, starts, source), source)
+    arrived = match.convert(ours, _numbered(state, starts, source), source)
     values = torch.zeros(end)
     own = ours.state_dict()
     for name in list(arrived):

@@ -11,8 +11,8 @@ from torch import nn
 
 from analysis import counters
 from analysis.counters import Tally
-from backbones.layers import Macs
-from backbones.model import HierarchicalBackbone
+from backbones.model.backbone import HierarchicalBackbone
+from backbones.model.layers import Macs
 from transom.errors import SpecError
 from transom.fields import read_size
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis import formulas
 from analysis.scaling import SQUARE, Number, Row, Series
-from backbones.spec import BackboneSpec
+from backbones.specs.spec import BackboneSpec
 
 
 def crossing(a: Series, b: Series, over: str, values: Sequence[Number],

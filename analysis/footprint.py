@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention.registry import MixerConfig, build
-from backbones.layers import Block, Merge, Resample, Stage
-from backbones.model import HierarchicalBackbone
-from backbones.spec import BackboneSpec, StageSpec, edit
+from backbones.model.backbone import HierarchicalBackbone
+from backbones.model.layers import Block, Merge, Resample, Stage
+from backbones.specs.spec import BackboneSpec, StageSpec, edit
 from transom.errors import SpecError
 
 Grid = tuple[int, int]

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from backbones import variants
+from backbones.specs import variants
 from transom.errors import SpecError, nearest
 
 if TYPE_CHECKING:
-    from backbones.model import HierarchicalBackbone
+    from backbones.model.backbone import HierarchicalBackbone
 
 WIDTH = 256  # channels of the FPN, RPN and RoI heads
 BOXES, MASKS = 1000, 100  # regions of interest
@@ -198,7 +198,7 @@ def backbone(name: str, dense: bool) -> HierarchicalBackbone:
     and a norm on each level instead of the last one, in the families that have norms there."""
     import torch
 
-    from backbones.model import create
+    from backbones.factory import create
 
     own = variants.get(name).spec
     with torch.device("meta"):

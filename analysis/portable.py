@@ -74,7 +74,7 @@ def row_of(name: str, text: str) -> table.Row:
     """One row: how many graphs, then a difference or "no" per format and request."""
     from analysis.influence import randomise
     from attention.execution.backends import backend
-    from backbones.model import create
+    from backbones.factory import create
 
     model = create(text)
     randomise(model).eval()
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.load_plugins(args.plugin)
     named = {text: text for text in args.backbone or ()}
     named = named or {name: f"{text}/{SMALL}" for name, text in FAMILIES.items()}
-    from backbones.notation import parse
+    from backbones.specs.notation import parse
 
     for text in named.values():
         parse(text)

@@ -15,7 +15,7 @@ from statistics import linear_regression
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analysis import formulas
-from backbones.spec import BackboneSpec, StageSpec
+from backbones.specs.spec import BackboneSpec, StageSpec
 from transom.errors import SpecError
 from transom.fields import write
 
@@ -142,7 +142,7 @@ def _model(what: BackboneSpec | StageSpec) -> nn.Module:
     import torch
 
     from attention.registry import build
-    from backbones.model import HierarchicalBackbone
+    from backbones.model.backbone import HierarchicalBackbone
 
     with torch.device("meta"):
         if isinstance(what, BackboneSpec):

@@ -13,7 +13,7 @@ from analysis import footprint as geometry
 from analysis import maps, pictures
 from analysis.pictures import Panel
 from attention.registry import parse
-from backbones.spec import read_pattern
+from backbones.specs.spec import read_pattern
 from transom.errors import SpecError
 
 if TYPE_CHECKING:

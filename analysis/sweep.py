@@ -18,8 +18,8 @@ from fractions import Fraction
 from analysis import crossings, curves, figures, scaling
 from analysis.scaling import Number, Row, Series
 from attention.registry import parse as parse_mixer
-from backbones.notation import parse as parse_backbone
-from backbones.spec import StageSpec
+from backbones.specs.notation import parse as parse_backbone
+from backbones.specs.spec import StageSpec
 from transom import cli, files, table
 from transom.errors import SpecError
 from transom.fields import read_count

@@ -32,7 +32,7 @@ def load(
     torch.manual_seed(seed)
     model = backbones.create(spec, img_size=img_size or spec.img_size).eval()
     if weights is not None:
-        from backbones.weights import load as copy
+        from backbones.weights.loading import load as copy
 
         try:
             copy(model, weights, source)

@@ -6,6 +6,7 @@
 Specs and names are plain Python; torch is imported when a model is built.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from transom.packages import require as _require
@@ -13,12 +14,13 @@ from transom.packages import require as _require
 _require("attention")
 
 from attention.registry import SpecError  # noqa: E402
-from backbones.notation import parse  # noqa: E402
-from backbones.spec import BackboneSpec, StageSpec, from_dict  # noqa: E402
+from backbones.specs.notation import parse  # noqa: E402
+from backbones.specs.spec import BackboneSpec, StageSpec, from_dict  # noqa: E402
 
 if TYPE_CHECKING:
     from attention.execution.dispatch import backend_of
-    from backbones.model import HierarchicalBackbone, create
+    from backbones.factory import create
+    from backbones.model.backbone import HierarchicalBackbone
 
 __all__ = [
     "BackboneSpec", "HierarchicalBackbone", "SpecError", "StageSpec", "backend_of", "create",
@@ -26,13 +28,13 @@ __all__ = [
 ]  # fmt: skip
 
 
+_NEED_TORCH = {
+    "HierarchicalBackbone": "backbones.model.backbone", "create": "backbones.factory",
+    "backend_of": "attention.execution.dispatch",
+}  # fmt: skip
+
+
 def __getattr__(name: str) -> Any:
-    if name in ("HierarchicalBackbone", "create"):  # these need torch
-        from backbones import model
-
-        return getattr(model, name)
-    if name == "backend_of":
-        from attention.execution.dispatch import backend_of
-
-        return backend_of
+    if name in _NEED_TORCH:
+        return getattr(importlib.import_module(_NEED_TORCH[name]), name)
     raise AttributeError(f"module 'backbones' has no attribute {name!r}")

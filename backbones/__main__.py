@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from backbones import variants
+from backbones.specs import variants
 from transom import cli, table
 
 EPILOG = """edit one with slashes: swin_t/3=pale:size=7/4=full, swin_t/1.heads=4/norm=res_post

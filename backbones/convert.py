@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from backbones.rules import PARTIAL, SOURCES, TARGETS, WAYS
+from backbones.weights.key_rules import PARTIAL, SOURCES, TARGETS, WAYS
 from transom import cli, files
 from transom.errors import SpecError, one_line
 from transom.fields import read_number, read_size
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.file.startswith("hf:") and not os.path.lexists(args.file):
         reason = "No such file or directory; expected a .safetensors or .pth file"
         raise SpecError(f"{one_line(args.file)}: cannot be read: {reason}")
-    from backbones.conversion import convert
+    from backbones.weights.conversion import convert
 
     code, text = convert(args)
     cli.emit(text, args.out)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from backbones.notation import parse
-from backbones.spec import BackboneSpec, StageSpec, fields_of
+from backbones.specs.notation import parse
+from backbones.specs.spec import BackboneSpec, StageSpec, fields_of
 from transom import cli, table
 from transom.fields import write
 
@@ -44,7 +44,7 @@ def _change(where: str, field: str, before: Any, after: Any) -> dict[str, str]:
 
 def costs(a: BackboneSpec, b: BackboneSpec, img_size: tuple[int, int]) -> list[dict[str, Any]]:
     """A row per stage, head and total: parameters and MACs of a and b, and the difference."""
-    from backbones.sizes import Size, stage_sizes, total
+    from backbones.model.sizes import Size, stage_sizes, total
 
     both = []
     for spec in (a, b):

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attention.registry import name_of
-from backbones.notation import parse
-from backbones.spec import BackboneSpec
+from backbones.specs.notation import parse
+from backbones.specs.spec import BackboneSpec
 from transom import cli, files, table
 from transom.errors import SpecError, one_line
 
@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     format = args.format or (ending if ending in TOLERANCE else "pt2")
     out = files.checked(args.out or Path(f"model.{format}"))
     require(format)
-    from backbones.model import create
+    from backbones.factory import create
 
     model = create(spec, weights=args.weights).eval()
     spec = model.spec

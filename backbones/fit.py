@@ -13,9 +13,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from backbones.notation import parse
-from backbones.spec import BackboneSpec, StageSpec
-from backbones.writing import to_notation
+from backbones.specs.notation import parse
+from backbones.specs.spec import BackboneSpec, StageSpec
+from backbones.specs.writing import to_notation
 from transom import cli, table
 from transom.errors import SpecError, one_line
 
@@ -134,7 +134,7 @@ def fit(
     the spec that keeps the proportions best is taken, else the nearest.
     Raises SpecError when no budget or two are given, or nothing can be built.
     """
-    from backbones.sizes import stage_sizes
+    from backbones.model.sizes import stage_sizes
 
     if (macs is None) == (params is None):
         raise SpecError("give one budget: macs or params")
@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     cli.load_plugins(args.plugin)
     spec = parse(args.spec)
-    from backbones.sizes import stage_sizes, total
+    from backbones.model.sizes import stage_sizes, total
 
     if args.img_size:
         spec = replace(spec, img_size=args.img_size)

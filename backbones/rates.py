@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from backbones.layers import Stem
+from backbones.model.layers import Stem
 from transom.errors import SpecError, nearest
 
 RULES = ("authors", "timm")

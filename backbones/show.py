@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from backbones import aliases, variants
-from backbones.notation import parse
-from backbones.spec import BackboneSpec
-from backbones.writing import to_toml
+from backbones.specs import aliases, variants
+from backbones.specs.notation import parse
+from backbones.specs.spec import BackboneSpec
+from backbones.specs.writing import to_toml
 from transom import cli, table
 from transom.errors import SpecError
 
@@ -21,7 +21,7 @@ WIDEST = 40  # characters of the widest stage
 
 def strip(spec: BackboneSpec, img_size: tuple[int, int]) -> str:
     """A line per stage, as wide as its channels; a letter per block, one for each mixer."""
-    from backbones.sizes import stage_sizes, total
+    from backbones.model.sizes import stage_sizes, total
 
     sizes = stage_sizes(spec, img_size)
     whole = total(sizes)

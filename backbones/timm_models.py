@@ -28,11 +28,12 @@ from timm.models import (
 from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import Tensor, nn
 
-from backbones import keywords, variants
-from backbones.layers import Stage, Stem, linear, nchw, nhwc
-from backbones.model import HierarchicalBackbone
-from backbones.notation import parse
-from backbones.spec import edit
+from backbones import timm_keywords
+from backbones.model.backbone import HierarchicalBackbone
+from backbones.model.layers import Stage, Stem, linear, nchw, nhwc
+from backbones.specs import variants
+from backbones.specs.notation import parse
+from backbones.specs.spec import edit
 from transom.errors import SpecError, one_line
 from transom.fields import read_number, read_size
 
@@ -95,7 +96,7 @@ class TimmBackbone(HierarchicalBackbone):
         }  # fmt: skip
         fields = {key: value for key, value in given.items() if value is not None}
         resolved = edit(parse(spec), spec, **fields)
-        keywords.check(resolved, asked)
+        timm_keywords.check(resolved, asked)
         with contextlib.nullcontext() if device is None else torch.device(device):
             super().__init__(resolved)
         self._describe_head(self.spec.num_classes, global_pool)

@@ -49,7 +49,7 @@ def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
     """A group for every model, mode and batch: ours first.  Raises SpecError."""
     from analysis.counterparts import has_one
     from analysis.pieces import IN
-    from backbones.notation import parse
+    from backbones.specs.notation import parse
 
     found = []
     for mode in args.mode:

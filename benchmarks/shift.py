@@ -18,7 +18,7 @@ from typing import Any
 
 from analysis.campaign import Plan
 from analysis.entries import MODES, Entry
-from backbones.notation import parse
+from backbones.specs.notation import parse
 from benchmarks import options
 from transom import cli, table
 from transom.errors import SpecError

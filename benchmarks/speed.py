@@ -18,8 +18,8 @@ from typing import Any
 from analysis.campaign import Plan
 from analysis.entries import BACKENDS, LAYOUTS, MODES, Entry
 from analysis.store import to_csv
-from backbones.notation import parse
-from backbones.spec import BackboneSpec
+from backbones.specs.notation import parse
+from backbones.specs.spec import BackboneSpec
 from benchmarks import options
 from transom import cli, table
 from transom.errors import SpecError

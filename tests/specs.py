@@ -7,7 +7,7 @@ import random
 
 import attention
 from attention.registry import config_class
-from backbones.spec import DOWNSAMPLES, SMALL_MAPS, STEMS, BackboneSpec, SpecError, StageSpec
+from backbones.specs.spec import DOWNSAMPLES, SMALL_MAPS, STEMS, BackboneSpec, SpecError, StageSpec
 
 BUILT_IN = ("window", "cosine", "axial", "cross", "pale", "shuffle", "token_mlp", "full")
 VALUES = {

@@ -18,7 +18,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 import analysis
 from analysis import audit, counters, heads, published
-from backbones import create, variants
+from backbones import create
+from backbones.specs import variants
 from transom import table
 from transom.errors import SpecError
 

@@ -165,7 +165,7 @@ def test_the_main_job_prints_only_its_answer():
 
 def test_listings_are_complete():
     from attention import names
-    from backbones import variants
+    from backbones.specs import variants
 
     done = without_torch("attention", "--format", "json")
     rows = json.loads(done.stdout)["rows"]

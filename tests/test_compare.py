@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from analysis import compare, published
-from backbones import variants
+from backbones.specs import variants
 from transom import table
 from transom.errors import SpecError
 

@@ -16,10 +16,12 @@ from test_peers import distance, small_torchvision, theirs
 from tiny import images, randomise, state_hash
 
 import backbones
-from backbones import convert, resize, variants, weights
-from backbones.detect import source_of
-from backbones.resize import Adapt
-from backbones.storage import WeightsError
+from backbones import convert, weights
+from backbones.files.storage import WeightsError
+from backbones.specs import variants
+from backbones.weights import resize
+from backbones.weights.detect_source import source_of
+from backbones.weights.resize import Adapt
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
@@ -330,15 +332,15 @@ def test_other_names_are_no_other_numbers():
 def test_what_another_library_would_run_otherwise_is_refused(edit, target, asked):
     """Their names may fit what their code computes in another way."""
     model = weights.load(None, theirs(swin_timm()), **TOLD_SMALL).model
-    spec = backbones.spec.from_dict({**model.spec.to_dict(), "name": "small"})
+    spec = backbones.specs.spec.from_dict({**model.spec.to_dict(), "name": "small"})
     field, _, value = edit.partition("=")
     if field.isdecimal():
         stages = list(spec.stages)
-        mixers = backbones.spec.read_pattern(value)
+        mixers = backbones.specs.spec.read_pattern(value)
         stages[int(field) - 1] = dataclasses.replace(stages[int(field) - 1], mixers=mixers)
         spec = dataclasses.replace(spec, stages=tuple(stages))
     else:
-        spec = backbones.spec.edit(spec, "small", **{field: value})
+        spec = backbones.specs.spec.edit(spec, "small", **{field: value})
     with pytest.raises(WeightsError, match=asked):
         weights.export(backbones.HierarchicalBackbone(spec), target)
 
@@ -433,10 +435,10 @@ MISTAKES = [(make, m) for make in (swin_timm, swinv2_timm)
 @pytest.mark.parametrize(("make", "mistake"), MISTAKES)
 def test_check_catches_wrong_orders(make, mistake, tmp_path, capsys, monkeypatch):
     """A converter that makes this mistake: same shapes, exit code 1 and DIFFERS."""
-    from backbones import planning
+    from backbones.weights import loading, match
 
     path = stored(make(depths=[2, 4, 2, 2]), tmp_path)
-    right = planning.plan
+    right = match.plan
 
     def wrong(*args, **kwargs):
         found, rows = right(*args, **kwargs)
@@ -445,7 +447,7 @@ def test_check_catches_wrong_orders(make, mistake, tmp_path, capsys, monkeypatch
         assert any(not torch.equal(before[name], found[name]) for name in found)
         return found, rows
 
-    monkeypatch.setattr(weights, "plan", wrong)
+    monkeypatch.setattr(loading, "plan", wrong)
     code, text = run(capsys, path, "--to", tmp_path / "o.safetensors", "--check", *V2_TOLD)
     assert code == 1 and "DIFFERS" in text
 
@@ -516,7 +518,7 @@ def test_tables():
     for way in ("bicubic", "timm"):
         assert torch.equal(resize.table(table, (7, 7), (7, 7), way), table)
         if way == "timm" and squares_only:
-            with pytest.raises(backbones.weights.WeightsError, match=r"timm >= 1\.0\.31"):
+            with pytest.raises(backbones.weights.loading.WeightsError, match=r"timm >= 1\.0\.31"):
                 resize.table(images(7 * 15, 3), (4, 8), (7, 5), way)
             continue
         flat = resize.table(torch.full((7 * 15, 3), 0.7), (4, 8), (7, 5), way)

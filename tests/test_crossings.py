@@ -9,7 +9,7 @@ import pytest
 from analysis import crossings
 from analysis.scaling import Series
 from attention.registry import parse
-from backbones.spec import StageSpec
+from backbones.specs.spec import StageSpec
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import analysis
 import backbones
 from analysis import counters, flops, peers
 from analysis.counting import Budget
-from backbones import variants
+from backbones.specs import variants
 from transom.errors import SpecError
 
 GIGANTIC = {  # the published shape of SwinV2-G: 3 billion parameters
@@ -137,7 +137,7 @@ def test_a_thousand_specs_count_alike(data):
 
 def test_a_wrong_formula_is_found(monkeypatch):
     """One MAC too many in the MLP of one block is a disagreement, and exit code 1."""
-    from backbones.layers import MLP
+    from backbones.model.layers import MLP
 
     real = MLP.cost
     monkeypatch.setattr(MLP, "cost", lambda self, h, w: real(self, h, w) + 1)
@@ -148,7 +148,7 @@ def test_a_wrong_formula_is_found(monkeypatch):
 
 def test_macs_in_the_wrong_stage_are_found(monkeypatch):
     """Equal totals are not enough: the modules must agree too."""
-    from backbones.model import HierarchicalBackbone
+    from backbones.model.backbone import HierarchicalBackbone
 
     real = HierarchicalBackbone.cost
 

@@ -18,10 +18,10 @@ from torch import nn
 import backbones
 from attention.execution import torch_private
 from backbones import weights
-from backbones.detect import source_of
-from backbones.locate import locate
-from backbones.standins import StandIn
-from backbones.storage import WeightsError
+from backbones.files.locate import locate
+from backbones.files.standins import StandIn
+from backbones.files.storage import WeightsError
+from backbones.weights.detect_source import source_of
 
 MIXERS = {"swin": "window:size=2", "swinv2": "cosine:size=2,mask_value=-100"}
 
@@ -183,7 +183,7 @@ def test_a_stand_in_takes_everything():
 
 def test_without_torchs_private_names(tmp_path, monkeypatch):
     """An object of a class that extends dict is then refused by torch, in one line."""
-    from backbones import standins
+    from backbones.files import standins
 
     path = tmp_path / "train.pth"
     with foreign(w=3) as thing:

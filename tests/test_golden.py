@@ -19,9 +19,9 @@ import attention
 import backbones
 from attention.execution import chunks
 from attention.mixers.cross import CrossMixer
-from backbones.layers import nhwc
-from backbones.rules import find
-from backbones.weights import WeightsError, convert, load
+from backbones.model.layers import nhwc
+from backbones.weights.key_rules import find
+from backbones.weights.loading import WeightsError, convert, load
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(str(path.parent.relative_to(GOLDEN)) for path in GOLDEN.glob("*/*/case.json"))

@@ -24,10 +24,11 @@ from specs import BUILT_IN, draw_mixer, draw_spec
 
 import backbones
 from attention import registry
-from backbones import aliases, diff, fit, show, variants
-from backbones.sizes import stage_sizes, total
-from backbones.spec import BackboneSpec, StageSpec, fields_of
-from backbones.writing import to_notation, to_toml
+from backbones import diff, fit, show
+from backbones.model.sizes import stage_sizes, total
+from backbones.specs import aliases, variants
+from backbones.specs.spec import BackboneSpec, StageSpec, fields_of
+from backbones.specs.writing import to_notation, to_toml
 from transom.errors import SpecError
 
 NAMES = ["", "plain", "a/b=c", "\u00e4\n'\"\\", "\x00\x1f\x7f\x85", "\u2028\u202e\ufeff", "# x",
@@ -181,7 +182,7 @@ def judge(text: str) -> str:
     assert backbones.from_dict(spec.to_dict()) == spec
     again = to_notation(spec)
     assert backbones.parse(again) == replace(spec, name=again)
-    assert spec.name in (text, backbones.variants.ALIASES.get(text, text))
+    assert spec.name in (text, backbones.specs.variants.ALIASES.get(text, text))
     return "accepted"
 
 

@@ -37,7 +37,7 @@ from analysis.influence import randomise
 from analysis.results import lines
 from analysis.timing import KNOWN, Clock, Runner, measure
 from attention.execution import backends
-from backbones.originals import difference
+from backbones.weights.reference_models import difference
 from transom.errors import SpecError
 
 WINDOW = "/".join(f"{i}=window:size=4" for i in (1, 2, 3, 4))

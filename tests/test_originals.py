@@ -6,17 +6,18 @@ from types import SimpleNamespace
 import pytest
 
 import backbones
-from backbones import hub, originals
+from backbones.files import hub
+from backbones.weights import reference_models
 
 
 def test_the_window_is_the_one_before_any_shrinks():
-    assert originals._nominal(backbones.parse("swinv2_t_w16")) == (16, 16)  # 16 16 16 8
-    assert originals._nominal(backbones.parse("swin_b_384")) == (12, 12)
+    assert reference_models._nominal(backbones.parse("swinv2_t_w16")) == (16, 16)  # 16 16 16 8
+    assert reference_models._nominal(backbones.parse("swin_b_384")) == (12, 12)
 
 
 def test_every_stage_has_its_own_pretrained_window():
-    assert originals._pretrained(backbones.parse("swinv2_b_w12to24")) == [12, 12, 12, 6]
-    assert originals._pretrained(backbones.parse("swinv2_t")) == [0, 0, 0, 0]
+    assert reference_models._pretrained(backbones.parse("swinv2_b_w12to24")) == [12, 12, 12, 6]
+    assert reference_models._pretrained(backbones.parse("swinv2_t")) == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("name", "revision"), [

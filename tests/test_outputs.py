@@ -283,7 +283,7 @@ def test_a_hostile_name_reads_back_from_toml(tmp_path, monkeypatch, capsys):
     """Nothing is lost in a file of ours: what is not shown is written by its number."""
     import backbones
     from backbones import show
-    from backbones.writing import to_toml
+    from backbones.specs.writing import to_toml
 
     name = "".join(NAMES.values()) + "\U000e0001"
     spec = backbones.from_dict({**backbones.parse("swin_t").to_dict(), "name": name})

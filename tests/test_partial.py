@@ -13,10 +13,10 @@ from tiny import create, images, notation, randomise, state_hash
 
 import backbones
 from backbones import convert, weights
-from backbones.notation import parse
-from backbones.partial import dropped, renamed, replaced
-from backbones.resize import Adapt
-from backbones.storage import WeightsError
+from backbones.files.storage import WeightsError
+from backbones.specs.notation import parse
+from backbones.weights.partial import dropped, renamed, replaced
+from backbones.weights.resize import Adapt
 from transom.errors import SpecError
 
 timm = pytest.importorskip("timm")
@@ -93,7 +93,7 @@ def test_one_stage_exchanged(library, tmp_path):
 
 
 def notation_of(model):
-    from backbones.writing import to_notation
+    from backbones.specs.writing import to_notation
 
     text = to_notation(model.spec)
     for i in range(1, 5):  # written out, to be replaced

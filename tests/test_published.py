@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 
 from analysis import peers, published
-from backbones import variants
+from backbones.specs import variants
 
 ROWS = published.rows()
 RAW = list(csv.DictReader(published.FILE.open(encoding="utf-8", newline="")))

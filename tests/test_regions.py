@@ -17,7 +17,7 @@ import attention
 import backbones
 from analysis import footprint, maps, regions, studies, views
 from attention import SpecError, make_config, names, parse
-from backbones.spec import read_pattern
+from backbones.specs.spec import read_pattern
 
 SMALL = "swin_t/1.dim=8/1.heads=2/2.dim=8/2.heads=2/3.dim=8/3.heads=2/3.depth=2/4.dim=8/4.heads=2"
 SMALL += "/img_size=64"

@@ -5,7 +5,7 @@ import torch
 from tiny import notation
 
 import backbones
-from backbones import resize
+from backbones.weights import resize
 from transom.errors import SpecError
 
 

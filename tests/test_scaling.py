@@ -4,7 +4,7 @@ import pytest
 
 from analysis import curves
 from analysis.scaling import Series
-from backbones.notation import parse
+from backbones.specs.notation import parse
 
 
 @pytest.mark.parametrize(("side", "size"), [

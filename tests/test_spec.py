@@ -16,8 +16,8 @@ from hypothesis import example, given, settings
 from specs import draw_spec
 
 import backbones
-from backbones import variants
-from backbones.spec import BackboneSpec, SpecError, StageSpec
+from backbones.specs import variants
+from backbones.specs.spec import BackboneSpec, SpecError, StageSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 

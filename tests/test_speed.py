@@ -18,7 +18,7 @@ import attention
 from analysis import campaign, compare
 from analysis.entries import Entry
 from analysis.store import Store
-from backbones.storage import WeightsError
+from backbones.files.storage import WeightsError
 from benchmarks import mixers, shift, speed
 from transom import table
 from transom.errors import SpecError
@@ -226,7 +226,7 @@ def test_a_peer_that_cannot_be_built_counts_as_failed(inline, capsys, monkeypatc
     def none(*args):
         raise WeightsError("timm is not installed")
 
-    monkeypatch.setattr("backbones.originals.original", none)
+    monkeypatch.setattr("backbones.weights.reference_models.original", none)
     argv = ["--backbone", TINY, "--peers", "timm", "--no-peak", "--no-memory", *LITTLE]
     code, found = shown(capsys, speed.main, *argv)
     ours, timm = found["rows"]

@@ -13,7 +13,7 @@ from analysis import counters, crossings, curves, formulas, scaling, sweep
 from analysis.scaling import Series
 from attention import SpecError, names, parse
 from backbones import parse as parse_backbone
-from backbones.spec import StageSpec
+from backbones.specs.spec import StageSpec
 from transom import table
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,8 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 
 import backbones
 import backbones.timm_models as ours
-from backbones import keywords, variants, weights
+from backbones import timm_keywords, weights
+from backbones.specs import variants
 from transom.errors import SpecError
 
 NAMES = timm.list_models("transom*")
@@ -304,7 +305,7 @@ def test_refused_keywords_name_a_notation_that_builds(key, value):
     shown = getattr(value, "__name__", repr(value))
     hint = re.fullmatch(rf"{key}={re.escape(shown)}: say spec=\"([^\"]+)\".*", line)
     assert hint is not None, line
-    told = {} if key.endswith("_rate") or key in keywords.PARTS else {key: value}
+    told = {} if key.endswith("_rate") or key in timm_keywords.PARTS else {key: value}
     with torch.device("meta"):
         model = timm.create_model("transom", spec=hint[1], **told)
     assert model(torch.empty(1, 3, 64, 64, device="meta")).shape == (1, 1000)

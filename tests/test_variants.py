@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import backbones
-from backbones import variants
-from backbones.spec import SpecError
-from backbones.variants import ALIASES, Variant
+from backbones.specs import variants
+from backbones.specs.spec import SpecError
+from backbones.specs.variants import ALIASES, Variant
 from transom.errors import nearest
 
 with open(Path(__file__).parent / "golden" / "architectures.csv", newline="") as file:

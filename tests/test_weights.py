@@ -19,8 +19,9 @@ from hostile import write_all
 from tiny import create, notation, state_hash
 
 import backbones
-from backbones import convert, isolation, reading, storage, weights
-from backbones.storage import WeightsError
+from backbones import convert, weights
+from backbones.files import reading, sandbox, storage
+from backbones.files.storage import WeightsError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -217,7 +218,7 @@ def test_no_limits_no_pth(model, tmp_path, monkeypatch, lacking):
     if lacking == "resource":
         monkeypatch.setitem(sys.modules, "resource", None)
     else:
-        monkeypatch.setattr(isolation, "STATUS", tmp_path / "nowhere")
+        monkeypatch.setattr(sandbox, "STATUS", tmp_path / "nowhere")
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("started"))
     with pytest.raises(WeightsError, match=r"own\.pth: not opened: .* give a \.safetensors file"):
         weights.load(model, path)
@@ -418,7 +419,7 @@ import resource, sys
 from pathlib import Path
 import tiny
 from backbones import weights
-from backbones.storage import WeightsError
+from backbones.files.storage import WeightsError
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 try:

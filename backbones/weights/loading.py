@@ -17,19 +17,19 @@ from typing import Any, NamedTuple, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from backbones import hub, reading, storage
-from backbones.detect import bodies, body, restore, source_of
-from backbones.inference import Told, infer, same_backbone
-from backbones.locate import locate
-from backbones.model import HierarchicalBackbone
-from backbones.notation import parse
-from backbones.partial import dropped, renamed, replaced
-from backbones.planning import check_source, convert, plan, row
-from backbones.reading import read
-from backbones.resize import Adapt
-from backbones.rules import PARTIAL, TARGETS, find_back
-from backbones.spec import BackboneSpec, from_dict
-from backbones.storage import WeightsError
+from backbones.files import hub, reading, storage
+from backbones.files.locate import locate
+from backbones.files.reading import read
+from backbones.files.storage import WeightsError
+from backbones.model.backbone import HierarchicalBackbone
+from backbones.specs.notation import parse
+from backbones.specs.spec import BackboneSpec, from_dict
+from backbones.weights.detect_source import bodies, body, restore, source_of
+from backbones.weights.infer_spec import Told, infer, same_backbone
+from backbones.weights.key_rules import PARTIAL, TARGETS, find_back
+from backbones.weights.match import check_source, convert, plan, row
+from backbones.weights.partial import dropped, renamed, replaced
+from backbones.weights.resize import Adapt
 from transom.errors import SpecError, nearest, one_line
 from transom.table import Row
 

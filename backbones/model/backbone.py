@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from attention.execution import backends
 from attention.execution.dispatch import Executable
-from backbones.layers import Macs, Stage, Stem, linear, nchw, nhwc
-from backbones.notation import parse
+from backbones.model.layers import Macs, Stage, Stem, linear, nchw, nhwc
+from backbones.model.unread import joined
 from backbones.rates import is_position, matcher
-from backbones.spec import BackboneSpec, edit
-from backbones.unread import joined
+from backbones.specs.spec import BackboneSpec
 from transom.errors import SpecError
 
 
@@ -118,22 +116,3 @@ class HierarchicalBackbone(nn.Module):
         if self.spec.num_classes:
             parts.append(Macs("head", "head", self.spec.stages[-1].dim * self.spec.num_classes))
         return parts
-
-
-def create(
-    what: str | Mapping[str, Any] | BackboneSpec, *, weights: Any = None, **fields: Any
-) -> HierarchicalBackbone:
-    """A backbone from a notation, a dict or a spec; `fields` replace fields of the spec.
-
-    weights: a state dict, a file or a hub id as `weights.load` takes it, whole or not at all.
-    Raises SpecError for what cannot be built, WeightsError for what cannot be loaded.
-    """
-    spec = parse(what)
-    if fields:
-        spec = edit(spec, spec.name, **fields)
-    model = HierarchicalBackbone(spec)
-    if weights is not None:
-        from backbones.weights import load
-
-        load(model, weights)
-    return model

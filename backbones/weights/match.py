@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones import resize
-from backbones.detect import prepare
-from backbones.resize import Adapt
-from backbones.rules import SOURCES, Change, find
-from backbones.storage import WeightsError
+from backbones.files.storage import WeightsError
+from backbones.weights import resize
+from backbones.weights.detect_source import prepare
+from backbones.weights.key_rules import SOURCES, Change, find
+from backbones.weights.resize import Adapt
 from transom.errors import nearest, one_line
 from transom.table import Row
 

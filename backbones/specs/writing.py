@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from backbones import variants
-from backbones.aliases import quoted
-from backbones.notation import parse
-from backbones.spec import BackboneSpec, StageSpec, fields_of
+from backbones.specs import variants
+from backbones.specs.aliases import quoted
+from backbones.specs.notation import parse
+from backbones.specs.spec import BackboneSpec, StageSpec, fields_of
 from transom.fields import write
 
 

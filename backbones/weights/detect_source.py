@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.rules import SOURCES, find
-from backbones.storage import WeightsError
+from backbones.files.locate import bodies
+from backbones.files.storage import WeightsError
+from backbones.weights.key_rules import SOURCES, find
 from transom.errors import nearest, one_line
 
 FLAT = re.compile(r"^(layers|stages)_(\d+)\.")
@@ -21,13 +22,7 @@ HF_PART = re.compile(
     r"(query|key|value|[qkv]_proj)\.(weight|bias)"
 )
 HF_WHOLE = re.compile(r"(encoder\..+\.attention\.)(?:qkv\.)?(weight|bias|q_bias|v_bias)")
-# The stem's kernel, which every source has exactly once, and what stands before its name.
-STEM = re.compile(
-    r"((?:.*?\.)??)(?:stem\.conv|stage1_conv_embed\.0|features\.0\.0|patch_embed\.proj(?:ection)?|"
-    r"(?:swin(?:v2)?\.)?embeddings\.patch_embeddings\.projection)\.weight"
-)
 MM_BODY, MM_HEAD = "backbone.", "head.fc."  # OpenMMLab's classifiers: the head stands outside
-COPY = re.compile(r"(.+)_k\.")  # MoCo's and MoBY's name for the momentum copy of an encoder
 
 
 def source_of(state: Mapping[str, Any]) -> str:
@@ -64,20 +59,6 @@ def source_of(state: Mapping[str, Any]) -> str:
     best = " or ".join(source for source, count in known.items() if count == most)
     way_out = f"most are --source {best}'s" if 2 * most > len(keys) else "no source has them"
     raise WeightsError(f"keys of no known source (the first: {first}); {way_out}")
-
-
-def bodies(state: Mapping[Any, Any]) -> list[str]:
-    """What stands before the keys of every backbone in a state dict: "" or ``module.backbone.``.
-
-    Momentum copies (``encoder_k.`` beside ``encoder.``) do not count.
-    """
-    found = []
-    for key, value in state.items():
-        match = STEM.fullmatch(key) if isinstance(key, str) else None
-        if match is not None and getattr(value, "ndim", 0) == 4:
-            found.append(match[1])
-    copies = {prefix for prefix in found if (m := COPY.fullmatch(prefix)) and m[1] + "." in found}
-    return [prefix for prefix in found if prefix not in copies]
 
 
 def body(state: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, Any]]:

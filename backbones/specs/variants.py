@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from backbones.spec import BackboneSpec, StageSpec, read_pattern
+from backbones.specs.spec import BackboneSpec, StageSpec, read_pattern
 from transom.errors import SpecError, nearest, one_line
 
 SWIN = "Swin Transformer, Liu et al. 2021, arXiv 2103.14030; configs/swin of its repository"

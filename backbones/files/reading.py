@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones import isolation, standins
-from backbones.locate import Located, locate
-from backbones.storage import WeightsError, shown, verify
+from backbones.files import sandbox, standins
+from backbones.files.locate import Located, locate
+from backbones.files.storage import WeightsError, shown, verify
 from transom.errors import one_line
 
 SAFE_TORCH = (2, 10)  # older ones have published holes in weights_only=True
@@ -162,7 +162,7 @@ def _zip(path: Path, entry: str | None) -> Located:
             f"{shown(path)}: not opened: torch {torch.__version__} is older than {needs}, below "
             "which weights_only=True can be escaped; update torch or give a .safetensors file"
         )
-    if not isolation.supported():
+    if not sandbox.supported():
         raise WeightsError(
             f"{shown(path)}: not opened: .pth files are read under limits of memory and time, "
             "which this system does not set (Linux does); give a .safetensors file"
@@ -171,10 +171,10 @@ def _zip(path: Path, entry: str | None) -> Located:
         out = Path(folder) / "read.safetensors"
         told = [os.path.abspath(path), str(out), *([] if entry is None else [entry])]
         try:
-            isolation.run("backbones.reading", told, path.stat().st_size)
+            sandbox.run("backbones.files.reading", told, path.stat().st_size)
             more = json.loads(_header(out)["__metadata__"][FOUND])
             return Located(_safetensors(out), more["beside"], more["stated"])
-        except isolation.Stopped as error:
+        except sandbox.Stopped as error:
             raise WeightsError(f"{shown(path)}: {shown(str(error))}") from None
         except WeightsError as error:
             cause = str(error).removeprefix(str(out) + ": ")
@@ -185,7 +185,7 @@ def _read_isolated(path: Path, out: Path, entry: str | None) -> None:
     """The child's part.  Raises WeightsError without the path."""
     from safetensors.torch import save_file
 
-    isolation.limit(path.stat().st_size)
+    sandbox.limit(path.stat().st_size)
     _check_zip(path)
     try:
         loaded = standins.load(path)
@@ -210,12 +210,12 @@ def _read_isolated(path: Path, out: Path, entry: str | None) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """``python -m backbones.reading FILE OUT [ENTRY]``: for isolation.run alone."""
+    """``python -m backbones.files.reading FILE OUT [ENTRY]``: for isolation.run alone."""
     try:
         _read_isolated(Path(argv[0]), Path(argv[1]), argv[2] if len(argv) > 2 else None)
     except WeightsError as error:
         print(shown(str(error)))
-        return isolation.REFUSED
+        return sandbox.REFUSED
     return 0
 
 

@@ -22,7 +22,7 @@ from attention.geometry import inputs
 from attention.geometry.symbolic import known, whole
 from attention.mixer import TokenMixer
 from attention.softmax.branch import projection as linear
-from backbones.spec import BackboneSpec, StageSpec
+from backbones.specs.spec import BackboneSpec, StageSpec
 
 
 class Macs(NamedTuple):

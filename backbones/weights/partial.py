@@ -10,10 +10,10 @@ from itertools import zip_longest
 from typing import Any
 
 from attention.registry import MixerConfig
-from backbones.inference import without_idle_shift
-from backbones.resize import Adapt
-from backbones.spec import BackboneSpec, StageSpec
-from backbones.storage import WeightsError
+from backbones.files.storage import WeightsError
+from backbones.specs.spec import BackboneSpec, StageSpec
+from backbones.weights.infer_spec import without_idle_shift
+from backbones.weights.resize import Adapt
 from transom.errors import LONGEST_WORD, one_line
 
 
@@ -26,7 +26,7 @@ def replaced(asked: BackboneSpec, theirs: BackboneSpec, how: Adapt) -> tuple[str
     how: with resize, a window of another size is the same mixer.
 
     Example:
-        >>> from backbones.notation import parse
+        >>> from backbones.specs.notation import parse
         >>> found = replaced(parse("swin_t/4=pale"), parse("swin_t"), Adapt())
         >>> found
         ('stages.3.blocks.0.mixer.', 'stages.3.blocks.1.mixer.')

@@ -1,6 +1,6 @@
 """The models that converted weights came from, as timm, torchvision or transformers build them.
 
-Imported only to compare outputs, or to resize tables in timm's way.
+Imported only to compare outputs.
 """
 
 from __future__ import annotations
@@ -12,28 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.resize import Size, extent_of
-from backbones.spec import BackboneSpec
-from backbones.storage import WeightsError
+from backbones.files.storage import WeightsError
+from backbones.specs.spec import BackboneSpec
+from backbones.weights.resize import Size, extent_of
 from transom.errors import one_line
 
 LIBRARIES = ("timm", "torchvision", "transformers")
-
-
-def timm_table(tensor: Tensor, old: Size, new: Size) -> Tensor:
-    """A relative bias table for other windows, as timm resizes it (after BEiT).  Raises
-    WeightsError where timm is too old for windows that are not square."""
-    from timm.layers import resize_rel_pos_bias_table
-
-    shape = ((2 * new[0] - 1) * (2 * new[1] - 1), tensor.shape[1])
-    if old[0] == old[1]:  # all that timm before 1.0.31 takes
-        return resize_rel_pos_bias_table(tensor, new, shape)
-    try:
-        return resize_rel_pos_bias_table(tensor, new, shape, old)
-    except TypeError:
-        raise WeightsError(
-            "resize=timm: a window that is not square needs timm >= 1.0.31; use resize=bicubic"
-        ) from None
 
 
 def original(source: str, spec: BackboneSpec, state: Mapping[str, Tensor] | None) -> nn.Module:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from attention.catalogue import WindowConfig
 from attention.registry import MixerConfig
-from backbones.rules import WAYS
-from backbones.spec import BackboneSpec
+from backbones.specs.spec import BackboneSpec
+from backbones.weights.key_rules import WAYS
 from transom.errors import SpecError, nearest
 
 Size = tuple[int, int]
@@ -116,7 +116,7 @@ def table(tensor: Tensor, old: Size, new: Size, way: str = "bicubic") -> Tensor:
     if old == new:
         return tensor
     if way == "timm":
-        from backbones.originals import timm_table
+        from backbones.weights.timm_tables import timm_table
 
         return timm_table(tensor, old, new)
     picture = tensor.T.reshape(1, -1, h, w)

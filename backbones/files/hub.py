@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from backbones.storage import WeightsError
+from backbones.files.storage import WeightsError
 from transom.errors import one_line
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from attention.execution.torch_private import fillable
-from backbones.storage import WeightsError
+from backbones.files.storage import WeightsError
 from transom.errors import one_line
 
 # Modules that hold what acts, and no data: a file that names one of them is not weights.

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from backbones.model import HierarchicalBackbone
-from backbones.spec import BackboneSpec
+from backbones.model.backbone import HierarchicalBackbone
+from backbones.specs.spec import BackboneSpec
 from transom.errors import SpecError
 
 

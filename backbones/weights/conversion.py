@@ -10,23 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones import reading, storage, weights
-from backbones.detect import source_of
-from backbones.inference import small_maps
-from backbones.model import HierarchicalBackbone
-from backbones.notation import parse
-from backbones.originals import LIBRARIES, difference, original
-from backbones.resize import Adapt, extent_of, retarget
-from backbones.spec import BackboneSpec
-from backbones.storage import WeightsError
-from backbones.writing import to_notation
+from backbones.files import reading, storage
+from backbones.files.storage import WeightsError
+from backbones.model.backbone import HierarchicalBackbone
+from backbones.specs.notation import parse
+from backbones.specs.spec import BackboneSpec
+from backbones.specs.writing import to_notation
+from backbones.weights import loading
+from backbones.weights.detect_source import source_of
+from backbones.weights.infer_spec import small_maps
+from backbones.weights.reference_models import LIBRARIES, difference, original
+from backbones.weights.resize import Adapt, extent_of, retarget
 from transom import cli, table
 
 TOLERANCE = 1e-5
 POSITIONS = ("absolute_pos_embed", "position_embeddings", "stem.position")
 
 
-def source_spec(args: argparse.Namespace, given: weights.Given, source: str) -> BackboneSpec:
+def source_spec(args: argparse.Namespace, given: loading.Given, source: str) -> BackboneSpec:
     """The backbone that the weights are of."""
     if args.spec is not None:
         return parse(args.spec)
@@ -75,20 +76,20 @@ def convert(args: argparse.Namespace) -> tuple[int, str]:
         original(args.source, parse("swin_t"), {})  # says so before anything is read
     if args.partial is not None:
         _check_partial(args)
-    given = weights.read_weights(args.file, args.entry, args.prefix, args.drop, dict(args.rename))
+    given = loading.read_weights(args.file, args.entry, args.prefix, args.drop, dict(args.rename))
     code, verdict = cli.AGREED, ""
     with storage.about(given.path):
         source = args.source or source_of(given.state)
         if args.partial is not None:
             told = {k: v for k, v in told_by(args).items() if v is not None}
             asked = parse(args.spec)
-            loaded = weights.load_given(asked, given, source, partial=args.partial, **told)
+            loaded = loading.load_given(asked, given, source, partial=args.partial, **told)
         else:
             spec = source_spec(args, given, source)
             new = _retargeted(args, spec, source)
             if args.check is not None:
                 code, verdict = _checked(args, spec, given, source)
-            loaded = weights.load_given(new, given, source, how=_adapt(args, spec))
+            loaded = loading.load_given(new, given, source, how=_adapt(args, spec))
     assert isinstance(loaded.model, HierarchicalBackbone)
     target = _write(loaded.model, args.to, args.target)
     note = f"{args.file} (names of {source}) -> {target}: {to_notation(loaded.model.spec)}"
@@ -129,10 +130,10 @@ def _adapt(args: argparse.Namespace, spec: BackboneSpec) -> Adapt:
 
 
 def _checked(
-    args: argparse.Namespace, spec: BackboneSpec, given: weights.Given, source: str
+    args: argparse.Namespace, spec: BackboneSpec, given: loading.Given, source: str
 ) -> tuple[int, str]:
     """(exit code, a line) of --check."""
-    ours = weights.load_given(spec, given, source).model
+    ours = loading.load_given(spec, given, source).model
     assert isinstance(ours, HierarchicalBackbone)
     worst, largest = check(source, spec, given.state, ours, args.check)
     allowed = TOLERANCE * max(1.0, largest)
@@ -144,8 +145,8 @@ def _checked(
 
 def _write(model: HierarchicalBackbone, to: Path, target: str | None) -> Path:
     if target is None:
-        return weights.save(model, to)
-    state = weights.export(model, target)
+        return loading.save(model, to)
+    state = loading.export(model, target)
     return storage.write(state, to, {"format": "pt"})
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from attention.catalogue import TokenMLPConfig, WindowConfig
 from attention.registry import MixerConfig
-from backbones.detect import prepare
-from backbones.resize import Size, square
-from backbones.rules import find
-from backbones.spec import MOST_STAGES, BackboneSpec, fields_of, from_dict
-from backbones.storage import WeightsError
+from backbones.files.storage import WeightsError
+from backbones.specs.spec import MOST_STAGES, BackboneSpec, fields_of, from_dict
+from backbones.weights.detect_source import prepare
+from backbones.weights.key_rules import find
+from backbones.weights.resize import Size, square
 from transom.errors import SpecError
 
 

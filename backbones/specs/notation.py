@@ -21,9 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from backbones import aliases, variants
-from backbones.columns import Edit, at, located
-from backbones.spec import (
+from backbones.specs import aliases, variants
+from backbones.specs.error_column import Edit, at, located
+from backbones.specs.spec import (
     MOST_STAGES,
     BackboneSpec,
     StageSpec,

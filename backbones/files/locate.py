@@ -3,18 +3,38 @@ under any name."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from backbones.detect import bodies
-from backbones.standins import StandIn, kind
-from backbones.storage import WeightsError
+from backbones.files.standins import StandIn, kind
+from backbones.files.storage import WeightsError
 from transom.errors import nearest, one_line
 
 DEEPEST, MOST = 8, 4096  # of tables inside tables, and of all
+# The stem's kernel, which every source has exactly once, and what stands before its name.
+STEM = re.compile(
+    r"((?:.*?\.)??)(?:stem\.conv|stage1_conv_embed\.0|features\.0\.0|patch_embed\.proj(?:ection)?|"
+    r"(?:swin(?:v2)?\.)?embeddings\.patch_embeddings\.projection)\.weight"
+)
+COPY = re.compile(r"(.+)_k\.")  # MoCo's and MoBY's name for the momentum copy of an encoder
 STATED = ("qk_scale",)  # what a configuration beside the weights tells and no shape does
+
+
+def bodies(state: Mapping[Any, Any]) -> list[str]:
+    """What stands before the keys of every backbone in a state dict: "" or ``module.backbone.``.
+
+    Momentum copies (``encoder_k.`` beside ``encoder.``) do not count.
+    """
+    found = []
+    for key, value in state.items():
+        match = STEM.fullmatch(key) if isinstance(key, str) else None
+        if match is not None and getattr(value, "ndim", 0) == 4:
+            found.append(match[1])
+    copies = {prefix for prefix in found if (m := COPY.fullmatch(prefix)) and m[1] + "." in found}
+    return [prefix for prefix in found if prefix not in copies]
 
 
 class Located(NamedTuple):

@@ -1,0 +1,1 @@
+"""Files of weights: read without running anything, written whole or not at all."""

@@ -1,0 +1,1 @@
+"""The one model class that builds any spec, and its parts."""

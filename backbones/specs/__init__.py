@@ -1,0 +1,1 @@
+"""Specs of backbones as plain data: written, read, named, edited.  No torch."""
