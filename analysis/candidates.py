@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 import backbones
-from analysis import complexity, peers
+from analysis import peers
 from analysis.influence import influence, randomise, some_tokens, span
 from analysis.judging import RAISED, Candidate, Size, said
 from analysis.locality import states_region
-from attention import TokenMixer
+from attention import TokenMixer, catalogue
 from attention.registry import MixerConfig, build, make_config, name_of, names, parse
 from transom import cli
 from transom.errors import SpecError, nearest, one_line
@@ -42,7 +42,7 @@ def find(
         with _asked(what):
             config = parse(what)
             config.check(dim, heads)
-        both = (0,) if complexity.alternates(config) is False else (0, 1)
+        both = (0,) if catalogue.alternates(config) is False else (0, 1)
         for index in indices or both:
             with _asked(what):
                 ours = build(config, dim=dim, heads=heads, index=index)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from analysis import formulas
+from attention.catalogue import alternates
 from attention.registry import MixerConfig, build, config_class, make_config, name_of, names, parse
 from transom import cli, table
 from transom.errors import SpecError
@@ -72,16 +73,6 @@ def variations(name: str) -> Iterator[MixerConfig]:
                     break
                 except SpecError:
                     continue
-
-
-def alternates(config: MixerConfig) -> bool | None:
-    """Whether odd blocks differ from even ones; None, which is false, where nobody says so: a
-    config says it as `alternates`, an option `shift` says that they do."""
-    if config.alternates is not None:
-        return config.alternates
-    if getattr(config, "shift", name_of(type(config)) == "shuffle"):
-        return True
-    return False if type(config).__module__ == "attention.catalogue" else None
 
 
 def measure(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from attention.registry import MixerConfig, declare
+from attention.registry import MixerConfig, declare, name_of
 from transom.errors import SpecError
 from transom.fields import choice, option, optional, read_flag, read_number, read_size
 
@@ -179,6 +179,16 @@ class TokenMLPConfig(MixerConfig):
     shift: bool = option(True, read_flag, "every second block moves its windows by half")
 
     shrink = _shrunk_window
+
+
+def alternates(config: MixerConfig) -> bool | None:
+    """Whether odd blocks differ from even ones; None, which is false, where nobody says so: a
+    config says it as `alternates`, an option `shift` says that they do."""
+    if config.alternates is not None:
+        return config.alternates
+    if getattr(config, "shift", name_of(type(config)) == "shuffle"):
+        return True
+    return False if type(config).__module__ == __name__ else None
 
 
 BUILT_IN = (  # name, config, source; the class stands in attention/mixers/NAME.py

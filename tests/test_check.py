@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attention
-from analysis import candidates, check, complexity, influence, judging, properties
-from attention import registry
+from analysis import candidates, check, influence, judging, properties
+from attention import catalogue, registry
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
 from attention.mixers.cross import CrossMixer
@@ -675,7 +675,7 @@ def test_both_blocks_of_a_registered_mixer_are_judged(registering, capsys, state
     both = judged == 2
     assert code == both and ("odd block" in out) == both
     assert ("1 of 4 fail" if both else "none of 2 fails") in out
-    assert bool(complexity.alternates(config())) is bool(stated.get("alternates"))
+    assert bool(catalogue.alternates(config())) is bool(stated.get("alternates"))
 
 
 @pytest.mark.parametrize(
