@@ -10,7 +10,7 @@ from transom.packages import require as _require
 _require("attention", "backbones")
 
 if TYPE_CHECKING:
-    from analysis.counting import Report, count
+    from analysis.counting.report import Report, count
 
 __all__ = ["Report", "count"]
 
@@ -19,5 +19,5 @@ def __getattr__(name: str) -> Any:
     if name in __all__:  # these need torch
         import importlib
 
-        return getattr(importlib.import_module("analysis.counting"), name)
+        return getattr(importlib.import_module("analysis.counting.report"), name)
     raise AttributeError(f"module 'analysis' has no attribute {name!r}")

@@ -13,8 +13,9 @@ of a batch norm in Pale's classification figures (5 and 5 in its dense ones, hea
 Swin's dense ones, heads included.  No paper says so: of several ways to count, these were chosen
 by how many figures they meet.  They move a count by less than 0.6%.  All others are plain
 multiply-adds, but for those of Twins-PCPVT (timm's models), which leave out the two products of
-every attention.  Dense rows add the heads of analysis/heads.py.  second_hand marks what is a
-transcription of the paper's tables, unconfirmed what is not found where it is said to stand.
+every attention.  Dense rows add the heads of analysis/papers/dense_heads.py.  second_hand marks
+what is a transcription of the paper's tables, unconfirmed what is not found where it is said to
+stand.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analysis import heads, peers, published
+from analysis.models import lookup
+from analysis.papers import dense_heads, published
 from backbones.specs import variants
 from transom import cli, table
 from transom.errors import SpecError
@@ -37,11 +39,11 @@ EPILOG = """examples:
   python -m analysis.audit
   python -m analysis.audit --backbone swin_t cswin_l --task imagenet coco
   python -m analysis.audit --check
-  python -m analysis.audit --out analysis/verdicts.csv      (records the verdicts anew)
+  python -m analysis.audit --out analysis/papers/verdicts.csv      (records the verdicts anew)
 
 exit code: 0, or 1 with --check where a row is not as recorded, 2 the request cannot be answered"""
 
-RECORDED = Path(__file__).with_name("verdicts.csv")
+RECORDED = Path(__file__).with_name("papers") / "verdicts.csv"
 UNITS = {"params": 10**6, "flops": 10**9}
 CLAIMS = {"params": "params_m", "flops": "flops_g"}
 KEY = ("backbone", "task", "method", "pretrain", "img_size", "schedule", "quantity")
@@ -79,14 +81,14 @@ class Count(NamedTuple):
 
 
 @lru_cache
-def _norms(name: str, dense: bool, img_size: tuple[int, int]) -> heads.Norms:
-    return heads.norm_elements(heads.backbone(name, dense), *img_size)
+def _norms(name: str, dense: bool, img_size: tuple[int, int]) -> dense_heads.Norms:
+    return dense_heads.norm_elements(dense_heads.backbone(name, dense), *img_size)
 
 
-def _head(row: published.Row) -> list[heads.Layer]:
+def _head(row: published.Row) -> list[dense_heads.Layer]:
     spec = variants.get(row["backbone"]).spec
     dims = [stage.dim for stage in spec.stages]
-    return heads.layers(row["method"], dims, spec.grids(row["img_size"]))
+    return dense_heads.layers(row["method"], dims, spec.grids(row["img_size"]))
 
 
 @lru_cache
@@ -94,10 +96,10 @@ def _foreign(name: str, img_size: tuple[int, int]) -> tuple[int, int, int]:
     """Parameters, multiply-adds, and those of them that batched products of activations are."""
     import torch
 
-    from analysis import counters
+    from analysis.counting import counters
 
     with torch.device("meta"):
-        model = peers.find(name).make(img_size)
+        model = lookup.find(name).make(img_size)
     tally = counters.on_meta(model, (1, 3, *img_size))
     params = sum(p.numel() for p in model.parameters())
     return params, tally.macs[""], tally.operators["bmm"]
@@ -107,7 +109,7 @@ def count_params(row: published.Row) -> Count:
     if ":" in row["backbone"]:
         return Count(_foreign(row["backbone"], row["img_size"])[0], None, "parameters")
     dense = row["task"] != "imagenet"
-    total = sum(p.numel() for p in heads.backbone(row["backbone"], dense).parameters())
+    total = sum(p.numel() for p in dense_heads.backbone(row["backbone"], dense).parameters())
     if not dense:
         return Count(total, None, "parameters")
     total += sum(layer.params for layer in _head(row))
@@ -119,7 +121,7 @@ def count_flops(row: published.Row) -> Count:
     if ":" in name:
         _, macs, products = _foreign(name, size)
         return Count(macs - products, macs, "MACs - attention products")
-    parts = heads.backbone(name, dense).cost(*size)
+    parts = dense_heads.backbone(name, dense).cost(*size)
     head = _head(row) if dense else []
     macs = sum(part.macs for part in parts) + sum(layer.macs for layer in head)
     formula = "backbone + head MACs" if dense else "MACs"

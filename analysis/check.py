@@ -23,7 +23,7 @@ from transom import cli, table
 from transom.errors import SpecError, nearest
 
 if TYPE_CHECKING:
-    from analysis.judging import Candidate, Property, Result
+    from analysis.checking.judging import Candidate, Property, Result
 
 EPILOG = """examples:
   python -m analysis.check window:size=7
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def judge(candidate: Candidate, only: list[str] | None = None) -> list[tuple[Property, Result]]:
     """Every property of the suite that fits, or those called `only`.  Raises SpecError."""
-    from analysis import properties
+    from analysis.checking import properties
 
     suite = properties.NETWORK if candidate.network else properties.MIXER
     known = [prop.name for prop in suite]
@@ -101,12 +101,12 @@ def listing(found: list[dict[str, Any]]) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     cli.load_plugins(args.plugin)
-    from analysis import candidates
+    from analysis.checking import subjects
 
     indices = () if args.index is None else (args.index,)
     found = [
         row
-        for title, candidate in candidates.find(
+        for title, candidate in subjects.find(
             args.what, dim=args.dim, heads=args.heads, indices=indices, against=args.against,
             img_size=args.img_size,
         )

@@ -12,14 +12,15 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from analysis import latency, published
+from analysis.papers import published
+from analysis.results import latency
 from backbones.specs import variants
 from transom import cli, table
 from transom.errors import SpecError, nearest
 
 if TYPE_CHECKING:
-    from analysis.counting import Report
-    from analysis.peers import Subject
+    from analysis.counting.report import Report
+    from analysis.models.lookup import Subject
 
 EPILOG = """examples:
   python -m analysis.compare --backbone swin_t cswin_t pale_t "swin_t/3=pale"
@@ -83,9 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     asked = [*(columns or ()), (args.sort or "").removeprefix("-")]
     if wanting := [name for name in asked if name in MEASURED and not args.measure]:
         raise SpecError(f"column {wanting[0]!r} is measured: add --measure")
-    from analysis import peers
+    from analysis.models import lookup
 
-    subjects = [peers.find(name) for name in args.backbone]
+    subjects = [lookup.find(name) for name in args.backbone]
     jobs = [(s, size) for s in subjects for size in args.img_size or [s.img_size]]
     from transom.progress import bar
 
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         hidden = (*(() if style in ("csv", "json") else EXACT), *(() if args.measure else MEASURED))
         columns = [c for c in COLUMNS if c not in hidden]
     chosen = [{c: row.get(c) for c in columns} for row in rows]
-    from analysis.counting import CONVENTION
+    from analysis.counting.report import CONVENTION
 
     title = "Backbones compared: " + " ".join(args.backbone)
     cli.emit(table.render(chosen, style, title=title, note=CONVENTION), args.out)
@@ -167,7 +168,7 @@ def _sort(text: str | None) -> Callable[[list[table.Row]], list[table.Row]] | No
 
 def row_of(subject: Subject, img_size: tuple[int, int], *, trace: bool = False) -> dict[str, Any]:
     """One row; a model that fails keeps its row, with the reason as note."""
-    from analysis.counting import count
+    from analysis.counting.report import count
 
     h, w = img_size
     library, _, bare = subject.name.rpartition(":") if subject.foreign else ("transom", "", "")

@@ -1,6 +1,6 @@
 """The papers' complexity formulas against what the mixers execute.
 
-  formula  the paper's, or ours where none is published (analysis/formulas.py)
+  formula  the paper's, or ours where none is published (analysis/counting/paper_formulas.py)
   exact    what the mixer states: projection, mixing, position and padding
   fvcore   the operators of a traced forward       torch  torch's counter on the meta device
 
@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from analysis import formulas
+from analysis.counting import paper_formulas
 from attention.catalogue import alternates
 from attention.registry import MixerConfig, build, config_class, make_config, name_of, names, parse
 from transom import cli, table
@@ -81,8 +81,8 @@ def measure(
     """One row: a mixer on one grid, by its formula, its own cost and two counters."""
     import torch
 
-    from analysis import counters
-    from analysis.counting import Budget
+    from analysis.counting import counters
+    from analysis.counting.report import Budget
 
     with torch.device("meta"):
         mixer = build(config, dim=dim, heads=heads, index=index)
@@ -92,7 +92,7 @@ def measure(
     if refused := Budget(max_memory, float("inf")).refuses(weights, witness):
         raise SpecError(f"{config} on a {h}x{w} grid: {refused}; choose smaller --sizes")
     trace = counters.traced(mixer, shape)
-    formula = formulas.formula(config, h, w, dim, index)
+    formula = paper_formulas.formula(config, h, w, dim, index)
     try:
         cost = mixer.cost(h, w)
     except NotImplementedError:
@@ -117,8 +117,8 @@ def measure(
 
 def example(dim: int = 96, window: tuple[int, int] = (7, 7)) -> list[str]:
     """The example of the Swin paper, section 3.2: a 56x56 grid, C = 96, M = 7."""
-    local, full = formulas.w_msa(56, 56, dim, window), formulas.msa(56, 56, dim)
-    side = formulas.twice_side(dim, window)
+    local, full = paper_formulas.w_msa(56, 56, dim, window), paper_formulas.msa(56, 56, dim)
+    side = paper_formulas.twice_side(dim, window)
     return [
         f"the paper's example, 56x56 tokens, C {dim}, M {window[0]}: "
         f"W-MSA {local:,} MACs, MSA {full:,} MACs, ratio {full / local:.2f}",

@@ -14,7 +14,7 @@ from transom import cli, table
 from transom.errors import SpecError
 
 if TYPE_CHECKING:
-    from analysis.counting import Report
+    from analysis.counting.report import Report
 
 EPILOG = """examples:
   python -m analysis.flops --backbone swin_t
@@ -53,10 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     cli.load_plugins(args.plugin)
-    from analysis import peers
+    from analysis.models import lookup
 
-    subjects = [peers.find(name) for name in args.backbone]  # every name, before any work
-    from analysis.counting import CONVENTION, Budget, count
+    subjects = [lookup.find(name) for name in args.backbone]  # every name, before any work
+    from analysis.counting.report import CONVENTION, Budget, count
 
     budget = Budget(args.max_memory, args.max_seconds)
     reports = []

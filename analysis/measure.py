@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 
-from analysis import building, calling, entries, environment, memory, split, store, timing
-from analysis.entries import Entry
+from analysis.results import environment, measurement, store
+from analysis.results.measurement import Entry
+from analysis.timing import build_model, clock, memory, profiling, steps
 from transom import cli, table
 
 Row = dict[str, Any]
-ONE: dict[str, Callable[[Entry], Row]] = {"memory": memory.peak, "split": split.split}
+ONE: dict[str, Callable[[Entry], Row]] = {"memory": memory.peak, "split": profiling.split}
 # of the largest answer, for the very call that is timed, in its own dtype and compile state
 CLOSE = {"float64": 1e-4, "float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
 
@@ -37,7 +38,7 @@ class Job:
     def __init__(self, job: Mapping[str, Any], say: Callable[[Row], None]) -> None:
         cli.load_plugins(job["plugins"])
         self.job, self.say = job, say
-        self.entries = [entries.from_dict(config) for config in job["entries"]]
+        self.entries = [measurement.from_dict(config) for config in job["entries"]]
         first = self.entries[0]
         if first.threads:
             torch.set_num_threads(first.threads)
@@ -67,19 +68,19 @@ class Job:
 
     def time(self) -> None:
         """All entries interleaved."""
-        built: dict[int, tuple[building.Built, int]] = {}
+        built: dict[int, tuple[build_model.Built, int]] = {}
         for i, entry in enumerate(self.entries):
             self.starting(i)
             try:
-                built[i] = building.fitting(entry, building.build)
+                built[i] = build_model.fitting(entry, build_model.build)
             except Exception as error:
                 self.tell(i, failed(error))
         at = list(built)
         gc.collect()
         gc.freeze()  # models live on: nothing of them is looked at while the clock runs
-        timings = timing.measure(
+        timings = clock.measure(
             [built[i][0].runner for i in at], samples=self.job["samples"], seed=self.job["seed"],
-            clock=timing.Clock(sync=calling.sync_of(self.entries[0].device)),
+            clock=clock.Clock(sync=steps.sync_of(self.entries[0].device)),
             said=lambda n: self.starting(at[n]), warm_seconds=self.job["warm_seconds"],
         )  # fmt: skip
         gc.unfreeze()
@@ -104,7 +105,7 @@ def failed(error: BaseException) -> Row:
     return {"status": "failed", "reason": text if len(text) <= 300 else text[:297] + "..."}
 
 
-def inaccurate(entry: Entry, built: building.Built) -> str:
+def inaccurate(entry: Entry, built: build_model.Built) -> str:
     error, allowed = built.answer_error, CLOSE[entry.dtype]
     own = built.logits_error or 0.0  # a peer that computes something else is said to, elsewhere
     if error is None or error <= max(allowed, 2 * own):

@@ -72,7 +72,7 @@ def compiles(model: nn.Module, inputs: Sequence[Tensor]) -> int | str:
 
 def row_of(name: str, text: str) -> table.Row:
     """One row: how many graphs, then a difference or "no" per format and request."""
-    from analysis.influence import randomise
+    from analysis.models.influence import randomise
     from attention.execution.backends import backend
     from backbones.factory import create
 

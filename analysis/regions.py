@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.figures import ENDINGS, require, save
+from analysis.pictures.figure_style import ENDINGS, require, save
 from transom import cli, files, table
 from transom.errors import SpecError
 
 if TYPE_CHECKING:
-    from analysis.studies import Study
+    from analysis.pictures.studies import Study
 
 EPILOG = """examples:
   python -m analysis.regions footprint --mixers window cross pale full --grid 28 --query 5,9
@@ -125,7 +125,7 @@ def _add_block(add: Any) -> None:
 
 
 def _footprint(args: argparse.Namespace) -> Study:
-    from analysis import studies
+    from analysis.pictures import studies
 
     if args.backbone and args.mixers:
         raise SpecError("--mixers and --backbone: choose one of the two")
@@ -135,13 +135,13 @@ def _footprint(args: argparse.Namespace) -> Study:
 
 
 def _masks(args: argparse.Namespace) -> Study:
-    from analysis import studies
+    from analysis.pictures import studies
 
     return studies.masks(args.mixer, args.grid, index=args.index, branch=args.branch)
 
 
 def _erf(args: argparse.Namespace) -> Study:
-    from analysis import views
+    from analysis.pictures import views
 
     return views.erf(
         args.backbone, args.img_size, stage=args.stage, seeds=args.seeds, weights=args.weights,
@@ -150,7 +150,7 @@ def _erf(args: argparse.Namespace) -> Study:
 
 
 def _bias(args: argparse.Namespace) -> Study:
-    from analysis import views
+    from analysis.pictures import views
 
     return views.bias(
         args.backbone, args.img_size, stage=args.stage, block=args.block, weights=args.weights,
@@ -159,7 +159,7 @@ def _bias(args: argparse.Namespace) -> Study:
 
 
 def _attention(args: argparse.Namespace) -> Study:
-    from analysis import views
+    from analysis.pictures import views
 
     return views.attention(
         args.backbone, args.img_size, stage=args.stage, block=args.block, query=args.query,
@@ -169,7 +169,7 @@ def _attention(args: argparse.Namespace) -> Study:
 
 def _reach(args: argparse.Namespace) -> None:
     import backbones
-    from analysis import footprint
+    from analysis.models import footprint
 
     rows: list[table.Row] = []
     specs = [backbones.parse(name) for name in args.backbone]

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from analysis import crossings, curves, figures, scaling
-from analysis.scaling import Number, Row, Series
+from analysis.counting import crossings, scaling
+from analysis.counting.scaling import Number, Row, Series
+from analysis.pictures import draw_curves, figure_style
 from attention.registry import parse as parse_mixer
 from backbones.specs.notation import parse as parse_backbone
 from backbones.specs.spec import StageSpec
@@ -187,12 +188,12 @@ def main(argv: list[str] | None = None) -> int:
     for series, value in jobs:  # what cannot be built is said before anything is counted
         series.at(args.over, value, img_size)
     if args.figure:
-        if args.figure.suffix not in figures.ENDINGS:
-            endings = ", ".join(figures.ENDINGS)
+        if args.figure.suffix not in figure_style.ENDINGS:
+            endings = ", ".join(figure_style.ENDINGS)
             raise SpecError(f"--figure {args.figure}: expected a name ending in {endings}")
-        figures.figure(1, 1)  # without matplotlib there is nothing to wait for
+        figure_style.figure(1, 1)  # without matplotlib there is nothing to wait for
 
-    from analysis.counting import CONVENTION
+    from analysis.counting.report import CONVENTION
     from transom.progress import bar
 
     rows = [
@@ -236,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
         import matplotlib
 
         with matplotlib.rc_context({"svg.fonttype": "none"}):  # text that can be searched
-            figures.save(curves.draw(rows, fits, found, said, args.over), args.figure)
+            figure_style.save(draw_curves.draw(rows, fits, found, said, args.over), args.figure)
     cli.emit(text, args.out)
     return cli.DIFFER if bad else cli.AGREED
 

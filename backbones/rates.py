@@ -21,36 +21,11 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from backbones.model.decay import LAST, is_position, matcher
 from backbones.model.layers import Stem
 from transom.errors import SpecError, nearest
 
 RULES = ("authors", "timm")
-POSITION = re.compile(
-    r".*(table|logit_scale|position|\.bias\.mlp\.(0\.weight|0\.bias|2\.weight))$"
-)  # fmt: skip
-STEM = r"^stem"
-STAGES = r"^stages[._](\d+)"  # timm's wrappers call stages.0 stages_0
-LAST = (99999,)  # in timm's matchers: one layer with what stands before
-
-
-def is_position(name: str) -> bool:
-    """Whether a backbone's parameter is a bias table, log-CPB, logit scale or absolute position."""
-    return POSITION.match(name) is not None
-
-
-def matcher(coarse: bool = False) -> dict[str, Any]:
-    """timm's layers of a backbone: the stem, then every stage, or every block.
-
-    What matches nothing (heads, norms per level) is a last layer of its own.
-    """
-    blocks: Any = STAGES
-    if not coarse:
-        blocks = [
-            (STAGES + r"\.downsample", (0,)),
-            (STAGES + r"\.blocks\.(\d+)", None),
-            (r"^norm\.", LAST),
-        ]
-    return {"stem": STEM, "blocks": blocks}
 
 
 def groups(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from analysis.campaign import Plan
-from analysis.entries import Entry
+from analysis.results.measurement import Entry
+from analysis.results.session import Plan
 from benchmarks import options
 from transom import cli, table
 
@@ -47,8 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
     """A group for every model, mode and batch: ours first.  Raises SpecError."""
-    from analysis.counterparts import has_one
-    from analysis.pieces import IN
+    from analysis.models.counterparts import has_one
+    from analysis.timing.pieces import IN
     from backbones.specs.notation import parse
 
     found = []
@@ -112,9 +112,9 @@ def main(argv: list[str] | None = None) -> int:
 
     rows, bad = options.rows_of(args, plan)
 
-    from analysis import reporting, results
+    from analysis.results import reporting, summary
 
-    lines = results.lines(rows)
+    lines = summary.lines(rows)
     shown = rows_of(lines)
     text = table.render(
         shown, cli.chosen_format(args), note=f"{NOTE}\n{reporting.places(lines)}"

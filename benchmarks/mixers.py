@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from analysis.campaign import Plan
-from analysis.entries import MODES, Entry
+from analysis.results.measurement import MODES, Entry
+from analysis.results.session import Plan
 from attention import registry
 from benchmarks import options
 from transom import cli, table
@@ -87,7 +87,7 @@ def groups_of(args: argparse.Namespace) -> tuple[list[list[Entry]], list[str]]:
 def grown(lines: Sequence[Any]) -> list[dict[str, Any]]:
     """The exponents of one row per mixer and dtype: of the time by the processes' fits, and of
     the MACs on the same grids."""
-    from analysis.scaling import exponent
+    from analysis.counting.scaling import exponent
 
     found = []
     for key in dict.fromkeys((x.entry.what, x.entry.dtype) for x in lines):
@@ -128,9 +128,9 @@ def main(argv: list[str] | None = None) -> int:
 
     rows, bad = options.rows_of(args, plan)
 
-    from analysis import reporting, results
+    from analysis.results import reporting, summary
 
-    lines = results.lines(rows)
+    lines = summary.lines(rows)
     shown = []
     for line in lines:
         entry = line.entry

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.campaign import Plan, Task
-from analysis.entries import DEVICES, DTYPES, MALLOCS, Entry
-from analysis.store import Store
+from analysis.results.measurement import DEVICES, DTYPES, MALLOCS, Entry
+from analysis.results.session import Plan, Task
+from analysis.results.store import Store
 from transom import cli, files, table
 from transom.errors import SpecError, nearest
 
@@ -107,18 +107,18 @@ def rows_of(args: argparse.Namespace, plan: Callable[[], Plan]) -> tuple[list[Ro
     """(the rows of a plan, with a bar on a terminal, or those of --table; how many lines of its
     files are none).  Raises SpecError, before anything is measured also for --figure."""
     if args.figure:
-        from analysis import figures
+        from analysis.pictures import figure_style
 
-        figures.require()
-        if args.figure.suffix not in figures.ENDINGS:
-            raise SpecError(f"--figure {args.figure}: expected {', '.join(figures.ENDINGS)}")
+        figure_style.require()
+        if args.figure.suffix not in figure_style.ENDINGS:
+            raise SpecError(f"--figure {args.figure}: expected {', '.join(figure_style.ENDINGS)}")
     if args.table:
         return _stored(args.table)
-    from analysis import campaign, environment
+    from analysis.results import environment, session
 
     found = environment.header(args.device, args.threads)
     into = Store(args.store) if args.store else None
-    return campaign.run(plan(), found, into=into, resume=args.resume, progress=_bar), 0
+    return session.run(plan(), found, into=into, resume=args.resume, progress=_bar), 0
 
 
 def _stored(files: Sequence[Path]) -> tuple[list[Row], int]:

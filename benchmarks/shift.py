@@ -16,8 +16,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.campaign import Plan
-from analysis.entries import MODES, Entry
+from analysis.results.measurement import MODES, Entry
+from analysis.results.session import Plan
 from backbones.specs.notation import parse
 from benchmarks import options
 from transom import cli, table
@@ -111,7 +111,7 @@ def place(entry: Entry) -> str:
 
 def rows_of(lines: Sequence[Any], *, force: bool) -> list[dict[str, Any]]:
     """A row per method and place; speedup: how many times as fast as the cyclic shift."""
-    from analysis import reporting, results
+    from analysis.results import reporting, summary
 
     rows = []
     for line in lines:
@@ -124,7 +124,7 @@ def rows_of(lines: Sequence[Any], *, force: bool) -> list[dict[str, Any]]:
         row |= {name: numbers[name] for name in SHOWN}
         row |= {"speedup": None, "in a process": None, "verdict": None}
         if base is not None and line is not base:
-            found = results.compare(line, base, force=force)
+            found = summary.compare(line, base, force=force)
             row |= reporting.judged(found)
         rows.append(row | {"note": numbers["note"]})
     return rows
@@ -142,9 +142,9 @@ def main(argv: list[str] | None = None) -> int:
 
     rows, bad = options.rows_of(args, plan)
 
-    from analysis import reporting, results
+    from analysis.results import reporting, summary
 
-    lines = results.lines(rows)
+    lines = summary.lines(rows)
     shown = rows_of(lines, force=args.force)
     if args.figure:
         reporting.bars(lines, args.figure)

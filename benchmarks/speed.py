@@ -15,9 +15,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.campaign import Plan
-from analysis.entries import BACKENDS, LAYOUTS, MODES, Entry
-from analysis.store import to_csv
+from analysis.results.measurement import BACKENDS, LAYOUTS, MODES, Entry
+from analysis.results.session import Plan
+from analysis.results.store import to_csv
 from backbones.specs.notation import parse
 from backbones.specs.spec import BackboneSpec
 from benchmarks import options
@@ -84,7 +84,7 @@ def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
     for name in args.backbone:
         spec = parse(name)
         if libraries:
-            from analysis import counterparts
+            from analysis.models import counterparts
 
             for library in libraries:
                 counterparts.require(library, name)
@@ -126,9 +126,9 @@ def _products(args: argparse.Namespace, spec: BackboneSpec, entry: Entry) -> lis
 
 def answer(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[str, bool]:
     """(text, whether everything was measured and agrees)."""
-    from analysis import reporting, results
+    from analysis.results import reporting, summary
 
-    lines = results.lines(rows)
+    lines = summary.lines(rows)
     style = cli.chosen_format(args)
     well = all(line.well for line in lines)
     if args.figure:
@@ -149,7 +149,7 @@ def answer(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[str, b
 
 
 def _split_of(args: argparse.Namespace, lines: Sequence[Any]) -> dict[str, Any]:
-    from analysis import reporting
+    from analysis.results import reporting
 
     return {args.by: reporting.splits(lines, args.by)} if args.by else {}
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from strategies import BUILT_IN
 
-from analysis import environment
+from analysis.results import environment
 from attention import registry
 
 torch.set_num_threads(1)
@@ -66,15 +66,16 @@ def neighbours():
 @pytest.fixture
 def inline(monkeypatch):
     """Workers that run here, without a process each: importing torch is most of a small one."""
-    from analysis import campaign, measure
+    from analysis import measure
+    from analysis.results import session
 
     def work(job):
         said = []
         measure.Job(job, said.append).run()
-        return *campaign.answers(job, said), ""
+        return *session.answers(job, said), ""
 
-    monkeypatch.setattr(campaign, "work", work)
-    monkeypatch.setattr("analysis.timing.PATIENCE", 0.0)
+    monkeypatch.setattr(session, "work", work)
+    monkeypatch.setattr("analysis.timing.clock.PATIENCE", 0.0)
     monkeypatch.setattr("benchmarks.options.SIDES", {"cpu": (32, 64)})
 
 

@@ -17,7 +17,9 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 import analysis
-from analysis import audit, counters, heads, published
+from analysis import audit
+from analysis.counting import counters
+from analysis.papers import dense_heads, published
 from backbones import create
 from backbones.specs import variants
 from transom import table
@@ -237,7 +239,8 @@ def test_judge(claimed, counted, up, verdict):
 @pytest.mark.parametrize("name", ["swin_t", "swinv2_t", "cswin_t", "swin_mlp_t", "pale_t"])
 @pytest.mark.parametrize("size", [(224, 224), (96, 200)])
 def test_norm_elements_are_those_of_the_counters(name, size):
-    norms = heads.norm_elements(heads.backbone(variants.get(name).spec.name, False), *size)
+    body = dense_heads.backbone(variants.get(name).spec.name, False)
+    norms = dense_heads.norm_elements(body, *size)
     with torch.device("meta"):
         report = analysis.count(create(name), size, trace=False)
     assert sum(norms) == report.norm_elements and (norms.batch > 0) == (name == "pale_t")
@@ -254,16 +257,16 @@ class Features(nn.Module):
 
 @pytest.mark.parametrize("name", ["swin_t", "pale_t"])
 def test_norm_elements_of_a_dense_backbone(name):
-    model = heads.backbone(name, True)
+    model = dense_heads.backbone(name, True)
     tally = counters.on_meta(Features(model), (1, 3, 160, 224))
-    assert sum(heads.norm_elements(model, 160, 224)) == tally.norms[""]
+    assert sum(dense_heads.norm_elements(model, 160, 224)) == tally.norms[""]
     assert sum(part.macs for part in model.cost(160, 224)) == tally.macs[""]
 
 
 def test_norms_of_pale_by_kind():
     """Layer norms: two a block.  Batch norms: three a block, on the padded map."""
     spec = variants.get("pale_t").spec
-    norms = heads.norm_elements(heads.backbone("pale_t", False), 160, 200)
+    norms = dense_heads.norm_elements(dense_heads.backbone("pale_t", False), 160, 200)
     grids = spec.grids((160, 200))
     stages = list(zip(spec.stages, grids, strict=True))
     assert norms.layer == sum(2 * s.depth * s.dim * h * w for s, (h, w) in stages)
@@ -287,17 +290,17 @@ def giga(layers):
     [(T, 170.0, 842.3, 2.6), (S, 171.0, 845.4, 3.8), (B, 172.0, 848.5, 5.0)],
 )
 def test_head_figures(dims, mask, upernet, auxiliary):
-    assert giga(heads.layers("Mask R-CNN", dims, COCO)) == mask
-    layers = heads.layers("UPerNet", dims, ADE)
+    assert giga(dense_heads.layers("Mask R-CNN", dims, COCO)) == mask
+    layers = dense_heads.layers("UPerNet", dims, ADE)
     assert giga(layers) == upernet
     assert giga([x._replace(run=True) for x in layers if x.part == "auxiliary"]) == auxiliary
 
 
 def test_unknown_heads_are_refused():
     with pytest.raises(SpecError, match=r"no head is called 'UperNet'; did you mean 'UPerNet'\?"):
-        heads.layers("UperNet", T, ADE)
+        dense_heads.layers("UperNet", T, ADE)
     with pytest.raises(SpecError, match="stands on 4 maps, not on 3 with 4 grids"):
-        heads.layers("UPerNet", T[:3], ADE)
+        dense_heads.layers("UPerNet", T[:3], ADE)
 
 
 class Detector(nn.Module):
@@ -413,7 +416,7 @@ def test_heads_against_torch(method, grids, make, dims):
     with torch.device("meta"):
         model = make(dims)
     tally = counters.on_meta(model, (1, 3, 8, 8))
-    layers = heads.layers(method, dims, grids)
+    layers = dense_heads.layers(method, dims, grids)
     assert not tally.uncounted
     assert sum(layer.macs for layer in layers) == tally.macs[""]
     assert sum(layer.norm_elements for layer in layers) == tally.norms[""]

@@ -10,8 +10,8 @@ from strategies import BUILT_IN
 from torch import nn
 
 import attention
-from analysis import candidates
-from analysis.axes import axes
+from analysis.checking import subjects
+from analysis.checking.axes import axes
 
 
 class Then(nn.Module):
@@ -76,25 +76,25 @@ MEANT = {
 
 @pytest.mark.parametrize("name", MISSING)
 def test_channels_taken_for_an_axis_fail(name):
-    found = axes(candidates.mixer(MISSING[name], 16))
+    found = axes(subjects.mixer(MISSING[name], 16))
     assert found.verdict == "FAIL" and found.case == "9x11"
     assert "is a permute to (b, c, h, w) missing?" in found.detail and "region()" in found.detail
 
 
 @pytest.mark.parametrize("name", MEANT)
 def test_channels_that_are_mixed_as_channels_pass(name):
-    assert axes(candidates.mixer(MEANT[name], 16)).verdict == "pass"
+    assert axes(subjects.mixer(MEANT[name], 16)).verdict == "pass"
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_no_built_in_mixer_takes_channels_for_an_axis(name):
     """Even where its region is not known."""
     mixer = attention.create(name, dim=16, heads=2, index=1)
-    made = candidates.mixer(Then(mixer), 16)
+    made = subjects.mixer(Then(mixer), 16)
     assert made.region is None and axes(made).verdict == "pass"
 
 
 def test_a_stated_region_allows_a_pool_along_channels():
     module = Then(pool)
     module.region = lambda h, w, query: torch.ones(h, w, dtype=torch.bool)
-    assert axes(candidates.mixer(module, 16)).verdict == "pass"
+    assert axes(subjects.mixer(module, 16)).verdict == "pass"

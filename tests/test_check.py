@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attention
-from analysis import candidates, check, influence, judging, properties
+from analysis import check
+from analysis.checking import judging, properties, subjects
+from analysis.models import influence
 from attention import catalogue, registry
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
@@ -54,7 +56,7 @@ def failures(candidate, only=None):
 def test_built_in_mixers_pass(name):
     for index in (0, 1):
         mixer = attention.create(name, dim=16, heads=2, index=index)
-        assert failures(candidates.mixer(mixer, 16), [*QUICK, "counts"]) == {}
+        assert failures(subjects.mixer(mixer, 16), [*QUICK, "counts"]) == {}
 
 
 @pytest.mark.slow
@@ -62,19 +64,19 @@ def test_built_in_mixers_pass(name):
 def test_built_in_mixers_compile_and_export(name):
     for index in (0, 1):
         mixer = attention.create(name, dim=16, heads=2, index=index)
-        assert failures(candidates.mixer(mixer, 16), ["compile", "export"]) == {}
+        assert failures(subjects.mixer(mixer, 16), ["compile", "export"]) == {}
 
 
 @pytest.mark.parametrize("text", HYBRIDS)
 def test_options_pass(text):
     for index in (0, 1):
         mixer = attention.create(text, dim=16, heads=2, index=index)
-        assert failures(candidates.mixer(mixer, 16), QUICK) == {}
+        assert failures(subjects.mixer(mixer, 16), QUICK) == {}
 
 
 def test_every_property_of_a_window_is_judged():
     """None is skipped but the comparison of the registered mixer with itself."""
-    found = verdicts(candidates.mixer(attention.create("window:size=4", dim=8, heads=2), 8))
+    found = verdicts(subjects.mixer(attention.create("window:size=4", dim=8, heads=2), 8))
     skipped = {name for name, result in found.items() if result.verdict != "pass"}
     assert skipped == {"equals the registered mixer"}
     assert all(prop.meaning for prop in (*properties.MIXER, *properties.NETWORK))
@@ -230,19 +232,19 @@ MISTAKES = [  # the mistake, the options of the mixer, the property that must be
 def test_a_planted_mistake_is_named(planted, text, index, lost):
     """The property fails on the mistake, with its case and a sentence, and holds without it."""
     mixer = planted(attention.parse(text), dim=16, heads=2, index=index)
-    found = failures(candidates.mixer(mixer, 16), QUICK)
+    found = failures(subjects.mixer(mixer, 16), QUICK)
     assert lost in found, found
     assert found[lost].case and found[lost].detail
-    right = candidates.mixer(attention.create(text, dim=16, heads=2, index=index), 16)
+    right = subjects.mixer(attention.create(text, dim=16, heads=2, index=index), 16)
     assert failures(right, [lost]) == {}
 
 
 def test_a_mistake_loses_nothing_else_that_it_has():
     """Where one property tells the mistake, the others still say what holds."""
     mixer = TransposedBias(attention.parse("window:size=4"), dim=16, heads=2)
-    assert list(failures(candidates.mixer(mixer, 16), QUICK)) == ["equals the registered mixer"]
+    assert list(failures(subjects.mixer(mixer, 16), QUICK)) == ["equals the registered mixer"]
     mixer = MixesTheBatch(attention.parse("window:size=4"), dim=16, heads=2)
-    assert {"locality", "layouts"}.isdisjoint(failures(candidates.mixer(mixer, 16), QUICK))
+    assert {"locality", "layouts"}.isdisjoint(failures(subjects.mixer(mixer, 16), QUICK))
 
 
 class WritesToItsInput(Planted):
@@ -289,7 +291,7 @@ class KnowsItsPlace(Planted):
 )
 def test_the_other_properties_can_be_lost(planted, lost):
     mixer = planted(attention.parse("window:size=4"), dim=16, heads=2)
-    assert set(failures(candidates.mixer(mixer, 16), list(lost))) == lost
+    assert set(failures(subjects.mixer(mixer, 16), list(lost))) == lost
 
 
 # -- large maps --------------------------------------------------------------------------------
@@ -302,7 +304,7 @@ class LeaksOnLargeMaps(Planted):
 
 def test_what_small_maps_hide_is_seen_on_a_large_one():
     mixer = LeaksOnLargeMaps(attention.parse("window:size=3"), dim=8, heads=2)
-    made = candidates.mixer(mixer, 8)
+    made = subjects.mixer(mixer, 8)
     assert max(h for h, _ in made.sizes) <= 14
     found = failures(made, ["any size", "locality"])
     assert list(found) == ["locality"] and found["locality"].case == "41x38"
@@ -315,7 +317,7 @@ class Breaks41(Planted):
 
 
 def test_a_large_map_that_does_not_run_is_said_once():
-    made = candidates.mixer(Breaks41(attention.parse("window:size=3"), dim=8, heads=2), 8)
+    made = subjects.mixer(Breaks41(attention.parse("window:size=3"), dim=8, heads=2), 8)
     found = failures(made, ["any size", "locality"])
     assert list(found) == ["any size"] and "too high for me" in found["any size"].detail
 
@@ -349,13 +351,13 @@ class Tiles(nn.Module):
 @pytest.mark.parametrize("states", [True, False])
 def test_maps_hold_two_of_what_reaches_a_token(states):
     """The extent of a region, stated or measured, where nothing declares it."""
-    made = candidates.mixer(Tiles(12, states=states), 1)
+    made = subjects.mixer(Tiles(12, states=states), 1)
     assert made.sizes[-1] == (26, 25) and made.large == [(41, 38)]
-    made = candidates.mixer(Tiles(12, rate=2, states=states), 1)
+    made = subjects.mixer(Tiles(12, rate=2, states=states), 1)
     assert made.sizes[-1] == (24, 23)
-    assert candidates.mixer(Tiles(100, states=states), 1).sizes[-1] == (16, 15)
+    assert subjects.mixer(Tiles(100, states=states), 1).sizes[-1] == (16, 15)
     if states:
-        assert candidates.mixer(Tiles(30), 1).large == [(60, 60)]
+        assert subjects.mixer(Tiles(30), 1).large == [(60, 60)]
 
 
 # -- limits ------------------------------------------------------------------------------------
@@ -382,7 +384,7 @@ class NothingOfOneImage(Planted):
 def test_not_a_number_fails_where_errors_are_judged():
     mixer = NothingOfOneImage(attention.parse("window:size=4"), dim=16, heads=2)
     asked = {"translation", "equals the registered mixer", "batch", "large numbers"}
-    assert set(failures(candidates.mixer(mixer, 16), asked)) == asked
+    assert set(failures(subjects.mixer(mixer, 16), asked)) == asked
 
 
 def test_a_gradient_that_is_no_number_is_an_influence_and_hides_none():
@@ -471,7 +473,7 @@ def test_a_limit_is_where_it_is_said_to_be(name, limit, make):
             module.part = part
         else:
             module = made
-        found = verdicts(candidates.mixer(module, 16), [name])[name]
+        found = verdicts(subjects.mixer(module, 16), [name])[name]
         assert found.verdict == verdict, (times, found)
 
 
@@ -492,7 +494,7 @@ class Neighbours(nn.Module):
 
 def test_a_region_that_is_not_stated_is_measured():
     for ring, said in ((False, "none of 240 queries is reached"), (True, "ACROSS OPPOSITE")):
-        found = verdicts(candidates.mixer(Neighbours(8, ring), 8), ["locality"])["locality"]
+        found = verdicts(subjects.mixer(Neighbours(8, ring), 8), ["locality"])["locality"]
         assert found.verdict == "measured" and said in found.detail
         assert "3 rows and 3 columns" in found.detail
         assert found.picture.splitlines()[0][:2] == "Q#"
@@ -509,7 +511,7 @@ def test_the_size_of_a_plugin_may_be_anything(size, groups):
         size: object = None
 
     module.config = Config(size=size)
-    made = candidates.mixer(module, 8)
+    made = subjects.mixer(module, 8)
     assert made.groups == groups and made.sizes[0] == (1, 1)
     assert failures(made, QUICK) == {}
 
@@ -526,7 +528,7 @@ def test_against_names_the_twin():
     """A module of any kind is held to the region of a registered mixer, and to its values if it
     has its parameters."""
     config = attention.parse("window:size=4")
-    made = candidates.mixer(Neighbours(8), 8, 2, against=config)
+    made = subjects.mixer(Neighbours(8), 8, 2, against=config)
     found = verdicts(made, ["locality", "equals the registered mixer"])
     assert found["locality"].verdict == "FAIL" and "!" in found["locality"].picture
     assert "not the parameters" in found["equals the registered mixer"].detail
@@ -543,7 +545,7 @@ def test_against_names_the_twin():
             y = self.branch(*self.qkv(groups.partition(x)).chunk(3, -1), groups)
             return groups.reverse(self.proj(y))
 
-    found = verdicts(candidates.mixer(Wrapped(), 8, 2, against=config))
+    found = verdicts(subjects.mixer(Wrapped(), 8, 2, against=config))
     assert found["equals the registered mixer"].verdict == "pass"
 
 
@@ -551,7 +553,7 @@ def test_against_names_the_twin():
 
 
 def test_our_networks_are_judged_by_their_mixers():
-    ((title, made),) = candidates.find("swin_t/3=pale:size=3", dim=64, heads=4)
+    ((title, made),) = subjects.find("swin_t/3=pale:size=3", dim=64, heads=4)
     found = verdicts(made, [p.name for p in properties.NETWORK if p.name not in SLOW])
     assert {result.verdict for result in found.values()} == {"pass"}
     assert "8 mixers" in found["locality"].detail and "narrowed to widths 24 48" in title
@@ -581,7 +583,7 @@ def torchvision_swin():
 def test_the_networks_of_others_are_measured(make):
     """What their blocks reach on maps of 16x16 that windows of 7 do not divide is told, and is
     nobody's failure."""
-    made = candidates.network(make(), (64, 64))
+    made = subjects.network(make(), (64, 64))
     found = verdicts(made, [p.name for p in properties.NETWORK if p.name not in SLOW])
     assert not [name for name, result in found.items() if result.verdict == "FAIL"], found
     locality = found["locality"]
@@ -683,7 +685,7 @@ def test_both_blocks_of_a_registered_mixer_are_judged(registering, capsys, state
     [("window:size=3", 2), ("window:size=3,shift=false", 1), ("axial", 1), ("shuffle:size=3", 2)],
 )
 def test_built_in_mixers_say_how_many_blocks_they_have(what, blocks):
-    assert len(list(candidates.find(what, dim=8, heads=2))) == blocks
+    assert len(list(subjects.find(what, dim=8, heads=2))) == blocks
 
 
 def test_the_pool_of_the_readme_needs_its_permute(registering, tmp_path, monkeypatch, capsys):
@@ -774,7 +776,7 @@ def test_what_raises_fails_and_says_so():
                 raise ValueError("odd heights\nare beyond me")
             return x
 
-    found = verdicts(candidates.mixer(Raises(), 8), QUICK)
+    found = verdicts(subjects.mixer(Raises(), 8), QUICK)
     assert found["any size"] == judging.Result(
         "FAIL", "ValueError: odd heights are beyond me", "1x1"
     )
@@ -787,7 +789,7 @@ def test_a_region_that_raises_fails_as_locality():
 
     module = nn.Linear(8, 8)
     module.region = region
-    found = failures(candidates.mixer(module, 8), ["any size", "locality"])
+    found = failures(subjects.mixer(module, 8), ["any size", "locality"])
     assert list(found) == ["locality"] and "IndexError: no such token" in found["locality"].detail
 
 
@@ -804,6 +806,6 @@ def test_an_exit_fails_and_says_so():
         def forward(self, x: Tensor) -> Tensor:
             raise SystemExit(f"{x.shape[1]} rows")
 
-    found = verdicts(candidates.mixer(Exits(), 8), QUICK)
+    found = verdicts(subjects.mixer(Exits(), 8), QUICK)
     assert found["any size"] == judging.Result("FAIL", "SystemExit: 1 rows", "1x1")
     assert {found[name].verdict for name in QUICK if name != "any size"} == {"skipped"}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis import compare, published
+from analysis import compare
+from analysis.papers import published
 from backbones.specs import variants
 from transom import table
 from transom.errors import SpecError
@@ -149,9 +150,9 @@ MODELS = [SMALL, "swin_t", "axial_t", "swin_s"]  # two without a published accur
 @pytest.fixture(scope="module")
 def counted():
     """Rows of four models, counted once; sorting and columns do not count again."""
-    from analysis import peers
+    from analysis.models import lookup
 
-    return {name: compare.row_of(peers.find(name), (224, 224)) for name in MODELS}
+    return {name: compare.row_of(lookup.find(name), (224, 224)) for name in MODELS}
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from analysis import complexity, formulas
+from analysis import complexity
+from analysis.counting import paper_formulas
 from attention import SpecError, catalogue, make_config, names, parse
 
 PAPER = {"w_msa": 145108992, "msa": 2003828736}  # Swin Transformer, section 3.2
@@ -25,15 +26,18 @@ def test_the_papers_example_comes_first(capsys):
     assert code == 0
     assert "W-MSA 145,108,992 MACs, MSA 2,003,828,736 MACs, ratio 13.81" in first
     assert "290 tokens, a square grid of side 17.03" in second
-    assert formulas.w_msa(56, 56, 96, (7, 7)) == PAPER["w_msa"]
-    assert formulas.msa(56, 56, 96) == PAPER["msa"]
+    assert paper_formulas.w_msa(56, 56, 96, (7, 7)) == PAPER["w_msa"]
+    assert paper_formulas.msa(56, 56, 96) == PAPER["msa"]
 
 
 @pytest.mark.parametrize(("dim", "window"), [(96, (7, 7)), (128, (12, 12)), (33, (2, 5))])
 def test_msa_costs_twice_w_msa_where_it_is_said(dim, window):
     """On a 1 x n strip of exactly that many tokens the ratio is 2, not before, not after."""
-    n = round(formulas.twice_side(dim, window) ** 2)
-    ratio = [formulas.msa(1, m, dim) / formulas.w_msa(1, m, dim, window) for m in (n - 1, n, n + 1)]
+    n = round(paper_formulas.twice_side(dim, window) ** 2)
+    ratio = [
+        paper_formulas.msa(1, m, dim) / paper_formulas.w_msa(1, m, dim, window)
+        for m in (n - 1, n, n + 1)
+    ]
     assert ratio[0] < ratio[1] == 2 < ratio[2]
 
 
@@ -96,9 +100,9 @@ def test_variations_reach_every_option():
 
 def test_a_wrong_formula_or_count_is_exit_code_one(monkeypatch, capsys):
     argv = ("--mixer", "window", "--sizes", "14", "15", "--dim", "16")
-    real = formulas.FORMULAS["window"]
+    real = paper_formulas.FORMULAS["window"]
     wrong = lambda *a: real(*a)._replace(macs=real(*a).macs + 1)  # noqa: E731
-    monkeypatch.setitem(formulas.FORMULAS, "window", wrong)
+    monkeypatch.setitem(paper_formulas.FORMULAS, "window", wrong)
     code, out = run(capsys, *argv, "--format", "csv")
     # only where the size divides: elsewhere the formula may differ by the padding
     agree = [(row["h"], row["agree"]) for row in csv.DictReader(io.StringIO(out))]
@@ -128,13 +132,13 @@ def test_bad_requests(argv):
 
 
 def test_a_plug_in_has_no_formula():
-    assert formulas.formula(make_config("window"), 7, 7, 8).divides
-    assert formulas.formula(object(), 7, 7, 8) is None
+    assert paper_formulas.formula(make_config("window"), 7, 7, 8).divides
+    assert paper_formulas.formula(object(), 7, 7, 8) is None
 
 
 def test_stripes_are_as_wide_and_high_as_their_formula_says():
     """2 x 3 on 6 x 9 tokens: a token meets 6 x 3 keys in half of the channels, 2 x 9 in half."""
     h, w, c = 6, 9, 8
     for size, met in (("2x3", 6 * 3 + 2 * 9), ("1x9", 6 * 9 + 1 * 9), ("6x1", 6 * 1 + 6 * 9)):
-        found = formulas.formula(parse(f"cross:size={size}"), h, w, c)
+        found = paper_formulas.formula(parse(f"cross:size={size}"), h, w, c)
         assert found.divides and found.macs == 4 * h * w * c**2 + 2 * h * w * met * c // 2

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from analysis import crossings
-from analysis.scaling import Series
+from analysis.counting import crossings
+from analysis.counting.scaling import Series
 from attention.registry import parse
 from backbones.specs.spec import StageSpec
 

@@ -14,8 +14,10 @@ from torch import nn
 
 import analysis
 import backbones
-from analysis import counters, flops, peers
-from analysis.counting import Budget
+from analysis import flops
+from analysis.counting import counters
+from analysis.counting.report import Budget
+from analysis.models import lookup
 from backbones.specs import variants
 from transom.errors import SpecError
 
@@ -228,8 +230,8 @@ def test_timms_fused_attention_counts_as_its_plain_one(fused):
 
     timm.layers.set_fused_attn(fused != "0", fused == "2")
     try:
-        vit = peers.find("timm:vit_tiny_patch16_224").make((224, 224))
-        swin = peers.find("timm:swin_tiny_patch4_window7_224").make((224, 224))
+        vit = lookup.find("timm:vit_tiny_patch16_224").make((224, 224))
+        swin = lookup.find("timm:swin_tiny_patch4_window7_224").make((224, 224))
     finally:
         timm.layers.set_fused_attn(True)
     kinds = analysis.count(vit, 224).operators
@@ -245,7 +247,7 @@ def test_timms_fused_attention_counts_as_its_plain_one(fused):
     [("swin_t", 4490566656), ("swin_v2_t", 5939690496), ("vit_b_16", 17563828224)],
 )
 def test_torchvisions_models_are_counted(name, macs):
-    subject = peers.find(f"torchvision:{name}")
+    subject = lookup.find(f"torchvision:{name}")
     report = analysis.count(subject.make(subject.img_size), subject.img_size)
     assert report.agree and report.macs == macs, report.trust
     assert report.macs_formula is None and "no formula" in report.trust
@@ -434,9 +436,9 @@ def test_a_budget_of_memory_holds_the_weights():
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
 def test_one_row_that_differs_is_exit_code_one(bad, monkeypatch):
-    from analysis import counting
+    from analysis.counting import report
 
-    real, made = counting.count, []
+    real, made = report.count, []
 
     def count(model, size, **options):
         report = real(model, size, trace=False, name=options["name"])
@@ -444,6 +446,6 @@ def test_one_row_that_differs_is_exit_code_one(bad, monkeypatch):
         report.agree = len(made) - 1 != bad
         return report
 
-    monkeypatch.setattr(counting, "count", count)
+    monkeypatch.setattr(report, "count", count)
     argv = ["--backbone", "swin_t", "pale_t", "--img-size", "32", "--out", "/dev/null"]
     assert flops.main(argv) == (1 if bad < 2 else 0)

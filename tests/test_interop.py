@@ -12,7 +12,7 @@ from tiny import error, images, notation, randomise
 from torch import Tensor, nn
 
 import backbones.timm_models  # registers the names
-from analysis import heads
+from analysis.papers import dense_heads
 from transom.errors import SpecError
 
 SPEC = notation("swin")
@@ -83,7 +83,7 @@ def test_mask_rcnn_is_the_authors():
         exec(code, names)
     detector = names["detector"]
     body = sum(p.numel() for p in detector.backbone.body.parameters())
-    layers = heads.layers("Mask R-CNN", [96, 192, 384, 768], [(200, 320)] * 4)
+    layers = dense_heads.layers("Mask R-CNN", [96, 192, 384, 768], [(200, 320)] * 4)
     counted, background = sum(layer.params for layer in layers), 4 * (1024 + 1) + (256 + 1)
     assert (body, counted, background) == (27_520_698, 20_273_904, 4_357)
     assert sum(p.numel() for p in detector.parameters()) == body + counted + background

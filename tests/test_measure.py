@@ -21,21 +21,13 @@ import torch
 
 import attention
 import backbones
-from analysis import (
-    building,
-    calling,
-    campaign,
-    counterparts,
-    environment,
-    memory,
-    pieces,
-    results,
-    verdict,
-)
-from analysis.entries import Entry, from_dict
-from analysis.influence import randomise
-from analysis.results import lines
-from analysis.timing import KNOWN, Clock, Runner, measure
+from analysis.models import counterparts
+from analysis.models.influence import randomise
+from analysis.results import environment, session, statistics, summary
+from analysis.results.measurement import Entry, from_dict
+from analysis.results.summary import lines
+from analysis.timing import build_model, memory, pieces, steps
+from analysis.timing.clock import KNOWN, Clock, Runner, measure
 from attention.execution import backends
 from backbones.weights.reference_models import difference
 from transom.errors import SpecError
@@ -231,17 +223,17 @@ def judged(backend) -> tuple[str, float]:
     def fresh(seed: int) -> torch.Tensor:
         return torch.randn(4, generator=torch.Generator().manual_seed(seed))
 
-    one = Runner("x", fresh, lambda x: backend(device, x), calling.read)
+    one = Runner("x", fresh, lambda x: backend(device, x), steps.read)
     (own,) = measure([one], samples=10, clock=device.clock())
-    return own.wrong, verdict.cached(own.firsts, own.repeats)
+    return own.wrong, statistics.cached(own.firsts, own.repeats)
 
 
 def test_a_difference_is_relative_and_no_number_is_infinitely_wrong():
     wanted = torch.tensor([4.0, -8.0])
-    assert calling.relative(torch.tensor([4.0, -7.0]), wanted) == 1 / 8
-    assert calling.relative(torch.tensor([0.25]), torch.tensor([0.0])) == 0.25  # in units of 1
+    assert steps.relative(torch.tensor([4.0, -7.0]), wanted) == 1 / 8
+    assert steps.relative(torch.tensor([0.25]), torch.tensor([0.0])) == 0.25  # in units of 1
     for bad in (torch.tensor([4.0, torch.nan]), torch.tensor([4.0, torch.inf]), wanted[:1]):
-        assert calling.relative(bad, wanted) == float("inf")
+        assert steps.relative(bad, wanted) == float("inf")
 
 
 def test_an_honest_backend_is_believed():
@@ -287,9 +279,9 @@ def test_the_batch_is_halved_where_memory_ends(error):
         return "fits"
 
     entry = Entry(kind="backbone", what="swin_t", batch=24)
-    assert building.fitting(entry, attempt) == ("fits", 3) and tried == [24, 12, 6, 3]
+    assert build_model.fitting(entry, attempt) == ("fits", 3) and tried == [24, 12, 6, 3]
     with pytest.raises(type(error)):
-        building.fitting(Entry(kind="backbone", what="swin_t", batch=2),
+        build_model.fitting(Entry(kind="backbone", what="swin_t", batch=2),
                          lambda e: (_ for _ in ()).throw(error))  # fmt: skip
 
 
@@ -299,7 +291,7 @@ def test_other_errors_do_not_change_the_batch():
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        building.fitting(Entry(kind="backbone", what="swin_t", batch=24), attempt)
+        build_model.fitting(Entry(kind="backbone", what="swin_t", batch=24), attempt)
 
 
 def test_peak_memory_is_what_was_held_together():
@@ -332,13 +324,13 @@ def test_kilobytes_of_the_system_are_1024(monkeypatch):
 
 def test_memory_is_of_a_later_step(monkeypatch):
     """The first ones make what threads keep, and choose the backend."""
-    seen, real = [], calling.Step.call
+    seen, real = [], steps.Step.call
 
     def call(self, x):
         seen.append(len(x))
         return real(self, x)
 
-    monkeypatch.setattr(calling.Step, "call", call)
+    monkeypatch.setattr(steps.Step, "call", call)
     entry = Entry(kind="mixer", what="window", batch=5, size=(8, 8), dim=8, heads=1)
     assert memory.peak(entry)["growth_bytes"] >= 0 and seen == [5, 5, 5]
 
@@ -373,10 +365,10 @@ def test_a_peer_has_our_weights(library, what):
     theirs = counterparts.make(library, spec, ours)
     image = torch.randn(2, 3, 128, 128)
     worst, largest = difference(ours, theirs, image)
-    assert worst <= results.SAME * max(1.0, largest)
+    assert worst <= summary.SAME * max(1.0, largest)
     with torch.no_grad():
         next(p for n, p in ours.named_parameters() if "stages.2" in n and "fc1" in n).mul_(1.01)
-    assert difference(ours, theirs, image)[0] > results.SAME * max(1.0, largest)
+    assert difference(ours, theirs, image)[0] > summary.SAME * max(1.0, largest)
 
 
 def test_a_peer_drops_nothing_in_training():
@@ -452,9 +444,9 @@ class Early(nn.Module):
 """
 
 
-def plan(names, **more) -> campaign.Plan:
+def plan(names, **more) -> session.Plan:
     group = [Entry(kind="named", what=f"odd_backends:{n}", size=(32, 32), batch=4) for n in names]
-    return campaign.Plan(
+    return session.Plan(
         groups=[group], processes=1, samples=6, warm_seconds=0.1, **{"memory": 0, **more}
     )
 
@@ -464,7 +456,7 @@ def test_odd_backends_in_a_process_of_their_own(tmp_path, monkeypatch):
     (tmp_path / "odd_backends.py").write_text(BACKENDS)
     monkeypatch.chdir(tmp_path)
     names = ["Good", "Raises", "Dies", "Small", "Caches", "Early"]
-    rows = campaign.run(plan(names), environment.header())
+    rows = session.run(plan(names), environment.header())
     found = {line.entry.what.partition(":")[2]: line for line in lines(rows)}
     assert list(found) == names
     assert found["Good"].usable and len(found["Good"].times[0]) == 6
@@ -481,8 +473,8 @@ def test_a_row_says_what_it_is_of(inline):
     """The config, what was used, and the environment, in every row of a worker."""
     group = [Entry(kind="mixer", what="window", dim=8, heads=2, size=(8, 8), index=1),
              Entry(kind="matmul", what="16x16x16")]  # fmt: skip
-    rows = campaign.run(
-        campaign.Plan(groups=[group], processes=1, samples=2, warm_seconds=0.1),
+    rows = session.run(
+        session.Plan(groups=[group], processes=1, samples=2, warm_seconds=0.1),
         environment.header(),
     )
     kinds = [(row["kind"], row["config"]["kind"]) for row in rows]
@@ -513,7 +505,7 @@ print(min(faults() for _ in range(3)))
 def test_a_clock_does_not_wait_for_pages(task, malloc, waits):
     """Freed and asked for again, 48 MiB are pages of the kernel's only where they went back."""
     entry = Entry(kind="matmul", what="16x16x16", malloc=malloc).to_dict()
-    place = campaign.surroundings({"task": task, "entries": [entry]})
+    place = session.surroundings({"task": task, "entries": [entry]})
     done = subprocess.run([sys.executable, "-c", FAULTS], env=place, capture_output=True, text=True)
     assert (int(done.stdout) > 10_000) == waits, done
 
@@ -533,8 +525,8 @@ def test_what_is_called_compiled(states, monkeypatch):
     entry = Entry(kind="mixer", what="window", size=(8, 8), dim=8, heads=1, compile=True)
     for state in states.split():
         model = Breaks() if state == "partial" else attention.create("window", dim=8, heads=1)
-        monkeypatch.setattr(building, "model_of", lambda entry, model=model: (model, None))
-        assert building.build(entry, check=False).compiled == state
+        monkeypatch.setattr(build_model, "model_of", lambda entry, model=model: (model, None))
+        assert build_model.build(entry, check=False).compiled == state
     torch._dynamo.reset()
 
 
@@ -542,7 +534,7 @@ def test_what_is_called_compiled(states, monkeypatch):
 def test_the_backend_runs_that_is_asked_for(name):
     seen, model = [], tiny.create("swin")
     entry = Entry(kind="backbone", what="swin_t", backend=name, size=(64, 64))
-    step = calling.Step(entry, model, (1, 3, 64, 64))
+    step = steps.Step(entry, model, (1, 3, 64, 64))
     model.stem.register_forward_pre_hook(lambda *_: seen.append(backends.asked()))
     if name == "kernel":
         with pytest.raises(ValueError, match="fused attention"):
@@ -560,7 +552,7 @@ def test_rows_of_before_are_read():
     for path, name in (("fast", "auto"), ("plain", "reference"), ("folded", "folded")):
         assert from_dict(old | {"path": path}).backend == name
     with pytest.raises(SpecError, match="folded"):
-        calling.Step(Entry(kind="backbone", what="swin_t", backend="folded"), tiny.create("swin"),
+        steps.Step(Entry(kind="backbone", what="swin_t", backend="folded"), tiny.create("swin"),
                      (1, 3, 64, 64))  # fmt: skip
 
 
@@ -570,13 +562,13 @@ def test_a_backend_that_is_wrong_is_exposed(inline, monkeypatch):
         Entry(kind="mixer", what="window", dim=8, heads=2, size=(8, 8), batch=2, backend=name)
         for name in ("cpu", "reference")
     ]
-    one = campaign.Plan(groups=[group], processes=1, samples=2, warm_seconds=0.1, memory=0)
-    assert all(line.usable for line in lines(campaign.run(one, environment.header())))
+    one = session.Plan(groups=[group], processes=1, samples=2, warm_seconds=0.1, memory=0)
+    assert all(line.usable for line in lines(session.run(one, environment.header())))
     real = type(backends.CPU).over_groups
     monkeypatch.setattr(
         type(backends.CPU), "over_groups", lambda *args, **kw: 1.1 * real(*args, **kw)
     )
-    quick, right = lines(campaign.run(one, environment.header()))
+    quick, right = lines(session.run(one, environment.header()))
     assert quick.status == "invalid" and "from the eager float32 one" in quick.reason
     assert right.usable
 
@@ -599,7 +591,7 @@ def test_a_piece_that_is_switched_off_is_gone_and_comes_back(piece):
 
 def test_measured_rows_say_which_backend_ran(inline):
     entry = Entry(kind="backbone", what="swin_t/2.depth=1/3.depth=1/4.depth=1", size=(32, 32))
-    one = campaign.Plan(groups=[[entry]], processes=1, samples=2, warm_seconds=0.1, memory=0)
-    (row,) = campaign.run(one, environment.header())
+    one = session.Plan(groups=[[entry]], processes=1, samples=2, warm_seconds=0.1, memory=0)
+    (row,) = session.run(one, environment.header())
     assert set(row["backends"]) == {f"stages.{i}" for i in range(4)}
     assert row["backends"]["stages.0"] == "reference: small enough for one part"

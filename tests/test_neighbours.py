@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tiny import error, images
 
 import attention
-from analysis import counters
-from analysis.influence import randomise
+from analysis.counting import counters
+from analysis.models.influence import randomise
 from transom.errors import SpecError
 
 pytestmark = pytest.mark.usefixtures("neighbours")

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis import figures, regions, sweep
+from analysis import regions, sweep
+from analysis.pictures import figure_style
 from transom import cli, files, table
 from transom.errors import SpecError
 
@@ -173,11 +174,11 @@ def test_the_default_name_is_checked_too(module, monkeypatch):
         import_module(module).main(argv)
 
 
-@pytest.mark.parametrize("ending", figures.ENDINGS)
+@pytest.mark.parametrize("ending", figure_style.ENDINGS)
 def test_a_picture_follows_links_too(ending, tmp_path):
     target, link = tmp_path / ("\u4e00" * 83 + ending), tmp_path / f"link{ending}"
     link.symlink_to(target.name)
-    figures.save(figures.figure(1, 1), link)
+    figure_style.save(figure_style.figure(1, 1), link)
     assert link.is_symlink() and target.stat().st_size > 100
     assert len(os.listdir(tmp_path)) == 2
 
@@ -261,21 +262,21 @@ def test_a_legend_has_every_series(name, tmp_path):
     picture = sweep.curves.draw(rows, fits, [cross], [name], "resolution")
     legends = [axes.get_legend().get_texts() for axes in picture.axes]
     assert [len(texts) for texts in legends] == [1, 1]
-    figures.save(picture, out)
+    figure_style.save(picture, out)
     ET.parse(out)
 
 
 @pytest.mark.parametrize("name", ["a$b$", "$\\frac$", *NAMES.values()])
 def test_a_title_is_no_mathematics(name, tmp_path):
     pytest.importorskip("matplotlib")
-    from analysis import heatmaps, pictures
+    from analysis.pictures import draw_heatmaps, draw_maps
 
-    out, values = tmp_path / "f.svg", pictures.torch.ones(2, 2, dtype=int)
-    panel = pictures.Panel(name, values, name)
+    out, values = tmp_path / "f.svg", draw_maps.torch.ones(2, 2, dtype=int)
+    panel = draw_maps.Panel(name, values, name)
     for picture in (
-        pictures.draw_footprint([panel], [1], name), heatmaps.draw_erf([panel], name),
+        draw_maps.draw_footprint([panel], [1], name), draw_heatmaps.draw_erf([panel], name),
     ):  # fmt: skip
-        figures.save(picture, out)
+        figure_style.save(picture, out)
         ET.parse(out)
 
 

@@ -9,7 +9,8 @@ from collections import Counter
 
 import pytest
 
-from analysis import peers, published
+from analysis.models import lookup
+from analysis.papers import published
 from backbones.specs import variants
 
 ROWS = published.rows()
@@ -27,7 +28,7 @@ def test_numbers_are_as_printed():
 def test_row_is_whole(row):
     """A variant of ours or a model of timm's, a known task and head, size, measure and source."""
     source, _, _ = row["backbone"].rpartition(":")
-    own = peers.find(row["backbone"]).img_size
+    own = lookup.find(row["backbone"]).img_size
     assert source or variants.get(row["backbone"]).spec.name == row["backbone"]  # no alias
     assert source in ("", "timm") and row["task"] in published.TASKS
     assert row[published.MEASURES[row["task"]]] is not None

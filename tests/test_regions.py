@@ -15,7 +15,9 @@ import torch
 
 import attention
 import backbones
-from analysis import footprint, maps, regions, studies, views
+from analysis import regions
+from analysis.models import footprint, maps
+from analysis.pictures import studies, views
 from attention import SpecError, make_config, names, parse
 from backbones.specs.spec import read_pattern
 

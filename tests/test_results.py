@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from analysis import latency, reporting, results
-from analysis.entries import Entry
-from analysis.results import best, compare, lines
+from analysis.results import latency, reporting, summary
+from analysis.results.measurement import Entry
+from analysis.results.summary import best, compare, lines
 from transom.errors import SpecError
 
 PLACE = {
@@ -267,7 +267,7 @@ def test_an_entry_is_checked():
         with pytest.raises(SpecError):
             ours(**fields)
     with pytest.raises(SpecError, match="no field 'bach'"):
-        results.from_dict({"kind": "backbone", "what": "x", "bach": 1})
+        summary.from_dict({"kind": "backbone", "what": "x", "bach": 1})
     names = [e.label for e in (ours(), peer(), Entry(kind="mixer", what="pale"))]
     assert names == ["transom", "timm", "pale"]
 

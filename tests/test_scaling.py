@@ -2,8 +2,8 @@
 
 import pytest
 
-from analysis import curves
-from analysis.scaling import Series
+from analysis.counting.scaling import Series
+from analysis.pictures import draw_curves
 from backbones.specs.notation import parse
 
 
@@ -21,5 +21,5 @@ def test_between_two_points_the_curve_is_straight_in_log_log():
     rows = [{"value": v, "macs_formula": v**2} for v in (2, 8)]
     rows.append({"value": 16, "macs_formula": 1000})
     for x in (2, 2.5, 4, 7, 8):
-        assert curves._between(rows, x) == pytest.approx(x**2)
-    assert curves._between(rows, 16) == pytest.approx(1000)
+        assert draw_curves._between(rows, x) == pytest.approx(x**2)
+    assert draw_curves._between(rows, 16) == pytest.approx(1000)

@@ -15,9 +15,10 @@ from test_measure import BACKENDS, SMALL
 from test_results import rows_of
 
 import attention
-from analysis import campaign, compare
-from analysis.entries import Entry
-from analysis.store import Store
+from analysis import compare
+from analysis.results import session
+from analysis.results.measurement import Entry
+from analysis.results.store import Store
 from backbones.files.storage import WeightsError
 from benchmarks import mixers, shift, speed
 from transom import table
@@ -123,14 +124,14 @@ def test_other_settings_and_other_code_are_measured_anew():
     place = {"code": "c", "commit": "a", "load": 1.0}
 
     def keys(place=place, **more) -> set[str]:
-        plan = campaign.Plan(groups=[group], processes=2, **more)
-        return {key for task in campaign.tasks(plan, place, set()) for key in task.keys.values()}
+        plan = session.Plan(groups=[group], processes=2, **more)
+        return {key for task in session.tasks(plan, place, set()) for key in task.keys.values()}
 
     assert len(keys()) == 3  # two processes and one for memory
     assert keys() == keys({**place, "commit": "b", "load": 2.0})
     assert not keys() & keys({**place, "code": "d"})
     assert len(keys() & keys(samples=5)) == 1  # memory has no samples
-    assert not campaign.tasks(campaign.Plan(groups=[group], processes=2), place, keys())
+    assert not session.tasks(session.Plan(groups=[group], processes=2), place, keys())
 
 
 def test_resuming_takes_the_rows_that_are_asked_for(tmp_path, monkeypatch):
@@ -138,12 +139,12 @@ def test_resuming_takes_the_rows_that_are_asked_for(tmp_path, monkeypatch):
     entry = Entry(kind="backbone", what="swin_t")
     place, into = {"code": "c"}, Store(tmp_path / "s.jsonl")
     monkeypatch.setattr(
-        campaign, "work", lambda job: ([{"status": "ok", "by": job["seed"]}], 0, "")
+        session, "work", lambda job: ([{"status": "ok", "by": job["seed"]}], 0, "")
     )
 
     def run(samples, processes):
-        plan = campaign.Plan(groups=[[entry]], processes=processes, samples=samples, memory=0)
-        return campaign.run(plan, place, into=into, resume=True)
+        plan = session.Plan(groups=[[entry]], processes=processes, samples=samples, memory=0)
+        return session.run(plan, place, into=into, resume=True)
 
     few, other = run(5, 2), run(10, 1)
     assert [row["process"] for row in few] == [0, 1] and len(other) == 1

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import store
-from analysis.entries import Entry, from_dict, key_of
-from analysis.store import Store
+from analysis.results import store
+from analysis.results.measurement import Entry, from_dict, key_of
+from analysis.results.store import Store
 from transom import table
 from transom.errors import SpecError
 
@@ -87,7 +87,7 @@ def test_equal_content_has_one_key_in_any_process():
     turned = dict(reversed(config.items()))
     assert key_of(config) == key_of(turned) == key_of(from_dict(turned).to_dict())
     assert key_of(config) != key_of({**config, "batch": 2})
-    code = "import sys, json; from analysis.entries import key_of\n"
+    code = "import sys, json; from analysis.results.measurement import key_of\n"
     code += "print(key_of(json.loads(sys.argv[1])))"
     for seed in ("1", "2"):
         done = python(code, json.dumps(turned), env={**os.environ, "PYTHONHASHSEED": seed})
@@ -154,7 +154,7 @@ def test_a_newer_schema_is_refused_and_an_older_one_migrated(tmp_path, monkeypat
 WRITER = """
 import sys
 from pathlib import Path
-from analysis.store import Store
+from analysis.results.store import Store
 path, name, n, width = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 for i in range(n):
     Store(path).append([{"writer": name, "i": i, "text": "x" * (i * 997 % width)}])
@@ -225,7 +225,7 @@ def test_a_write_that_ends_half_way_leaves_the_old_rows(tmp_path):
     Store(path).append([{"n": 1}])
     before = path.read_bytes()
     code = (
-        "import resource, sys; from pathlib import Path; from analysis.store import Store\n"
+        "import resource, sys; from pathlib import Path; from analysis.results.store import Store\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
         "Store(Path(sys.argv[1])).append([{'n': 2, 'text': 'x' * 5000}])"
     )

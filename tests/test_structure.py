@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = packages.NAMES  # each may import those before it
 OTHERS = (
     "backbones/timm_models.py", "backbones/weights/reference_models.py",
-    "backbones/weights/timm_tables.py", "analysis/peers.py",
+    "backbones/weights/timm_tables.py", "analysis/models/lookup.py",
 )  # fmt: skip
 PLACES = {
     "timm": OTHERS,
@@ -26,7 +26,7 @@ PLACES = {
 }
 SAFE_LOAD = "backbones/files/standins.py"  # the one place of torch.load, and weights_only there
 # import what the user names, or what a table of theirs does
-COMPUTED = ("transom/cli.py", "analysis/peers.py", "attention/registry.py", "__init__.py")
+COMPUTED = ("transom/cli.py", "analysis/models/lookup.py", "attention/registry.py", "__init__.py")
 NEVER = ("pytest", "hypothesis", "pickle", "dill", "cloudpickle", "joblib", "yaml", "marshal",
          "shelve")  # fmt: skip
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -139,7 +139,7 @@ def test_breaking_a_rule_is_seen(place, text):
 @pytest.mark.parametrize(
     ("place", "text"),
     [
-        ("analysis/peers.py", "import timm, torchvision"),
+        ("analysis/models/lookup.py", "import timm, torchvision"),
         ("backbones/timm_models.py", "import timm"),
         ("backbones/files/standins.py", "import torch\ntorch.load(path, weights_only=True)"),
         ("analysis/flops.py", "import fvcore.nn\nimport backbones\nimport attention"),

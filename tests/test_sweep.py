@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis import counters, crossings, curves, formulas, scaling, sweep
-from analysis.scaling import Series
+from analysis import sweep
+from analysis.counting import counters, crossings, paper_formulas, scaling
+from analysis.counting.scaling import Series
+from analysis.pictures import draw_curves
 from attention import SpecError, names, parse
 from backbones import parse as parse_backbone
 from backbones.specs.spec import StageSpec
@@ -111,9 +113,9 @@ def test_what_torch_counts_differently_is_exit_code_one(monkeypatch, capsys):
 
 
 def test_a_wrong_paper_formula_is_exit_code_one(monkeypatch, capsys):
-    real = formulas.FORMULAS["full"]
+    real = paper_formulas.FORMULAS["full"]
     wrong = lambda *a: real(*a)._replace(macs=real(*a).macs + 1)  # noqa: E731
-    monkeypatch.setitem(formulas.FORMULAS, "full", wrong)
+    monkeypatch.setitem(paper_formulas.FORMULAS, "full", wrong)
     assert run(capsys, "--mixer", "full", "--values", "56")[0] == 1
 
 
@@ -241,7 +243,7 @@ def test_where_there_is_no_exact_point_the_lines_say_one():
 def test_the_ring_lies_on_the_line(x):
     """Costs that grow as x^2 below 2 and as x above."""
     rows = [{"value": n, "macs_formula": cost} for n, cost in ((1, 1), (2, 4), (4, 8), (8, 16))]
-    assert curves._between(rows, x) == pytest.approx(x**2 if x < 2 else 2 * x)
+    assert draw_curves._between(rows, x) == pytest.approx(x**2 if x < 2 else 2 * x)
 
 
 # -- policies ----------------------------------------------------------------------------------
@@ -333,8 +335,9 @@ def test_the_figure_has_one_labelled_line_per_series(capsys, tmp_path):
         assert sum(label.strip().startswith(name + "   ~") for label in labels) == 2, labels
     assert "crossing:full:window" in lines
     assert any("full costs more than window" in label for label in labels)
-    styles = {(line, marker) for line, marker in zip(curves.LINES, curves.MARKERS, strict=False)}
-    assert len(styles) == len(curves.LINES)
+    pairs = zip(draw_curves.LINES, draw_curves.MARKERS, strict=False)
+    styles = {(line, marker) for line, marker in pairs}
+    assert len(styles) == len(draw_curves.LINES)
     run(capsys, *argv)
     assert path.read_bytes() == first
     assert "full costs more than window" in said

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import backbones
-from analysis.influence import randomise
+from analysis.models.influence import randomise
 
 # Two blocks a stage, so that every mixer has its even and its odd form; even heads for branches.
 _SMALL = [

@@ -1,10 +1,9 @@
-"""Rows as one HTML page without any address in it."""
+"""One HTML page without any address in it: a table that sorts by a click on a heading."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from transom.table import Row, columns_of, number, numeric, plain
+from html import escape
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -39,22 +38,30 @@ for (const th of document.querySelectorAll("th")) th.addEventListener("click", (
 </script></body></html>"""
 
 
-def html(rows: Sequence[Row], title: str, note: str) -> str:
-    """One page without any address in it: a table that sorts by a click on a heading."""
-    from html import escape
+def html(
+    heads: Sequence[tuple[str, bool]], rows: Sequence[Sequence[tuple[str, str]]], title: str,
+    note: str,
+) -> str:  # fmt: skip
+    """The page as text; marks in it are escaped.
 
-    columns = columns_of(rows)
-    mark = {c: ' class="n"' if numeric(rows, c) else "" for c in columns}
-    head = "".join(f"<th{mark[c]}>{escape(plain(c))}</th>" for c in columns)
-    lines = []
-    for row in rows:
-        cells = []
-        for c in columns:
-            value = row.get(c)
-            exact = "" if value is None else plain(str(value))
-            shown = escape(plain(number(value)))
-            cells.append(f'<td{mark[c]} data-v="{escape(exact)}">{shown}</td>')
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return _PAGE.format(
-        title=escape(plain(title)), head=head, body="\n".join(lines), note=escape(plain(note))
-    )
+    Args:
+        heads: of each column its name, and whether it holds numbers.
+        rows: of each cell the exact value, by which a column is sorted, and what is shown.
+        title: above the table.
+        note: below it.
+
+    Example:
+        >>> "<td" in html([("size", True)], [[("1000", "1,000")]], "Sizes", "")
+        True
+    """
+    marks = [' class="n"' if numbers else "" for _, numbers in heads]
+    head = "".join(f"<th{m}>{escape(name)}</th>" for m, (name, _) in zip(marks, heads, strict=True))
+    lines = [
+        "<tr>" + "".join(
+            f'<td{m} data-v="{escape(exact)}">{escape(shown)}</td>'
+            for m, (exact, shown) in zip(marks, row, strict=True)
+        ) + "</tr>"
+        for row in rows
+    ]  # fmt: skip
+    body = "\n".join(lines)
+    return _PAGE.format(title=escape(title), head=head, body=body, note=escape(note))

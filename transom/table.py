@@ -14,6 +14,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from transom import page
+
 FORMATS = ("table", "md", "csv", "json")
 REPORT_FORMATS = (*FORMATS, "latex", "html")
 
@@ -75,13 +77,13 @@ def grid(rows: Sequence[Row], style: str) -> str:
 
     columns = [c for c in columns_of(rows) if any(row.get(c) not in (None, "") for row in rows)]
     cells = [[cell(row.get(c), style) for c in columns] for row in rows]
-    align = ["right" if numeric(rows, c) else "left" for c in columns]
+    align = ["right" if _numeric(rows, c) else "left" for c in columns]
     look = {"md": "github", "latex": "latex_booktabs"}.get(style, "simple")
     heads = [cell(c, style) for c in columns]
     return tabulate(cells, heads, tablefmt=look, colalign=align, disable_numparse=True)
 
 
-def numeric(rows: Sequence[Row], column: str) -> bool:
+def _numeric(rows: Sequence[Row], column: str) -> bool:
     return all(isinstance(row.get(column), (int, float, type(None))) for row in rows)
 
 
@@ -121,6 +123,17 @@ def as_json(data: Any) -> str:
     return json.dumps(data, indent=1)
 
 
+def _html(rows: Sequence[Row], title: str, note: str) -> str:
+    columns = columns_of(rows)
+    heads = [(plain(c), _numeric(rows, c)) for c in columns]
+    cells = [
+        [("" if row.get(c) is None else plain(str(row[c])), plain(number(row.get(c))))
+         for c in columns]
+        for row in rows
+    ]  # fmt: skip
+    return page.html(heads, cells, plain(title), plain(note))
+
+
 def render(rows: Sequence[Row], style: str, *, title: str = "", note: str = "") -> str:
     """The rows in any of `REPORT_FORMATS`; JSON is {"rows": rows}, with the note as convention."""
     if style == "json":
@@ -128,9 +141,7 @@ def render(rows: Sequence[Row], style: str, *, title: str = "", note: str = "") 
     if style == "csv":
         return csv(rows)
     if style == "html":
-        from transom.page import html
-
-        return html(rows, title, note)
+        return _html(rows, title, note)
     text = grid(rows, style)
     if not note or style == "latex":
         return text + (f"\n% {plain(note)}" if note else "")

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from attention.execution import backends
 from attention.execution.dispatch import Executable
+from backbones.model.decay import is_position, matcher
 from backbones.model.layers import Macs, Stage, Stem, linear, nchw, nhwc
 from backbones.model.unread import joined
-from backbones.rates import is_position, matcher
 from backbones.specs.spec import BackboneSpec
 from transom.errors import SpecError
 

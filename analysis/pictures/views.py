@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import backbones
-from analysis import heatmaps, maps, peers
-from analysis.pictures import Panel
-from analysis.studies import Grid, Study, shape
+from analysis.models import lookup, maps
+from analysis.pictures import draw_heatmaps
+from analysis.pictures.draw_maps import Panel
+from analysis.pictures.studies import Grid, Study, shape
 from transom.errors import SpecError
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
@@ -52,7 +53,7 @@ def erf(
     """(H, W) per backbone: the mean gradient over `seeds` models and images of noise."""
     if weights is not None and len(names) > 1:
         raise SpecError("--weights: for one --backbone")
-    subjects = [peers.find(name) for name in names]
+    subjects = [lookup.find(name) for name in names]
     panels, woken = [], set()
     for subject in subjects:
         size = img_size or subject.img_size
@@ -75,7 +76,8 @@ def erf(
     words = "; ".join(f"{p.title}: " + p.text.replace("\n", ", ") for p in panels)
     if woken:
         words += f"; norms that start at 0 were set to 1 in {', '.join(sorted(woken))}"
-    return Study({p.title: p.values for p in panels}, heatmaps.draw_erf(panels, heading), words)
+    figure = draw_heatmaps.draw_erf(panels, heading)
+    return Study({p.title: p.values for p in panels}, figure, words)
 
 
 def area_ratios(field: Tensor, shares: Sequence[float] = SHARES) -> list[float]:
@@ -91,7 +93,7 @@ def _percent(part: float) -> str:
 
 
 def _field(
-    subject: peers.Subject, size: Grid, stage: int | None, seed: int, weights: Path | None,
+    subject: lookup.Subject, size: Grid, stage: int | None, seed: int, weights: Path | None,
     source: str,
 ) -> tuple[Tensor, int]:  # fmt: skip
     """(H, W) float64 gradient of one drawn model, and how many of its norms were woken."""
@@ -135,7 +137,7 @@ def bias(
         f"groups of {shape(calls[0].groups.extent)}, from {whole.min():.3g} to {whole.max():.3g} "
         f"({_origin(weights)})"
     )
-    return Study({"bias": whole}, heatmaps.draw_bias(whole, words), words)
+    return Study({"bias": whole}, draw_heatmaps.draw_bias(whole, words), words)
 
 
 # -- a photo ---------------------------------------------------------------------------------
@@ -197,7 +199,7 @@ def attention(
             title = f"head {len(panels) + 1}, groups {shape(call.groups.extent)}"
             panels.append(Panel(title, head, text, query))
     words = f"{name}, stage {stage}, block {block}, query {query[0]},{query[1]} of {shape(grid)}"
-    figure = heatmaps.draw_attention(pixels, panels, f"{words} ({_origin(weights)})")
+    figure = draw_heatmaps.draw_attention(pixels, panels, f"{words} ({_origin(weights)})")
     lost_words = f"; up to {pads:.0%} goes to pads" if pads else ""
     summary = f"{words}: {len(panels)} heads{lost_words} ({_origin(weights)})"
     return Study({p.title: p.values for p in panels}, figure, summary)

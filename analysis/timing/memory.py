@@ -17,28 +17,28 @@ from typing import Any
 
 import torch
 
-from analysis import building
-from analysis.entries import Entry
+from analysis.results.measurement import Entry
+from analysis.timing import build_model
 
 
 def peak(entry: Entry) -> dict[str, Any]:
     """Bytes: weight_bytes of parameters and buffers, growth_bytes of the largest moment of one
     step over the idle model (input, activations, gradients, workspaces), peak_bytes of both."""
     attempt = _on_cuda if entry.device == "cuda" else _on_cpu
-    found, batch = building.fitting(entry, attempt)
+    found, batch = build_model.fitting(entry, attempt)
     return {**found, "batch_used": batch}
 
 
 def _on_cpu(entry: Entry) -> dict[str, Any]:
     # the first steps make what libraries keep for every thread, and choose the backend
-    built = building.build(entry, check=False)
+    built = build_model.build(entry, check=False)
     built.model.zero_grad(set_to_none=True)
     growth, by = grown(lambda: built.runner.call(built.runner.fresh(1)))
     return _row(built, growth, built.weight_bytes + growth, by)
 
 
 def _on_cuda(entry: Entry) -> dict[str, Any]:
-    built = building.build(entry, check=False)
+    built = build_model.build(entry, check=False)
     built.model.zero_grad(set_to_none=True)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -49,7 +49,7 @@ def _on_cuda(entry: Entry) -> dict[str, Any]:
     return _row(built, most - idle, most, "torch.cuda.max_memory_allocated")
 
 
-def _row(built: building.Built, growth: int, most: int, by: str) -> dict[str, Any]:
+def _row(built: build_model.Built, growth: int, most: int, by: str) -> dict[str, Any]:
     return {
         "weight_bytes": built.weight_bytes, "growth_bytes": growth, "peak_bytes": most, "by": by,
         "compiled": built.compiled,

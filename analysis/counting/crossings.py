@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from analysis import formulas
-from analysis.scaling import SQUARE, Number, Row, Series
+from analysis.counting import paper_formulas
+from analysis.counting.scaling import SQUARE, Number, Row, Series
 from backbones.specs.spec import BackboneSpec
 
 
@@ -79,7 +79,7 @@ def tokens_by_formula(more: Series, less: Series, times: float = 1.0) -> float |
                 return None
             # the formulas are polynomials: a real side is as good as a whole one
             real: Any = side
-            made = formulas.formula(series.what.mixers[0], real, real, series.what.dim)
+            made = paper_formulas.formula(series.what.mixers[0], real, real, series.what.dim)
             if made is None:
                 return None
             costs.append(made.macs)

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from analysis.handles import FREE, HANDLES, NORM, UNKNOWN
+from analysis.counting.operator_costs import FREE, HANDLES, NORM, UNKNOWN
 
 
 @dataclass

@@ -14,7 +14,7 @@ from fractions import Fraction
 from statistics import linear_regression
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from analysis import formulas
+from analysis.counting import paper_formulas
 from backbones.specs.spec import BackboneSpec, StageSpec
 from transom.errors import SpecError
 from transom.fields import write
@@ -182,14 +182,14 @@ class Point(NamedTuple):
     def measure(self) -> Row:
         """By formula, and by torch's counter on the meta device.  agree: both counts, and for a
         mixer whose sizes divide the paper's formula too.  Raises SpecError."""
-        from analysis import counters
+        from analysis.counting import counters
 
         spent, what = self.spent(), self.series.what
         paper, shape = None, (1, *self.grid, self.series.stages[0].dim)
         if isinstance(what, BackboneSpec):
             shape = (1, what.in_channels, *self.image)
         else:
-            paper = formulas.formula(what.mixers[0], *self.grid, what.dim)
+            paper = paper_formulas.formula(what.mixers[0], *self.grid, what.dim)
         try:
             witness = counters.on_meta(_model(what), shape)
         except RuntimeError as error:  # more elements than can be numbered

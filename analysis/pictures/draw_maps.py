@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.figures import COLORS, INK, NOTHING, figure
-from analysis.figures import words as drawn
+from analysis.pictures.figure_style import COLORS, INK, NOTHING, figure
+from analysis.pictures.figure_style import words as drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from analysis.maps import Masks
+    from analysis.models.maps import Masks
 
 MARK = "#D55E00"  # the query
 HATCH = "////"

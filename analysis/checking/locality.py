@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis.influence import describe, influence, picture, probes, some_tokens
-from analysis.judging import (
+from analysis.checking.judging import (
     FAIL,
     MEASURED,
     PASS,
@@ -25,6 +24,7 @@ from analysis.judging import (
     over,
     run,
 )
+from analysis.models.influence import describe, influence, picture, probes, some_tokens
 
 QUERIES, QUERIES_OF_LARGE = 48, 12  # per map
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from analysis import pieces
-from analysis.entries import Entry
+from analysis.results.measurement import Entry
+from analysis.timing import pieces
 from attention.execution.backends import backend
 from transom.errors import SpecError
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from analysis.figures import COLORS, FAINT, HEAT, INK, SIGNED, figure, words
-from analysis.pictures import Panel, grid_of, legend, mark, rows_and_columns, title
+from analysis.pictures.draw_maps import Panel, grid_of, legend, mark, rows_and_columns, title
+from analysis.pictures.figure_style import COLORS, FAINT, HEAT, INK, SIGNED, figure, words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

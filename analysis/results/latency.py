@@ -1,4 +1,4 @@
-"""Latency, throughput and peak memory as columns of a comparison, by analysis.campaign."""
+"""Latency, throughput and peak memory as columns of a comparison, by analysis.results.session."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from analysis import campaign, environment, results
-from analysis.entries import Entry, canonical
-from analysis.results import Line
+from analysis.results import environment, session, summary
+from analysis.results.measurement import Entry, canonical
+from analysis.results.summary import Line
 
 COLUMNS = {
     "latency_ms": "measured: of a batch, median of the processes' medians",
@@ -33,15 +33,15 @@ def columns(
     for name, size in jobs:
         entry = Entry(kind="named", what=name, size=size, batch=batch, malloc="keep")
         by_size[size].setdefault(name, entry)
-    plan = campaign.Plan(
+    plan = session.Plan(
         groups=[list(own.values()) for own in by_size.values()], processes=processes,
         samples=samples, warm_seconds=5.0, plugins=plugins,
     )  # fmt: skip
-    rows = campaign.run(
+    rows = session.run(
         plan, environment.header(),
         progress=lambda tasks: bar(tasks, unit="process"),
     )  # fmt: skip
-    found = {canonical(line.entry.to_dict()): line for line in results.lines(rows)}
+    found = {canonical(line.entry.to_dict()): line for line in summary.lines(rows)}
     return [_columns(found[canonical(by_size[size][name].to_dict())]) for name, size in jobs]
 
 

@@ -29,12 +29,12 @@ class Entry:
     """One thing that is timed.
 
     kind: backbone (ours, from `what` in our notation), peer (`library` has the counterpart of the
-    backbone `what`, on its weights), named (`what` as analysis.peers finds it), mixer (`what`
-    alone, with dim, heads and index) or matmul (`what` = "MxKxN").
+    backbone `what`, on its weights), named (`what` as analysis.models.lookup finds it), mixer
+    (`what` alone, with dim, heads and index) or matmul (`what` = "MxKxN").
     size: (h, w) of the image in pixels, of the map in tokens for a mixer.
     name: what a table calls it.  compile: torch.compile.  threads: 0 for torch's own choice.
     backend: of ours, as `attention.backend` takes it.
-    without: the piece of the engine that is switched off (analysis.pieces), "" for none.
+    without: the piece of the engine that is switched off (analysis.timing.pieces), "" for none.
     malloc: what the C library does with freed memory while the clock runs.  keep: nothing, so
     that no call waits for the kernel to clear pages; default: as it likes.
     """

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from analysis import entries, store
-from analysis.entries import Entry
+from analysis.results import measurement, store
+from analysis.results.measurement import Entry
 from transom.packages import HOME
 from transom.table import plain
 
@@ -63,7 +63,7 @@ def tasks(plan: Plan, environment: Row, done: set[str]) -> list[Task]:
     A row's key is of its entry, the group it ran in, its process, the settings and the
     environment: other code or another machine measures anew.
     """
-    from analysis.environment import lasting
+    from analysis.results.environment import lasting
 
     found = []
     timed = [("time", p) for p in range(plan.processes)]
@@ -73,7 +73,7 @@ def tasks(plan: Plan, environment: Row, done: set[str]) -> list[Task]:
             digest = group_key(group)
             settings = {"samples": plan.samples, "warm_seconds": plan.warm_seconds}
             keys = {
-                i: entries.key_of({
+                i: measurement.key_of({
                     "config": entry.to_dict(), "task": task, "group": digest, "process": process,
                     "settings": settings if task == "time" else {},
                     "environment": lasting(environment),
@@ -90,7 +90,7 @@ def tasks(plan: Plan, environment: Row, done: set[str]) -> list[Task]:
 
 
 def group_key(group: Group) -> str:
-    return entries.key_of([entry.to_dict() for entry in group])[:12]
+    return measurement.key_of([entry.to_dict() for entry in group])[:12]
 
 
 def run(
@@ -170,8 +170,8 @@ def answers(job: Row, lines: Iterable[Row]) -> tuple[list[Row], int]:
         current = line.get("start", current)
         if "row" in line:
             row = store.decode(line["row"])
-            rows[entries.canonical(row["config"])] = row
-    wanted = [entries.canonical(config) for config in job["entries"]]
+            rows[measurement.canonical(row["config"])] = row
+    wanted = [measurement.canonical(config) for config in job["entries"]]
     return [rows[config] for config in wanted if config in rows], current
 
 

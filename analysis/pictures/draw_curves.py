@@ -6,8 +6,8 @@ import itertools
 import math
 from typing import Any
 
-from analysis import figures
-from analysis.scaling import Row
+from analysis.counting.scaling import Row
+from analysis.pictures import figure_style
 from transom import table
 
 LABELS = {
@@ -28,7 +28,7 @@ def draw(rows: list[Row], fits: list[Row], found: list[Row], said: list[str], ov
         notes.append(f"and {len(said) - MOST_NOTES} pairs more")
     if any(row["padding_%"] for row in rows):
         notes.append("hollow points: the map is padded, because groups do not divide it")
-    picture = figures.figure(9.2, 4.4 + 0.16 * len(notes))
+    picture = figure_style.figure(9.2, 4.4 + 0.16 * len(notes))
     panels = picture.subplots(1, 2, sharey=True)
     small = min(row["macs_formula"] for row in rows) < 1e8
     unit, word = (1e6, "millions") if small else (1e9, "billions")
@@ -37,12 +37,12 @@ def draw(rows: list[Row], fits: list[Row], found: list[Row], said: list[str], ov
         for i, fit in enumerate(fits):
             own = [row for row in rows if row["series"] == fit["series"] and row[column]]
             power = f"   ~ {against}^{fit[part]:.2f}" if fit[part] is not None else ""
-            look = {"color": figures.COLORS[i % 6], "marker": MARKERS[i % len(MARKERS)]}
+            look = {"color": figure_style.COLORS[i % 6], "marker": MARKERS[i % len(MARKERS)]}
             axes.plot(
                 [row["value"] for row in own], [row[column] / unit for row in own], **look,
                 linestyle=LINES[i % len(LINES)], markersize=5,
                 gid=table.plain(f"{part}:{fit['series']}"),
-                label=figures.words(fit["series"] + power),
+                label=figure_style.words(fit["series"] + power),
             )  # fmt: skip
             padded = [row for row in own if row["padding_%"]]
             axes.plot(
@@ -52,7 +52,7 @@ def draw(rows: list[Row], fits: list[Row], found: list[Row], said: list[str], ov
         axes.set(xscale="log", yscale="log", title=PANELS[part], xlabel=LABELS[over])
         _ticks(axes, sorted({row["value"] for row in rows}))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-        axes.grid(True, which="major", color=figures.FAINT, linewidth=0.4)
+        axes.grid(True, which="major", color=figure_style.FAINT, linewidth=0.4)
         axes.spines[["top", "right"]].set_visible(False)
         # in the order of the lines at their end, so that colours are not needed
         keys = sorted(
@@ -65,14 +65,16 @@ def draw(rows: list[Row], fits: list[Row], found: list[Row], said: list[str], ov
         if (x := cross["sampled"]) is not None:
             y = _between(own, x) / unit
             name = table.plain(f"crossing:{cross['more']}:{cross['less']}")
-            panels[1].plot([x], [y], "o", markersize=12, color=figures.INK, markerfacecolor="none",
-                           gid=name)  # fmt: skip
+            panels[1].plot(
+                [x], [y], "o", markersize=12, color=figure_style.INK, markerfacecolor="none",
+                gid=name,
+            )  # fmt: skip
             over_it = i % 2 == 0  # neighbours keep their letters apart
             panels[1].annotate(
                 f"({chr(97 + i)})", (x, y), (0, 8 if over_it else -8), textcoords="offset points",
                 ha="center", va="bottom" if over_it else "top",
             )  # fmt: skip
-    picture.supxlabel(figures.words("\n".join(notes)), x=0.06, ha="left", fontsize=8)
+    picture.supxlabel(figure_style.words("\n".join(notes)), x=0.06, ha="left", fontsize=8)
     return picture
 
 

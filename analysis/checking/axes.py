@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from analysis.influence import THRESHOLD, extent, some_tokens, support
-from analysis.judging import FAIL, PASS, Candidate, Result, by, first_tensor
+from analysis.checking.judging import FAIL, PASS, Candidate, Result, by, first_tensor
+from analysis.models.influence import THRESHOLD, extent, some_tokens, support
 
 BACK = 4  # a map is held to so many maps before it, and to the input
 SIZES = ((9, 11), (10, 13))  # whatever the channels are, one of them tells all three axes apart

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis import building, calling
-from analysis.entries import Entry
+from analysis.results.measurement import Entry
+from analysis.timing import build_model, steps
 from transom.errors import SpecError
 
 Row = dict[str, Any]
@@ -34,8 +34,8 @@ def split(entry: Entry) -> Row:
     """{"split": rows of stage and operator}; ms of one call, and how much watching costs."""
     if entry.compile:
         raise SpecError("--by: a compiled model has no stages and operators of its own")
-    built, _ = building.fitting(entry, lambda own: building.build(own, check=False))
-    sync = calling.sync_of(entry.device)
+    built, _ = build_model.fitting(entry, lambda own: build_model.build(own, check=False))
+    sync = steps.sync_of(entry.device)
     call, x = built.runner.call, built.runner.fresh(1)
 
     def once() -> float:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from analysis import verdict
-from analysis.entries import Entry, canonical, from_dict, key_of
-from analysis.environment import lasting
-from analysis.verdict import Summary
+from analysis.results import statistics
+from analysis.results.environment import lasting
+from analysis.results.measurement import Entry, canonical, from_dict, key_of
+from analysis.results.statistics import Summary
 
 Row = dict[str, Any]
 SAME = 1e-5  # of the largest logit, float32: the same weights and the same mathematics
@@ -107,7 +107,7 @@ def _line(group: str, rows: Sequence[Row], peaks: Mapping[int, float]) -> Line:
         status, reason = ("ok" if good else "failed"), "" if good else "was not timed"
     shown = good or invalid
     seconds = {name: [s for row in shown for s in row[name]] for name in ("firsts", "repeats")}
-    if ratio := verdict.cached(seconds["firsts"], seconds["repeats"]):
+    if ratio := statistics.cached(seconds["firsts"], seconds["repeats"]):
         why = f"a new input takes {ratio:.3g} times as long as one seen before"
         status, reason = "invalid", reason or why
     times = {row["process"]: row["samples"] for row in shown}
@@ -128,7 +128,7 @@ def _line(group: str, rows: Sequence[Row], peaks: Mapping[int, float]) -> Line:
     return Line(
         entry=entry, group=group, environment=first.get("environment", {}), status=status,
         reason=reason, times=times,
-        summary=verdict.summarise(list(times.values())) if times else None,
+        summary=statistics.summarise(list(times.values())) if times else None,
         batch=batch, compiled=_one({row.get("compiled", "off") for row in shown}), macs=macs,
         share=median(shares) if shares and macs and status == "ok" else None,
         peak_bytes=median(row["peak_bytes"] for row in held) if held else None,
@@ -193,7 +193,7 @@ def compare(ours: Line, other: Line, *, force: bool = False) -> Comparison:
     mixed = differences(ours, other)
     if mixed and not force:
         return Comparison(word="not compared", why=f"{', '.join(mixed)} (--force)")
-    found = verdict.judge(list(ours.times.values()), list(other.times.values()))
+    found = statistics.judge(list(ours.times.values()), list(other.times.values()))
     shaky = [line for line in (ours, other) if 2 * line.unstable > len(line.times)]
     word, why = found.word, found.why
     if shaky and word != "inconclusive":

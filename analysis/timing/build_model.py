@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import attention
-from analysis import counterparts, peers
-from analysis.calling import Step, answer_of, random_tensor, read, relative, toucher
-from analysis.entries import Entry
-from analysis.influence import randomise
-from analysis.timing import Runner
+from analysis.models import counterparts, lookup
+from analysis.models.influence import randomise
+from analysis.results.measurement import Entry
+from analysis.timing.clock import Runner
+from analysis.timing.steps import Step, answer_of, random_tensor, read, relative, toucher
 from attention.execution.backends import Choice, backend
 from attention.execution.dispatch import recorded
 from backbones.model.backbone import HierarchicalBackbone
@@ -84,7 +84,7 @@ def model_of(entry: Entry) -> tuple[nn.Module, nn.Module]:
         made = attention.create(entry.what, dim=entry.dim, heads=entry.heads, index=entry.index)
         return randomise(made), made
     if entry.kind == "named":
-        found = peers.find(entry.what)
+        found = lookup.find(entry.what)
         if found.foreign:
             model = found.make(entry.size).eval()
             counterparts.still(model)
@@ -101,7 +101,7 @@ def model_of(entry: Entry) -> tuple[nn.Module, nn.Module]:
 
 def macs_of(entry: Entry, model: nn.Module) -> int | None:
     """Multiply-adds of one image: by formula for ours, counted for others."""
-    from analysis.counting import count
+    from analysis.counting.report import count
 
     try:
         if isinstance(model, attention.TokenMixer):

@@ -15,10 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis import counters
-from analysis.axes import axes
-from analysis.influence import some_tokens
-from analysis.judging import (
+from analysis.checking.axes import axes
+from analysis.checking.judging import (
     FAIL,
     MEASURED,
     PASS,
@@ -35,7 +33,9 @@ from analysis.judging import (
     over,
     run,
 )
-from analysis.locality import batch, large_numbers, locality, translation
+from analysis.checking.locality import batch, large_numbers, locality, translation
+from analysis.counting import counters
+from analysis.models.influence import some_tokens
 
 
 def any_size(c: Candidate) -> Result:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from analysis import counters
-from analysis.counters import Tally
+from analysis.counting import counters
+from analysis.counting.counters import Tally
 from backbones.model.backbone import HierarchicalBackbone
 from backbones.model.layers import Macs
 from transom.errors import SpecError

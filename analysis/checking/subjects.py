@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 import backbones
-from analysis import peers
-from analysis.influence import influence, randomise, some_tokens, span
-from analysis.judging import RAISED, Candidate, Size, said
-from analysis.locality import states_region
+from analysis.checking.judging import RAISED, Candidate, Size, said
+from analysis.checking.locality import states_region
+from analysis.models import lookup
+from analysis.models.influence import influence, randomise, some_tokens, span
 from attention import TokenMixer, catalogue
 from attention.registry import MixerConfig, build, make_config, name_of, names, parse
 from transom import cli
@@ -225,7 +225,7 @@ def _config(made: Any, what: str, options: str) -> MixerConfig:
 
 def _network(what: str, img_size: Size | None) -> Named:
     with _asked(what):
-        subject = peers.find(what)
+        subject = lookup.find(what)
         if subject.foreign:
             size = img_size or subject.img_size
             return f"{what} at {size[0]}x{size[1]}", network(subject.make(size), size)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 import backbones
-from analysis import footprint as geometry
-from analysis import maps, pictures
-from analysis.pictures import Panel
+from analysis.models import footprint as geometry
+from analysis.models import maps
+from analysis.pictures import draw_maps
+from analysis.pictures.draw_maps import Panel
 from attention.registry import parse
 from backbones.specs.spec import read_pattern
 from transom.errors import SpecError
@@ -57,7 +58,7 @@ def footprints(
         panels.append(Panel(text, seen, _shares(seen, after, " -> "), query))
     steps_in_words = " -> ".join(map(str, after)) + f" block{'s' * (after[-1] > 1)}"
     heading = f"What one token can see on a {shape(grid)} map; below: share after {steps_in_words}"
-    figure = pictures.draw_footprint(panels, after, heading)
+    figure = draw_maps.draw_footprint(panels, after, heading)
     words = "; ".join(f"{p.title} {p.text}" for p in panels)
     return Study({p.title: p.values for p in panels}, figure, f"seen by {query}: {words}")
 
@@ -102,7 +103,7 @@ def backbone_footprints(
     used = sorted({int(n) for p in panels for n in p.values.unique()} - {0})
     words = [f"seen after {n} block{'s' * (n > 1)} of its stage" for n in used]
     heading = "Which patches of the image a token of each stage can see"
-    figure = pictures.draw_footprint(panels, used, heading, words)
+    figure = draw_maps.draw_footprint(panels, used, heading, words)
     summary = "; ".join(f"{p.title}: {p.text}".replace("\n", " ") for p in panels)
     return Study({p.title.replace("\n", " "): p.values for p in panels}, figure, summary)
 
@@ -122,4 +123,4 @@ def masks(mixer: str, grid: Grid = (14, 14), *, index: int = 1, branch: int = 1)
         f"{100 * hidden:.0f}% of the pairs are masked"
     )
     arrays = {"ids": one.ids, "came": one.came, "hidden": one.hidden, "pad": one.pad}
-    return Study(arrays, pictures.draw_masks(one, words.replace("; ", "\n", 1)), words)
+    return Study(arrays, draw_maps.draw_masks(one, words.replace("; ", "\n", 1)), words)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from analysis import figures, results
-from analysis.results import Line
-from analysis.verdict import Summary
+from analysis.pictures import figure_style
+from analysis.results import summary
+from analysis.results.statistics import Summary
+from analysis.results.summary import Line
 from transom.fields import write
 from transom.table import plain
 
@@ -87,13 +88,13 @@ def full(lines: Sequence[Line], *, force: bool = False) -> list[Row]:
         row |= {"logits": _logits(line), "note": note}
         ours = _ours(mates, line.entry.compile)
         if ours is not None and line is not ours:
-            found = results.compare(ours, line, force=force)
+            found = summary.compare(ours, line, force=force)
             row |= judged(found)
         rows.append(row)
     return rows
 
 
-def judged(found: results.Comparison) -> Row:
+def judged(found: summary.Comparison) -> Row:
     """What is said of two: never a ratio without how it spreads."""
     within = found.within and "{:.3f} ({:.3f} - {:.3f})".format(*found.within)
     return {"speedup": found.ratio, "in a process": within, "verdict": found.text}
@@ -111,7 +112,7 @@ def _logits(line: Line) -> str | None:
     """Whether a peer computes the same from the same weights."""
     if line.logits_error is None:
         return None
-    same = line.logits_error <= results.SAME
+    same = line.logits_error <= summary.SAME
     return "equal" if same else f"differ by {line.logits_error:.2g}"
 
 
@@ -135,10 +136,10 @@ def short(lines: Sequence[Line], *, force: bool = False) -> list[Row]:
             row |= {"best peer": None, "its ms": None, "its ci": None, "speedup": None}
             row |= {"in a process": None, "verdict": None, "memory": None}
             row |= {"to float32": _to_float32(ours, lines), "note": own["note"]}
-            allowed = [x for x in peers if force or (x.logits_error or 0.0) <= results.SAME]
-            peer = results.best(allowed)
+            allowed = [x for x in peers if force or (x.logits_error or 0.0) <= summary.SAME]
+            peer = summary.best(allowed)
             if peer is not None and peer.summary is not None:
-                found = results.compare(ours, peer, force=force)
+                found = summary.compare(ours, peer, force=force)
                 row |= {
                     "best peer": peer.entry.label + (" compiled" if state else ""),
                     "its ms": 1e3 * peer.summary.median, "its ci": _ci(peer.summary),
@@ -156,7 +157,7 @@ def _to_float32(ours: Line, lines: Sequence[Line]) -> str | None:
     wide = next((x for x in lines if (x.group, x.entry) == (ours.group, entry)), None)
     if wide is None or wide is ours:
         return None
-    return judged(results.compare(ours, wide, force=True))["in a process"]
+    return judged(summary.compare(ours, wide, force=True))["in a process"]
 
 
 def _ratio(a: float | None, b: float | None) -> float | None:
@@ -193,34 +194,34 @@ def places(lines: Sequence[Line]) -> str:
 def bars(lines: Sequence[Line], out: Path) -> None:
     """Images per second of every line; whiskers are the interval of the median."""
     drawn = [line for line in lines if line.usable and line.summary is not None]
-    picture = figures.figure(7.5, 0.8 + 0.28 * max(1, len(drawn)))
+    picture = figure_style.figure(7.5, 0.8 + 0.28 * max(1, len(drawn)))
     axes = picture.subplots()
     labels = list(dict.fromkeys(line.entry.label for line in drawn))
     for y, line in enumerate(drawn):
         s, e = line.summary, line.entry
         assert s is not None
         rate, low, high = (line.batch / t for t in (s.median, s.high, s.low))
-        color = figures.COLORS[labels.index(e.label) % len(figures.COLORS)]
+        color = figure_style.COLORS[labels.index(e.label) % len(figure_style.COLORS)]
         axes.barh(
             y, rate, color=color, xerr=[[rate - low], [high - rate]],
-            error_kw={"ecolor": figures.INK, "capsize": 2, "elinewidth": 0.8},
+            error_kw={"ecolor": figure_style.INK, "capsize": 2, "elinewidth": 0.8},
         )  # fmt: skip
     names = [
         f"{x.entry.label}  {x.entry.what[:28]}, {write(x.entry.size)}, {x.entry.mode}, "
         f"{x.entry.dtype}, batch {x.batch}{', compiled' if x.entry.compile else ''}"
         for x in drawn
     ]  # fmt: skip
-    axes.set_yticks(range(len(drawn)), map(figures.words, names), fontsize=7)
+    axes.set_yticks(range(len(drawn)), map(figure_style.words, names), fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("images per second; whiskers: interval of the median")
     axes.spines[["top", "right"]].set_visible(False)
-    figures.save(picture, out)
+    figure_style.save(picture, out)
 
 
 def growth(lines: Sequence[Line], out: Path) -> None:
     """The time of each mixer over the tokens of its grids, log-log, with the interval of the
     median; dashed: how its MACs grow, from the same first point."""
-    picture = figures.figure(6.4, 4.4)
+    picture = figure_style.figure(6.4, 4.4)
     axes = picture.subplots()
     drawn = [line for line in lines if line.usable and line.summary is not None]
     keys = dict.fromkeys((x.entry.what, x.entry.mode, x.entry.dtype) for x in drawn)
@@ -232,11 +233,11 @@ def growth(lines: Sequence[Line], out: Path) -> None:
         times = [1e3 * s.median for s in spread]
         whiskers = [[1e3 * (s.median - s.low) for s in spread],
                     [1e3 * (s.high - s.median) for s in spread]]  # fmt: skip
-        color = figures.COLORS[i % len(figures.COLORS)]
+        color = figure_style.COLORS[i % len(figure_style.COLORS)]
         axes.errorbar(
             tokens, times, yerr=whiskers, color=color, marker="osD^vPX*"[i % 8], markersize=4,
             linewidth=1, capsize=2, gid=plain(f"time:{key[0]}"),
-            label=figures.words(" ".join(dict.fromkeys(key))),
+            label=figure_style.words(" ".join(dict.fromkeys(key))),
         )  # fmt: skip
         if all(line.macs for line in own):
             first = own[0].macs or 1
@@ -245,7 +246,7 @@ def growth(lines: Sequence[Line], out: Path) -> None:
                       gid=plain(f"macs:{key[0]}"))  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="milliseconds")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-    axes.grid(True, which="major", color=figures.FAINT, linewidth=0.4)
+    axes.grid(True, which="major", color=figure_style.FAINT, linewidth=0.4)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8)
-    figures.save(picture, out)
+    figure_style.save(picture, out)

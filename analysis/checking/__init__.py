@@ -1,0 +1,1 @@
+"""Properties that must hold of any mixer or network, and what they are judged on."""

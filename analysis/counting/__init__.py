@@ -1,0 +1,1 @@
+"""Costs: three counters, the operators they know, the papers' formulas, and how cost grows."""

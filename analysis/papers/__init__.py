@@ -1,0 +1,1 @@
+"""What the authors published, and the dense heads that their tables count."""

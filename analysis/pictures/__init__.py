@@ -1,0 +1,1 @@
+"""Drawings: regions, maps, curves."""
