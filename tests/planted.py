@@ -1,0 +1,880 @@
+"""Realistic mistakes, each with the tests that must see it.
+
+    python tests/planted.py            plants every one in a copy of the tree; prints what is seen
+    python tests/planted.py groups     only those whose file or description holds this word
+
+tests/test_planted.py does so in the slow tier, and keeps the list true to the code in the other.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("attention", "backbones", "analysis", "benchmarks", "tests", "docs", "README.md",
+          "pyproject.toml", "setup.cfg")  # fmt: skip
+SEEN = 1  # pytest's exit code where a test fails; 2 to 5 is what could not be run
+
+
+class Mistake(NamedTuple):
+    """`text` stands once in `file`, and `wrong` takes its place.
+
+    tests: what must fail then, as pytest takes it, without the folder.  what: in a few words.
+    """
+
+    file: str
+    text: str
+    wrong: str
+    tests: str
+    what: str
+
+    @property
+    def selection(self) -> list[str]:
+        return [f"tests/{test}" for test in self.tests.split()]
+
+    @property
+    def title(self) -> str:
+        return f"{self.file}: {self.what}"
+
+
+MISTAKES = [
+    # -- attention -------------------------------------------------------------------------------
+    Mistake(
+        "attention/groups.py",
+        "before = (padded - length) // 2 if even else 0",
+        "before = (padded - length + 1) // 2 if even else 0",
+        "test_groups.py::test_even_padding_has_its_smaller_part_first",
+        "the larger part of even padding first",
+    ),
+    Mistake(
+        "attention/groups.py",
+        "return rolled(x, self.rows.shift, self.cols.shift) if",
+        "return rolled(x, self.cols.shift, self.rows.shift) if",
+        "test_attention_definition.py::test_values[window]",
+        "height and width of a shift exchanged",
+    ),
+    Mistake(
+        "attention/groups.py",
+        "lambda p, a: p >= a.padded - a.shift",
+        "lambda p, a: p > a.padded - a.shift",
+        "test_attention_definition.py::test_locality[window]",
+        "the mask of a shift one token late",
+    ),
+    Mistake(
+        "attention/groups.py",
+        "(origin < a.before) | (origin >= a.before + a.length)",
+        "(origin < a.before)",
+        "test_attention_definition.py::test_values[window]",
+        "pads after the map not hidden",
+    ),
+    Mistake(
+        "attention/groups.py",
+        "return [(p - self.shift) // self.extent for p in positions]",
+        "return [p // self.extent for p in positions]",
+        "test_attention_definition.py::test_locality[window]",
+        "the region of a shifted window is that of the other block",
+    ),
+    Mistake(
+        "attention/groups.py",
+        "rolled = (p - self.shift) % self.padded",
+        "rolled = p",
+        "test_groups.py::test_pairs_of_real_tokens",
+        "pads counted as if windows were not shifted",
+    ),
+    Mistake(
+        "attention/window.py",
+        "self.config.shift and self.index % 2",
+        "self.config.shift and self.index % 2 == 0",
+        "test_attention_definition.py::test_locality[window]",
+        "even blocks shift instead of odd ones",
+    ),
+    Mistake(
+        "attention/window.py",
+        "axis(w, gw, shift=gw // 2 if shifted else 0)",
+        "axis(w, gw, shift=gh // 2 if shifted else 0)",
+        "test_attention_definition.py::test_values[window]",
+        "columns shift by half the height",
+    ),
+    Mistake(
+        "attention/branch.py",
+        "else (dim // heads) ** -0.5",
+        "else dim**-0.5",
+        "test_attention_definition.py::test_values[full]",
+        "scores scaled by the width instead of the head's",
+    ),
+    Mistake(
+        "attention/branch.py",
+        "self.logit_scale.clamp(max=math.log(100)).exp()",
+        "self.logit_scale.exp()",
+        "test_attention_definition.py::test_values[cosine]",
+        "the scale of cosine scores without its bound",
+    ),
+    Mistake(
+        "attention/branch.py",
+        "return self.config.mask_padding and groups.padded",
+        "return False",
+        "test_attention_definition.py::test_values[shuffle]",
+        "mask_padding ignored",
+    ),
+    Mistake(
+        "attention/branch.py",
+        "padding += self.lepe.cost(groups, groups.tokens - groups.real_tokens)",
+        "padding += self.lepe.cost(groups, groups.tokens)",
+        "test_attention_definition.py::test_cost[cross]",
+        "real tokens counted as pads",
+    ),
+    Mistake(
+        "attention/attend.py",
+        "q, v = q + self.q_bias, v + self.v_bias",
+        "q, v = q + self.v_bias, v + self.q_bias",
+        "test_attention_definition.py::test_values[cosine]",
+        "biases of queries and values exchanged",
+    ),
+    Mistake(
+        "attention/axial.py",
+        "else (_Columns, _Rows)",
+        "else (_Rows, _Columns)",
+        "test_attention_definition.py::test_values[axial]",
+        "the two layers in the other order",
+    ),
+    Mistake(
+        "attention/cross.py",
+        "vertical = Groups(axis(h, h), axis(w, sw, even=True))",
+        "vertical = Groups(axis(h, h), axis(w, sh, even=True))",
+        "test_attention_definition.py::test_locality[cross]",
+        "vertical stripes as wide as horizontal ones are high",
+    ),
+    Mistake(
+        "attention/pale.py",
+        'key_bias = config.qkv_bias and config.scores == "dot"',
+        "key_bias = config.qkv_bias",
+        "test_attention_definition.py::test_cosine_scores_have_no_key_bias[pale]",
+        "a bias of keys with cosine scores",
+    ),
+    Mistake(
+        "attention/pale.py",
+        "        if self.config.mask_padding:\n",
+        "        if not self.config.mask_padding:\n",
+        "test_attention_definition.py::test_locality[pale]",
+        "a region without the pads that stand beside real tokens",
+    ),
+    Mistake(
+        "attention/shuffle.py",
+        "bool(self.index % 2)",
+        "bool(self.index)",
+        "test_attention_definition.py::test_values[shuffle]",
+        "from the second block on all are dilated",
+    ),
+    Mistake(
+        "attention/token_mlp.py",
+        "before = smaller(extent - shift,",
+        "before = smaller(shift,",
+        "test_attention_definition.py::test_locality[token_mlp]",
+        "as many zeros before as should stand behind",
+    ),
+    Mistake(
+        "attention/sizes.py",
+        "return torch.where(p < length, p, p - length)",
+        "return torch.where(p <= length, p, p - length)",
+        "test_attention_definition.py::test_locality[window]",
+        "one position rolled beyond the end",
+    ),
+    Mistake(
+        "attention/softmax.py",
+        "scale=scale)\n        return y.unflatten(1, (n, m))",
+        "scale=None)\n        return y.unflatten(1, (n, m))",
+        "test_attention_definition.py::test_values[window]",
+        "no scale of one's own for batches with a mask",
+    ),
+    Mistake(
+        "attention/position.py",
+        "return _spread(16 * torch.sigmoid(self.mlp(coords)), groups)",
+        "return _spread(torch.sigmoid(self.mlp(coords)), groups)",
+        "test_attention_definition.py::test_values[cosine]",
+        "a continuous bias without its factor",
+    ),
+    Mistake(
+        "attention/position.py",
+        "norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)",
+        "norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)",
+        "test_attention_inputs.py::test_half_precision_is_finite",
+        "norms in half precision",
+    ),
+    Mistake(
+        "attention/tables.py",
+        "key = id(owner), key",
+        "key = None, key",
+        "test_backends.py::test_parts_are_the_reference",
+        "one mask for the blocks of a stage",
+    ),
+    Mistake(
+        "attention/tables.py",
+        "        _tables.reset(token)",
+        "        pass",
+        "test_backends.py::test_every_write_is_answered",
+        "tables outlive the forward",
+    ),
+    Mistake(
+        "attention/configs.py",
+        "if min(h, w) <= gh:",
+        "if min(h, w) < gh:",
+        "test_backbones.py::test_small_maps_of_the_authors",
+        "a window as large as its map still shifts",
+    ),
+    Mistake(
+        "attention/configs.py",
+        "or h > self.size[0] or w > self.size[1]:",
+        "or h > self.size[0]:",
+        "test_backbones.py::test_a_stripe_that_covers_one_side_alone_stays",
+        "a wide map taken for a covered one",
+    ),
+    Mistake(
+        "attention/registry.py",
+        "return tuple(sorted(_configs))",
+        "return tuple(_configs)",
+        "test_registry.py",
+        "mixers in the order of their registration",
+    ),
+    Mistake(
+        "attention/registry.py",
+        "if dim % heads:",
+        "if dim < heads:",
+        "test_registry.py::test_a_width_that_no_mixer_has_is_refused",
+        "widths that heads do not divide are let through",
+    ),
+    Mistake(
+        "attention/options.py",
+        "return read_count(parts[0]), read_count(parts[-1])",
+        "return read_count(parts[-1]), read_count(parts[0])",
+        "test_backbones.py::test_rectangular_windows_are_height_first",
+        "sizes read width first",
+    ),
+    Mistake(
+        "attention/chunks.py",
+        "n = max(-(-images // most), 1)",
+        "n = max(images // most, 1)",
+        "test_backends.py::test_a_batch_is_cut_into_equal_parts",
+        "parts larger than the bound",
+    ),
+    Mistake(
+        "attention/backends.py",
+        "if y.shape[:2] == (b, n):",
+        "if y.shape[1] == n:",
+        "test_backends.py::test_small_parts_are_the_same_map",
+        "the first images for all",
+    ),
+    Mistake(
+        "attention/contest.py",
+        "_best({name: min(own)",
+        "_best({name: max(own)",
+        "test_contest.py::test_the_least_of_all_rounds_counts",
+        "the slowest round counts",
+    ),
+    Mistake(
+        "attention/contest.py",
+        "if _ranks() > 1:",
+        "if _ranks() > 2:",
+        "test_contest.py::test_ranks_never_measure_apart",
+        "two ranks measure apart",
+    ),
+    Mistake(
+        "attention/dispatch.py",
+        'return f"{module.signature()} {where}{threads}"',
+        'return f"{module.signature()} {mode}{threads}"',
+        "test_contest.py::test_a_kind_of_call_is_measured_anew",
+        "a choice for every type and size",
+    ),
+    Mistake(
+        "attention/dispatch.py",
+        "        if module.training:\n",
+        "        if False:\n",
+        "test_backends.py::test_training_takes_the_reference",
+        "parts in training mode, where drop path draws once for each",
+    ),
+    Mistake(
+        "attention/mixer.py",
+        " block={self.index % 2}",
+        "",
+        "test_contest.py::test_a_kind_of_call_is_measured_anew",
+        "odd blocks take what even ones measured",
+    ),
+    # -- backbones -------------------------------------------------------------------------------
+    Mistake(
+        "backbones/layers.py",
+        "F.pad(x, (0, after_w, 0, after_h))",
+        "F.pad(x, (after_w, 0, after_h, 0))",
+        "test_layers.py",
+        "odd images padded at the top and left",
+    ),
+    Mistake(
+        "backbones/layers.py",
+        '"overlap": p // 2,',
+        '"overlap": kernel // 2,',
+        "test_golden.py::test_equals_the_authors_code",
+        "the padding of one stem for the other",
+    ),
+    Mistake(
+        "backbones/layers.py",
+        "return x * keep.to(x.dtype) / (1 - self.rate)",
+        "return x * keep.to(x.dtype)",
+        "test_backbones.py::test_drop_path_keeps_the_mean_and_drops_whole_images",
+        "drop path without its scale",
+    ),
+    Mistake(
+        "backbones/layers.py",
+        "            nn.init.zeros_(self.norm2.weight)\n",
+        "            pass\n",
+        "test_backbones.py::test_norms_on_the_residual_start_at_zero",
+        "a norm on the residual that does not start at 0",
+    ),
+    Mistake(
+        "backbones/layers.py",
+        '            parts.append(Macs("cpe", "position", h * w * self.cpe.weight.numel()))\n',
+        "            pass\n",
+        "test_backbones.py::test_positions_before_a_block_are_counted",
+        "positions before a block not counted",
+    ),
+    Mistake(
+        "backbones/model.py",
+        "rates = [spec.drop_path * i / max(depth - 1, 1) for i in range(depth)]",
+        "rates = [spec.drop_path * i / max(depth, 1) for i in range(depth)]",
+        "test_backbones.py::test_drop_path_acts_in_training_only",
+        "the last block drops less than the rate",
+    ),
+    Mistake(
+        "backbones/model.py",
+        "own, rates = rates[: stage.depth], rates[stage.depth :]",
+        "own = rates[: stage.depth]",
+        "test_backbones.py::test_drop_path_acts_in_training_only",
+        "drop path starts anew in every stage",
+    ),
+    Mistake(
+        "backbones/model.py",
+        "stage.checkpointing = per if enable else None",
+        "stage.checkpointing = per",
+        "test_backbones.py::test_checkpointing_is_switched_on_and_off",
+        "checkpointing that is never off",
+    ),
+    Mistake(
+        "backbones/spec.py",
+        "(-(-h // 2**i), -(-w // 2**i))",
+        "(-(-h // 2**i), w // 2**i)",
+        "test_backbones.py::test_grids_round_up_once",
+        "widths round down",
+    ),
+    Mistake(
+        "backbones/spec.py",
+        "(config, configs[:i].count(config))",
+        "(config, i)",
+        "test_backbones.py::test_index_counts_equal_configs_only",
+        "the index of a block counts other mixers",
+    ),
+    Mistake(
+        "backbones/notation.py",
+        "replace(last, dim=2 * last.dim, heads=2 * last.heads)",
+        "replace(last, dim=2 * last.dim)",
+        "test_hybrids.py::test_stages_are_cut_or_continued",
+        "new stages with the heads of the last",
+    ),
+    Mistake(
+        "backbones/notation.py",
+        "if (stage, field) in found:",
+        "if False:",
+        "test_hybrids.py::test_the_column_is_that_of_the_wrong_token",
+        "the later of two edits wins silently",
+    ),
+    Mistake(
+        "backbones/columns.py",
+        "column = made.column + len(made.text) - len(made.value)\n",
+        "column = made.column + len(made.text) - len(made.value) + 1\n",
+        "test_hybrids.py::test_the_column_is_that_of_the_wrong_token",
+        "columns off by one",
+    ),
+    Mistake(
+        "backbones/aliases.py",
+        "saved = read() | {name: text}",
+        "saved = {name: text}",
+        "test_hybrids.py::test_an_alias_is_saved_read_and_edited",
+        "a new alias loses the others",
+    ),
+    Mistake(
+        "backbones/writing.py",
+        'if field not in ("name", "stages") and',
+        'if field not in ("name", "stages", "norm") and',
+        "test_hybrids.py::test_a_spec_is_written_and_read_back",
+        "norms left out of the notation",
+    ),
+    Mistake(
+        "backbones/diff.py",
+        "change = 100 * (y - x) / x if x else None",
+        "change = 100 * (y - x) / y if y else None",
+        "test_hybrids.py::test_a_stage_more_is_a_row",
+        "percent of the wrong one",
+    ),
+    Mistake(
+        "backbones/show.py",
+        "share = sizes[i].macs / whole.macs",
+        "share = sizes[i].params / whole.params",
+        "test_hybrids.py::test_the_strip_has_the_share_of_the_macs",
+        "a share of the parameters for that of the MACs",
+    ),
+    Mistake(
+        "backbones/sizes.py",
+        'return 0 if first == "stem" else stages',
+        'return 0 if first == "stem" else stages - 1',
+        "test_hybrids.py::test_the_head_and_the_stem_have_their_rows",
+        "the head counted in the last stage",
+    ),
+    Mistake(
+        "backbones/fit.py",
+        "return terminal.AGREED if abs(error) <= TOLERANCE",
+        "return terminal.AGREED if error <= TOLERANCE",
+        "test_hybrids.py::test_the_exit_code_is_one_beyond_one_percent_on_either_side",
+        "exit code 0 far under the budget",
+    ),
+    Mistake(
+        "backbones/fit.py",
+        '"G": 10**9,',
+        '"G": 2**30,',
+        "test_hybrids.py::test_an_amount_has_its_unit",
+        "billions in units of 2^30",
+    ),
+    Mistake(
+        "backbones/storage.py",
+        "            temporary.chmod(mode)\n",
+        "            pass\n",
+        "test_weights.py::test_links_and_modes_are_kept",
+        "the mode of a file lost",
+    ),
+    Mistake(
+        "backbones/siblings.py",
+        "if found != ours:",
+        "if found is None:",
+        "test_structure.py::test_foreign_attention_is_named",
+        "somebody else's package let through",
+    ),
+    Mistake(
+        "backbones/originals.py",
+        "return max(extent_of(stage.mixers[0]) for stage in spec.stages)",
+        "return extent_of(spec.stages[-1].mixers[0])",
+        "test_originals.py::test_the_window_is_the_one_before_any_shrinks",
+        "the shrunken window of the last stage for all",
+    ),
+    Mistake(
+        "backbones/export.py",
+        "worst = max(worst, math.inf if math.isnan(difference) else difference)",
+        "worst = max(worst, difference)",
+        "test_export.py::test_check_sees_another_model",
+        "NaN is no difference",
+    ),
+    Mistake(
+        "backbones/hub.py",
+        "revision=match[2]",
+        "revision=None",
+        "test_originals.py::test_a_hub_file_is_of_the_revision_that_is_named",
+        "the revision of a hub file ignored",
+    ),
+    Mistake(
+        "backbones/variants.py",
+        "_TO24 = _cosine(24, 24, 24, 12,",
+        "_TO24 = _cosine(24, 24, 24, 24,",
+        "test_variants.py::test_mixers_equal_the_publication",
+        "the wrong window in one stage",
+    ),
+    Mistake(
+        "backbones/resize.py",
+        "picture = tensor.T.reshape(1, -1, h, w)",
+        "picture = tensor.T.reshape(1, -1, w, h)",
+        "test_resize.py::test_a_table_that_varies_along_one_axis_still_does",
+        "a table that is not square read by columns",
+    ),
+    # -- analysis --------------------------------------------------------------------------------
+    Mistake(
+        "analysis/counting.py",
+        "and len(set(totals)) == 1 and not uncounted",
+        "and len(set(totals)) == 1",
+        "test_flops.py::test_an_unknown_operator_is_an_error_that_names_it",
+        "unknown operators do not matter",
+    ),
+    Mistake(
+        "analysis/counting.py",
+        "need = weights + witness.peak_bytes",
+        "need = witness.peak_bytes",
+        "test_flops.py::test_a_budget_of_memory_holds_the_weights",
+        "a budget without the weights",
+    ),
+    Mistake(
+        "analysis/counters.py",
+        "self.peak = max(self.peak, self.now)",
+        "self.peak = self.now",
+        "test_flops.py::test_the_memory_estimate_is_of_the_largest_moment",
+        "memory at the end for the most memory",
+    ),
+    Mistake(
+        "analysis/handles.py",
+        "k[-2] * (q[-1] + v[-1])",
+        "k[-2] * 2 * q[-1]",
+        "test_flops.py::test_handles_equal_torchs_counter",
+        "values as wide as queries",
+    ),
+    Mistake(
+        "analysis/flops.py",
+        "return terminal.AGREED if all(report.agree for report in reports)",
+        "return terminal.AGREED if any(report.agree for report in reports)",
+        "test_flops.py::test_one_row_that_differs_is_exit_code_one",
+        "exit code 0 where one row agrees",
+    ),
+    Mistake(
+        "analysis/formulas.py",
+        "h * w * c * (4 * c + sw * h + sh * w)",
+        "h * w * c * (4 * c + sh * h + sw * w)",
+        "test_complexity.py::test_stripes_are_as_wide_and_high_as_their_formula_says",
+        "height and width of stripes exchanged",
+    ),
+    Mistake(
+        "analysis/complexity.py",
+        'return terminal.AGREED if all(row["agree"]',
+        'return terminal.AGREED if any(row["agree"]',
+        "test_complexity.py::test_a_wrong_formula_or_count_is_exit_code_one",
+        "exit code 0 where one row agrees",
+    ),
+    Mistake(
+        "analysis/scaling.py",
+        "(2 * n * side + base) // (2 * base)",
+        "n * side // base",
+        "test_scaling.py::test_a_size_that_grows_rounds_halves_up",
+        "sizes that grow with the image round down",
+    ),
+    Mistake(
+        "analysis/scaling.py",
+        'even = [row for row in rows if not row["padding_%"]]',
+        'even = [row for row in rows if row["padding_%"] < 50]',
+        "test_sweep.py::test_sizes_that_do_not_divide_are_left_out_or_named",
+        "padded points in the exponents",
+    ),
+    Mistake(
+        "analysis/crossings.py",
+        "first = max((i for",
+        "first = min((i for",
+        "test_crossings.py",
+        "the first of several crossings",
+    ),
+    Mistake(
+        "analysis/curves.py",
+        'low["macs_formula"] ** (1 - share) * high["macs_formula"] ** share',
+        'low["macs_formula"] ** share * high["macs_formula"] ** (1 - share)',
+        "test_scaling.py::test_between_two_points_the_curve_is_straight_in_log_log",
+        "the ring of a crossing beside the lines",
+    ),
+    Mistake(
+        "analysis/footprint.py",
+        "        seen[query] = True\n        if cpe:",
+        "        if cpe:",
+        "test_regions.py::test_a_block_reads_its_own_token",
+        "a region without the residual",
+    ),
+    Mistake(
+        "analysis/footprint.py",
+        "top, left = (stride * i - padding for i in query)",
+        "top, left = (stride * i for i in query)",
+        "test_regions.py::test_what_a_convolution_reads_is_what_its_gradient_reaches",
+        "a convolution's window without its padding",
+    ),
+    Mistake(
+        "analysis/footprint.py",
+        "done += step.block is not None",
+        "done += 1",
+        "test_regions.py::test_reach_is_the_footprint_of_every_token",
+        "downsampling counted as a block",
+    ),
+    Mistake(
+        "analysis/maps.py",
+        "torch.tensor([1, 2], dtype=torch.int32)",
+        "torch.tensor([2, 1], dtype=torch.int32)",
+        "test_regions.py::test_masks_are_the_definition_cell_for_cell",
+        "top and left exchanged",
+    ),
+    Mistake(
+        "analysis/maps.py",
+        "(ids == 1 + query[0] * w + query[1])",
+        "(ids == 1 + query[0] * h + query[1])",
+        "test_regions.py::test_attention_put_back_is_the_dense_softmax",
+        "a token's number by the height of the map",
+    ),
+    Mistake(
+        "analysis/influence.py",
+        "return torch.randn(like.shape, generator=generator)",
+        "return torch.randn(like.shape)",
+        "test_regions.py::test_parameters_are_drawn_from_their_own_seed",
+        "the seed of drawn parameters ignored",
+    ),
+    Mistake(
+        "analysis/views.py",
+        "(int((ordered < share * ordered[-1]).sum()) + 1) / ordered.numel()",
+        "int((ordered < share * ordered[-1]).sum()) / ordered.numel()",
+        "test_regions.py::test_area_ratios",
+        "areas one pixel too small",
+    ),
+    Mistake(
+        "analysis/studies.py",
+        "(seen > 0) & (seen <= n)",
+        "(seen > 0) & (seen < n)",
+        "test_regions.py::test_shares_are_of_what_is_seen_by_then",
+        "shares without the last block",
+    ),
+    Mistake(
+        "analysis/verdict.py",
+        "return ordered[k - 1], ordered[n - k], max(",
+        "return ordered[k - 1], ordered[n - k - 1], max(",
+        "test_verdict.py::test_the_interval_covers_the_median",
+        "the upper end of an interval one value too low",
+    ),
+    Mistake(
+        "analysis/verdict.py",
+        "math.ceil(0.95 * len(every)) - 1)",
+        "math.ceil(0.95 * len(every)) - 2)",
+        "test_verdict.py::test_the_95th_percentile_is_the_least_value_that_so_many_do_not_exceed",
+        "the 95th percentile one value too low",
+    ),
+    Mistake(
+        "analysis/verdict.py",
+        "2 * every.index(v) + every.count(v) + 1",
+        "2 * every.index(v) + 2",
+        "test_verdict.py::test_p_is_exact_also_with_ties",
+        "ties share the lowest rank",
+    ),
+    Mistake(
+        "analysis/results.py",
+        'or str(row.get("key")) in seen:',
+        "or False:",
+        "test_results.py::test_one_key_counts_once_and_machines_stay_apart",
+        "a row that was stored twice counts twice",
+    ),
+    Mistake(
+        "analysis/results.py",
+        "key=lambda line: line.summary.median / line.batch,",
+        "key=lambda line: line.summary.median,",
+        "test_results.py::test_the_best_is_by_image",
+        "the best by the time of a batch of any size",
+    ),
+    Mistake(
+        "analysis/reporting.py",
+        '"p95": 1e3 * s.p95, "img/s": line.batch / s.median,',
+        '"p95": 1e3 * s.p95, "img/s": 1 / s.median,',
+        "test_results.py::test_the_batch_that_was_used_is_shown",
+        "batches a second for images a second",
+    ),
+    Mistake(
+        "analysis/latency.py",
+        '"latency_iqr": 1e3 * s.iqr,',
+        '"latency_iqr": 1e6 * s.iqr,',
+        "test_results.py::test_measured_columns_are_in_their_units",
+        "microseconds under a heading of milliseconds",
+    ),
+    Mistake(
+        "analysis/store.py",
+        '_write(file, b"\\n" + lines if torn else lines)',
+        "_write(file, lines)",
+        "test_store.py::test_after_a_torn_tail_lines_do_not_merge",
+        "a row joined to a torn line",
+    ),
+    Mistake(
+        "analysis/campaign.py",
+        "return [row for key, row in known.items() if key in asked] + rows",
+        "return [*known.values(), *rows]",
+        "test_speed.py::test_resuming_takes_the_rows_that_are_asked_for",
+        "rows of other settings taken when resuming",
+    ),
+    Mistake(
+        "analysis/campaign.py",
+        '"settings": settings if task == "time" else {},',
+        '"settings": {},',
+        "test_speed.py::test_other_settings_and_other_code_are_measured_anew",
+        "rows of other settings stand for these",
+    ),
+    Mistake(
+        "analysis/entries.py",
+        "json.dumps(content, sort_keys=True,",
+        "json.dumps(content, sort_keys=False,",
+        "test_store.py::test_equal_content_has_one_key_in_any_process",
+        "a key that depends on the order",
+    ),
+    Mistake(
+        "analysis/environment.py",
+        'PASSING = ("mhz_now", "load", "commit", "commit_dirty")',
+        'PASSING = ("mhz_now", "load", "commit", "commit_dirty", "code")',
+        "test_speed.py::test_other_settings_and_other_code_are_measured_anew",
+        "rows of other code stand for this",
+    ),
+    Mistake(
+        "analysis/timing.py",
+        "timed(runner, runner.fresh(next(seeds)), clock)[0]",
+        "timed(runner, runner.fresh(0), clock)[0]",
+        "test_measure.py::test_no_input_is_timed_twice",
+        "the warm-up on one input",
+    ),
+    Mistake(
+        "analysis/timing.py",
+        "max(medians) <= (1 + AGREE) * min(medians)",
+        "medians[-1] <= (1 + AGREE) * medians[0]",
+        "test_measure.py::test_what_does_not_settle_is_called_unstable",
+        "a warm-up that may swing in between",
+    ),
+    Mistake(
+        "analysis/building.py",
+        "if batch == 1 or not out_of_memory(error):",
+        "if batch == 1:",
+        "test_measure.py::test_other_errors_do_not_change_the_batch",
+        "any error taken for one of memory",
+    ),
+    Mistake(
+        "analysis/calling.py",
+        "if found.shape != wanted.shape or not found.isfinite().all():",
+        "if found.shape != wanted.shape:",
+        "test_measure.py::test_a_difference_is_relative_and_no_number_is_infinitely_wrong",
+        "NaN for a difference",
+    ),
+    Mistake(
+        "analysis/measure.py",
+        '"status": "invalid" if wrong else "ok"',
+        '"status": "ok"',
+        "test_measure.py::test_a_backend_that_is_wrong_is_exposed",
+        "wrong answers are ok",
+    ),
+    Mistake(
+        "analysis/memory.py",
+        "[field].split()[0]) * 1024",
+        "[field].split()[0]) * 1000",
+        "test_measure.py::test_kilobytes_of_the_system_are_1024",
+        "kilobytes of 1000",
+    ),
+    Mistake(
+        "analysis/counterparts.py",
+        'for name in ("drop_prob", "p", "drop_path_rate"):',
+        'for name in ("p", "drop_path_rate"):',
+        "test_measure.py::test_a_peer_drops_nothing_in_training",
+        "a peer that drops paths while it is timed",
+    ),
+    Mistake(
+        "analysis/published.py",
+        'plain = [r for r in found if r["pretrain"] == "ImageNet-1K"]',
+        'plain = [r for r in found if r["pretrain"]]',
+        "test_published.py::test_best",
+        "more data taken for a better backbone",
+    ),
+    Mistake(
+        "analysis/audit.py",
+        '"rounds to": ROUND_HALF_UP,',
+        '"rounds to": ROUND_CEILING,',
+        "test_audit.py::test_judge",
+        "claims that are rounded up in our favour",
+    ),
+    Mistake(
+        "analysis/audit.py",
+        "return terminal.DIFFER if changed else terminal.AGREED",
+        "return terminal.AGREED",
+        "test_audit.py::test_check_names_a_changed_count",
+        "exit code 0 where a count has changed",
+    ),
+    Mistake(
+        "analysis/heads.py",
+        'Layer(part, "classes", 1, FC, CLASSES + 1, BOXES)',
+        'Layer(part, "classes", 1, FC, CLASSES, BOXES)',
+        "test_audit.py::test_heads_against_torch",
+        "no class for the background",
+    ),
+    Mistake(
+        "analysis/compare.py",
+        "return sorted(known, key=key, reverse=text.startswith(\"-\")) + rest",
+        "return sorted(known, key=key, reverse=text.startswith(\"-\"))",
+        "test_compare.py::test_rows_are_sorted_and_the_missing_stay_last",
+        "rows without a value lost when sorting",
+    ),
+    Mistake(
+        "analysis/compare.py",
+        'or (task == "imagenet" and img_size != subject.img_size)',
+        "or False",
+        "test_compare.py::test_published_numbers_are_those_of_the_file",
+        "accuracies of another image size",
+    ),
+    Mistake(
+        "analysis/portable.py",
+        'return row["compile"] != "differs" and all(',
+        "return all(",
+        "test_portable.py::test_exit_code_of_a_difference",
+        "exit code 0 where compiled code differs",
+    ),
+    Mistake(
+        "analysis/pieces.py",
+        "            stack.callback(_setter(place, name, getattr(place, name)))\n",
+        "",
+        "test_measure.py::test_a_piece_that_is_switched_off_is_gone_and_comes_back",
+        "a piece that stays off",
+    ),
+]
+
+
+def copy_of_tree(folder: Path) -> Path:
+    """The files that git knows or would take, as they lie in the working tree, in a new folder."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *COPIED],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in filter(None, listed.split("\0")):
+        if not name.startswith("benchmarks/results/") and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def tested(folder: Path, selection: list[str]) -> subprocess.CompletedProcess[str]:
+    """pytest over the copy in `folder`, without anything that it leaves behind."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *selection],
+        cwd=folder, env=env, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def planted(folder: Path, mistake: Mistake) -> subprocess.CompletedProcess[str]:
+    """The mistake's tests on the copy in `folder` with the mistake, which is taken out again."""
+    file = folder / mistake.file
+    right = file.read_text(encoding="utf-8")
+    assert right.count(mistake.text) == 1, f"{mistake.title}: its text stands not once"
+    try:
+        file.write_text(right.replace(mistake.text, mistake.wrong), encoding="utf-8")
+        return tested(folder, mistake.selection)
+    finally:
+        file.write_text(right, encoding="utf-8")
+
+
+def main(words: list[str]) -> int:
+    """Two at a time, each in a copy of its own; exit code 1 where one is not seen."""
+    chosen = [m for m in MISTAKES if all(word in m.title for word in words)]
+    with tempfile.TemporaryDirectory() as folder:
+        copies = [copy_of_tree(Path(folder) / str(i)) for i in range(2)]
+
+        def run(mistake: Mistake) -> str:
+            copy, start = copies.pop(), time.monotonic()
+            done = planted(copy, mistake)
+            copies.append(copy)
+            word = {0: "UNSEEN", SEEN: "seen"}.get(done.returncode, f"ended with {done.returncode}")
+            print(f"{word:8}{time.monotonic() - start:6.1f} s  {mistake.title}", flush=True)
+            return word
+
+        with ThreadPoolExecutor(len(copies)) as pool:
+            found = list(pool.map(run, chosen))
+    print(f"{found.count('seen')} of {len(found)} seen")
+    return int(found.count("seen") != len(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
