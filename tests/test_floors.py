@@ -112,8 +112,7 @@ def test_imports_go_down():
         ("analysis/models/maps.py", "from analysis.counting import report", None),
         ("analysis/counting/report.py", "from analysis.models import maps", "a floor above"),
         ("attention/new/mixer.py", "", "on no floor"),
-        ("attention/registry.py",
-         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import attention.mixers.pale", None),
+        ("attention/registry.py", "if TYPE_CHECKING:\n    import attention.mixers.pale", None),
     ],
 )  # fmt: skip
 def test_a_wrong_import_is_seen(path, line, said):

@@ -24,8 +24,8 @@ def test_the_list_is_of_todays_code(mistake):
 
 def test_mistakes_are_many_and_everywhere():
     packages = Counter(mistake.file.partition("/")[0] for mistake in MISTAKES)
-    assert packages.keys() == {"attention", "backbones", "analysis"}
-    assert min(packages.values()) >= 20 and sum(packages.values()) >= 100
+    assert min(packages[name] for name in ("attention", "backbones", "analysis")) >= 20
+    assert sum(packages.values()) >= 100
     assert len({mistake.file for mistake in MISTAKES}) >= 50
     assert len(set(TITLES)) == len(TITLES)
 
