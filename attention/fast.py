@@ -1,4 +1,4 @@
-"""Two contexts under their first names: `plain()` and `bounded(mebibytes)`."""
+"""Public contexts of inference: `plain()` and `bounded(mebibytes)`."""
 
 from __future__ import annotations
 
@@ -11,5 +11,17 @@ __all__ = ["bounded", "plain"]
 
 
 def plain() -> AbstractContextManager[None]:
-    """Inside, everything is computed by the reference backend: `attention.backend("reference")`."""
+    """Context in which the reference backend computes: `attention.backend("reference")`.
+
+    Returns:
+        A context manager.
+
+    Example:
+        >>> import attention, torch
+        >>> from attention.fast import plain
+        >>> mixer = attention.create("full", dim=8, heads=2).eval()
+        >>> with plain():
+        ...     attention.backend_of(mixer, torch.zeros(1, 4, 4, 8))[""].name
+        'reference'
+    """
     return backend("reference")

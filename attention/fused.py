@@ -1,4 +1,4 @@
-"""The context of the GPU kernel under its first name: `kernel()`."""
+"""Public context of the GPU kernel: `kernel()`."""
 
 from __future__ import annotations
 

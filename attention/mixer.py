@@ -14,17 +14,25 @@ from attention.registry import Cost, MixerConfig
 
 
 class TokenMixer(Executable):
-    """Maps (b, h, w, c) to (b, h, w, c) for any h, w >= 1.
+    """Base class of the modules that map (b, h, w, c) to (b, h, w, c) for any h, w >= 1.
 
-    It owns padding, shifting and masking, and knows nothing of norms, MLPs, residuals or stages;
-    the shapes of its parameters depend on the config only.  A mixer says either `forward`, or
-    `run`, which several backends can execute.
+    A mixer pads, shifts and masks by itself, and holds no norm, MLP or residual; the shapes of
+    its parameters do not depend on h and w.  A subclass defines either `forward`, or `run`, which
+    several backends can execute.
 
     Args:
-        config: its MixerConfig.
-        dim: channels c.
-        heads: divides dim.
+        config: the mixer's configuration.
+        dim: channels c of its maps.
+        heads: number of heads; divides dim.
         index: how many earlier blocks of the stage have an equal config.
+
+    Example:
+        >>> import attention, torch
+        >>> mixer = attention.create("window:size=2", dim=8, heads=2, index=1)
+        >>> isinstance(mixer, attention.TokenMixer)
+        True
+        >>> mixer.region(4, 4, (0, 0)).sum()  # a corner of the shifted windows sees itself alone
+        tensor(1)
     """
 
     def __init__(self, config: MixerConfig, *, dim: int, heads: int, index: int = 0) -> None:
@@ -32,21 +40,44 @@ class TokenMixer(Executable):
         self.config, self.dim, self.heads, self.index = config, dim, heads, index
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Raises SpecError for anything but (b, h, w, c), also where a mixer says `forward`."""
+        """Checks the input, also where a subclass defines `forward`, and computes.
+
+        Args:
+            x: (b, h, w, dim), floating point, h and w from 1; b may be 0.
+
+        Returns:
+            (b, h, w, dim).
+
+        Raises:
+            SpecError: for any other input, in one line.
+        """
         inputs.check(x, self.config, inputs.MAP, self.dim)
         return super().__call__(x, *args, **kwargs)
 
     def cost(self, h: int, w: int) -> Cost:
         """Exact multiply-adds of one image on an (h, w) map, padding and shift included.
 
-        Optional: without it counts have no formula to agree with.
+        Optional: a mixer without it is counted, but by no formula.
+
+        Args:
+            h, w: rows and columns of the map.
+
+        Returns:
+            The cost in MACs.
         """
         raise NotImplementedError
 
     def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
-        """(h, w) bool: the tokens that may influence the output at `query`.
+        """The tokens that may influence the output at one position, by integer arithmetic.
 
-        Optional, from integer arithmetic only.
+        Optional.
+
+        Args:
+            h, w: rows and columns of the map.
+            query: the position (row, column).
+
+        Returns:
+            (h, w) bool.
         """
         raise NotImplementedError
 

@@ -1,7 +1,7 @@
-"""The registry: a name stands for a config (what to build) and a class (what it does).
+"""The registry: a name stands for a config (what to build) and a class (what it computes).
 
-Plain Python, as `configs` is; the module of a built-in mixer is imported when the first one is
-built.
+The registry is plain Python; the module of a built-in mixer, which needs torch, is imported when
+the first mixer of this name is built.
 """
 
 from __future__ import annotations
@@ -28,10 +28,22 @@ log = logging.getLogger("transom")
 
 
 class Cost(NamedTuple):
-    """Multiply-adds (MACs) of one forward of one image.
+    """Multiply-adds (MACs) of one forward of one image through one mixer.
 
-    ``total = projection + mixing + position``; ``padding`` is the share of the total whose
-    token, query or key is a pad.
+    Args:
+        projection: MACs of the linear layers and convolutions that make queries, keys, values
+            and the output.
+        mixing: MACs of the products between tokens.
+        position: MACs of position terms (log-CPB, LePE).
+        padding: the part of the total, in MACs, whose token, query or key is a pad.
+
+    Example:
+        >>> import attention
+        >>> cost = attention.create("full", dim=8, heads=2).cost(4, 4)
+        >>> cost
+        Cost(projection=4096, mixing=4096, position=0, padding=0)
+        >>> cost.total
+        8192
     """
 
     projection: int
@@ -41,14 +53,26 @@ class Cost(NamedTuple):
 
     @property
     def total(self) -> int:
+        """MACs in all; `padding` is part of them."""
         return self.projection + self.mixing + self.position
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixerConfig:
-    """What a mixer is told: hashable, validated as it is written, known by its registered name.
+    """Configuration of a mixer: immutable, hashable, validated on construction.
 
-    A subclass lists its options as fields; an option that a mixer does not use does not exist.
+    A subclass is a frozen, keyword-only dataclass whose fields are the options of its mixer.
+
+    Raises:
+        SpecError: for a value that an option does not take.
+
+    Example:
+        >>> import attention
+        >>> config = attention.parse("window:size=7x14,shift=false")
+        >>> config.size, config.options()
+        ((7, 14), {'size': (7, 14), 'shift': False})
+        >>> str(config)
+        'window:size=7x14,shift=false'
     """
 
     def __post_init__(self) -> None:
@@ -56,16 +80,23 @@ class MixerConfig:
 
     @property
     def alternates(self) -> bool | None:
-        """Whether odd blocks differ from even ones, if the config says so; None: it does not."""
+        """True if odd blocks of a stage differ from even ones; None if the config is silent."""
         return None
 
     def check(self, dim: int, heads: int) -> None:
-        """Raises SpecError if a mixer of this width and these heads cannot be built."""
+        """Validates the width and the number of heads of a mixer with this config.
+
+        Raises:
+            SpecError: if no mixer of `dim` channels and `heads` heads can be built.
+        """
         if dim % heads:
             raise SpecError(f"{self}: dim {dim} does not divide into {heads} heads")
 
     def shrink(self, h: int, w: int, rule: str) -> MixerConfig:
-        """This config on a map of (h, w) that it may outgrow; `rule` as BackboneSpec.small_maps."""
+        """The config for an (h, w) map, which may be smaller than a group.
+
+        rule: a value of `BackboneSpec.small_maps`.
+        """
         return self
 
     def options(self) -> dict[str, Any]:
@@ -74,7 +105,7 @@ class MixerConfig:
         return {f.name: v for f in fields if (v := getattr(self, f.name)) != f.default}
 
     def __str__(self) -> str:
-        """The notation that makes this config: ``pale:size=7x14,scores=cosine``."""
+        """The notation that `parse` reads: ``pale:size=7x14,scores=cosine``."""
         written = ",".join(f"{key}={write(value)}" for key, value in self.options().items())
         return name_of(type(self)) + (":" + written if written else "")
 
@@ -84,13 +115,13 @@ class MixerConfig:
 _configs: dict[str, type[MixerConfig]] = {}
 _classes: dict[type[MixerConfig], type[TokenMixer]] = {}
 _modules: dict[type[MixerConfig], str] = {}  # where the class of a declared config is defined
-_sources: dict[str, str] = {}  # where a mixer comes from: a paper, or the module that added it
+_sources: dict[str, str] = {}  # a mixer's paper, or the module that added it
 
 
 def declare(name: str, config: type[MixerConfig], source: str, module: str = "") -> None:
-    """Makes a name known before its class is: the built-in mixers, whose modules need torch.
+    """Registers the config of a mixer whose class follows when `module` is imported.
 
-    module: the one that registers the class when it is imported.
+    The built-in mixers are declared, because their modules need torch.
     """
     if name in _configs:
         raise ValueError(f"a mixer called {name!r} is registered already ({_sources[name]})")
@@ -103,14 +134,35 @@ def declare(name: str, config: type[MixerConfig], source: str, module: str = "")
 
 
 def register(name: str, *, config: type[MixerConfig]) -> Callable[[MixerClass], MixerClass]:
-    """Class decorator: ``name`` builds this TokenMixer from this config.
+    """Class decorator: after it, ``name`` builds the decorated TokenMixer.
 
-    Raises ValueError if the name or the config is taken.
+    Args:
+        name: the mixer's name in the notation: letters, digits and _.
+        config: the class of its options; every mixer has a config class of its own.
+
+    Returns:
+        The decorator, which returns the class unchanged.
+
+    Raises:
+        ValueError: if the name is no identifier, or the name or the config is taken.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import attention, torch
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class DoubleConfig(attention.MixerConfig):
+        ...     factor: int = 2
+        >>> @attention.register("double", config=DoubleConfig)
+        ... class Double(attention.TokenMixer):
+        ...     def forward(self, x):  # (b, h, w, c) -> (b, h, w, c)
+        ...         return self.config.factor * x
+        >>> attention.create("double:factor=3", dim=2, heads=1)(torch.ones(1, 1, 1, 2))
+        tensor([[[[3., 3.]]]])
     """
 
     def add(cls: MixerClass) -> MixerClass:
         awaited = _configs.get(name) is config and config not in _classes
-        if not (awaited and cls.__module__ == _modules.get(config)):  # a plug-in never stands in
+        if not (awaited and cls.__module__ == _modules.get(config)):  # no plug-in replaces ours
             declare(name, config, source=cls.__module__)
         _classes[config] = cls
         return cls
@@ -121,7 +173,16 @@ def register(name: str, *, config: type[MixerConfig]) -> Callable[[MixerClass], 
 
 
 def names() -> tuple[str, ...]:
-    """Every registered mixer, installed plug-ins included, sorted."""
+    """The name of every registered mixer, installed plug-ins included.
+
+    Returns:
+        The names, sorted.
+
+    Example:
+        >>> import attention
+        >>> {"cosine", "cross", "pale", "window"} <= set(attention.names())
+        True
+    """
     discover()
     return tuple(sorted(_configs))
 
@@ -142,9 +203,9 @@ def discover() -> None:
         try:
             entry.load()
         except (Exception, SystemExit) as error:  # whatever their code raises
-            for store, kept in zip(stores, before, strict=True):
+            for store, content in zip(stores, before, strict=True):
                 store.clear()
-                store.update(kept)
+                store.update(content)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             if entry.name not in _configs:
                 _failed[entry.name] = reason
@@ -171,7 +232,23 @@ def config_class(name: str) -> type[MixerConfig]:
 
 
 def make_config(name: str, **options: Any) -> MixerConfig:
-    """The config of mixer ``name``; options as values or as their text.  Raises SpecError."""
+    """The config of mixer ``name``.
+
+    Args:
+        name: a registered mixer.
+        options: values by option name, each a Python value or its text in the notation.
+
+    Returns:
+        An instance of the mixer's config class.
+
+    Raises:
+        SpecError: for an unknown name or option, or a value that the option does not take.
+
+    Example:
+        >>> import attention
+        >>> attention.make_config("window", size="7x14") == attention.parse("window:size=7x14")
+        True
+    """
     cls = config_class(name)
     allowed = [field.name for field in dataclasses.fields(cls)]
     for key in options:
@@ -182,7 +259,26 @@ def make_config(name: str, **options: Any) -> MixerConfig:
 
 
 def parse(text: str) -> MixerConfig:
-    """A config from the notation ``name:option=value,option=value``.  Raises SpecError."""
+    """The config that the notation ``name:option=value,option=value`` describes.
+
+    Args:
+        text: the notation; sizes are written height first.
+
+    Returns:
+        An instance of the mixer's config class.
+
+    Raises:
+        SpecError: for what is not the notation, an unknown name or option, or a value that the
+            option does not take; its `token` is the wrong part of the text.
+
+    Example:
+        >>> import attention
+        >>> attention.parse("pale:size=7x14,scores=cosine").size
+        (7, 14)
+        >>> attention.parse("window:shift=maybe")
+        Traceback (most recent call last):
+        transom.errors.SpecError: window: shift='maybe': expected true or false
+    """
     name, colon, rest = text.partition(":")
     config_class(name)
     options: dict[str, str] = {}
@@ -199,8 +295,26 @@ def parse(text: str) -> MixerConfig:
 
 
 def build(config: MixerConfig, *, dim: int, heads: int, index: int = 0) -> TokenMixer:
-    """The mixer of this config.  ``index``: how many earlier blocks of its stage have an equal
-    config; what alternates (the shift, the shuffle) reads it.  Raises SpecError."""
+    """Builds the mixer of a config.
+
+    Args:
+        config: the mixer's configuration.
+        dim: channels c of its maps.
+        heads: number of heads; divides dim.
+        index: how many earlier blocks of the stage have an equal config; a mixer that alternates
+            shifts or shuffles where it is odd.
+
+    Returns:
+        A module that maps (b, h, w, dim) to (b, h, w, dim) for any h, w >= 1.
+
+    Raises:
+        SpecError: if no mixer of this width and these heads can be built.
+
+    Example:
+        >>> import attention
+        >>> attention.build(attention.parse("full"), dim=8, heads=2).extra_repr()
+        'full, dim=8, heads=2, index=0'
+    """
     dim, heads = _count("dim", dim), _count("heads", heads)
     config.check(dim, heads)
     if type(config) not in _classes:
@@ -221,9 +335,26 @@ def _count(name: str, value: int) -> int:
 
 
 def create(text: str | MixerConfig, *, dim: int, heads: int, index: int = 0) -> TokenMixer:
-    """One mixer for use anywhere: ``create("pale:size=7", dim=96, heads=6)``.
+    """Builds one mixer, for use in any model.
 
-    It maps (b, h, w, dim) to (b, h, w, dim) for any h, w >= 1.  Raises SpecError.
+    Args:
+        text: the notation ``name:option=value,option=value``, or a config.
+        dim: channels c of its maps.
+        heads: number of heads; divides dim.
+        index: as in `build`: 0 for an even block, 1 for an odd one, which shifts its windows.
+
+    Returns:
+        A module that maps (b, h, w, dim) to (b, h, w, dim) for any h, w >= 1.
+
+    Raises:
+        SpecError: for a text that describes no config, or if no mixer of this width and these
+            heads can be built.
+
+    Example:
+        >>> import attention, torch
+        >>> mixer = attention.create("pale:size=7", dim=24, heads=6)
+        >>> mixer(torch.zeros(2, 9, 13, 24)).shape
+        torch.Size([2, 9, 13, 24])
     """
     config = parse(text) if isinstance(text, str) else text
     return build(config, dim=dim, heads=heads, index=index)

@@ -159,7 +159,21 @@ def choices() -> dict[str, Choice]:
 
 
 def save(path: str | os.PathLike[str]) -> None:
-    """Writes every choice of this process to a JSON file, whole or not at all."""
+    """Writes every choice of this process to a JSON file, atomically.
+
+    Args:
+        path: the file, which is replaced if it exists.
+
+    Raises:
+        OSError: where the folder cannot be written.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from attention.execution import autotune
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     autotune.save(pathlib.Path(folder, "choices.json"))
+        ...     autotune.load(pathlib.Path(folder, "choices.json"))
+    """
     path = Path(path)
     content = {key: {"backend": c.name, "reason": c.reason} for key, c in sorted(_choices.items())}
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
@@ -174,10 +188,19 @@ def save(path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> None:
-    """Reads choices that `save` wrote; they hold here without being measured, all or none.
+    """Reads choices that `save` wrote, which then hold in this process without a measurement.
+
+    Args:
+        path: a file that `save` wrote.
 
     Raises:
-        SpecError: in one line, for a file that is none.
+        SpecError: for any other file; no choice is taken from it.
+
+    Example:
+        >>> from attention.execution import autotune
+        >>> autotune.load("no_such.json")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        transom.errors.SpecError: no_such.json: no file of saved choices (FileNotFoundError: ...)
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -192,5 +215,5 @@ def load(path: str | os.PathLike[str]) -> None:
 
 
 def forget() -> None:
-    """Measure anew."""
+    """Drops every choice of this process: the next call of each kind is measured."""
     _choices.clear()

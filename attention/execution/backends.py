@@ -121,19 +121,23 @@ _asked: ContextVar[str | None] = ContextVar("asked", default=None)
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Fixes the backend of every mixer and backbone inside.
+    """Context that fixes the backend of every mixer and backbone called inside.
 
     Args:
         name: auto (the fastest, by measurement), reference, cpu or kernel.
 
+    Returns:
+        A context manager.
+
     Raises:
-        SpecError: for another name.
+        SpecError: for another name, when the context is entered.
 
     Example:
         >>> import attention, torch
-        >>> with attention.backend("reference"):
-        ...     attention.create("window:size=7", dim=32, heads=2)(torch.zeros(1, 9, 9, 32)).shape
-        torch.Size([1, 9, 9, 32])
+        >>> mixer = attention.create("window:size=7", dim=8, heads=2).eval()
+        >>> with torch.inference_mode(), attention.backend("cpu"):
+        ...     attention.backend_of(mixer, torch.zeros(2, 9, 9, 8))[""].name
+        'cpu'
     """
     token = _asked.set(checked(name, "backend"))
     try:

@@ -20,17 +20,21 @@ _bound: ContextVar[int | None] = ContextVar("bound", default=None)
 
 @contextmanager
 def bounded(mebibytes: float) -> Iterator[None]:
-    """Bounds the memory of inference, on any device.
+    """Context that bounds the memory of inference, on any device.
 
-    Inside, a few images at a time go through a stage, and what is wider than their maps (queries,
-    keys and values inside groups, hidden layers) is made in chunks that take no more than this or
-    hold one group, one token.  Axial, cross, pale and full attention project a whole image.
+    Inside, a few images at a time go through a stage, and tensors wider than their maps (queries,
+    keys and values inside groups, hidden layers) are computed in chunks that take at most
+    `mebibytes`, or hold one group or one token.  Axial, cross, pale and full attention project
+    an image in one piece.
 
     Args:
         mebibytes: the bound, in MiB; more than 0.
 
+    Returns:
+        A context manager.
+
     Raises:
-        ValueError: for a bound of nothing.
+        ValueError: for a bound of 0 or less, when the context is entered.
 
     Example:
         >>> import attention, torch

@@ -178,14 +178,15 @@ def recorded() -> Iterator[list[tuple[nn.Module, Choice]]]:
 
 
 def backend_of(model: nn.Module, x: Tensor) -> dict[str, Choice]:
-    """Which backend computes each part of a model on this input, and why.
+    """The backend that computes each stage or mixer of a model on one input.
 
     Args:
         model: a backbone or mixer, or a model that holds one; it is called once.
-        x: its input.
+        x: the model's input: (b, c, h, w) for a backbone, (b, h, w, c) for a mixer.
 
     Returns:
-        A choice (name, reason) by the name of the stage or mixer.
+        A choice with `name` and `reason` for each stage or mixer, by the module's name in the
+        model; the model itself is called "".
 
     Example:
         >>> import attention, torch

@@ -50,8 +50,20 @@ def supported(q: Tensor, groups: Groups, *, heads: int) -> str | None:
 
 
 def kernel() -> AbstractContextManager[None]:
-    """Inside, mixers attend by the kernel, and refuse by name what it cannot run:
-    `attention.backend("kernel")`."""
+    """Context in which mixers attend by the GPU kernel: `attention.backend("kernel")`.
+
+    Returns:
+        A context manager.  Inside, a call that the kernel cannot compute raises ValueError.
+
+    Example:
+        >>> import attention, torch
+        >>> from attention.fused import kernel
+        >>> mixer = attention.create("full", dim=8, heads=2).double()
+        >>> with kernel():  # doctest: +ELLIPSIS
+        ...     mixer(torch.zeros(1, 4, 4, 8).double())
+        Traceback (most recent call last):
+        ValueError: fused attention: ...
+    """
     return backend("kernel")
 
 
