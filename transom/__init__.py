@@ -1,4 +1,4 @@
-"""The ground under all packages: errors, fields of specs, command lines, tables, pages, progress.
+"""Base of all packages: errors, fields of specs, command lines, tables, pages, progress.
 
-Nothing here knows of attention, and nothing here imports torch.
+No module here knows of attention or imports torch.
 """

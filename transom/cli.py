@@ -1,4 +1,4 @@
-"""What every command line here shares: errors in one line, exit codes, plug-ins, sizes, output."""
+"""Shared parts of all command lines: one-line errors, exit codes, plug-ins, sizes, output."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ AGREED, DIFFER, BAD_REQUEST = 0, 1, 2
 
 
 def parser(module: str, doc: str | None, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser for ``python -m module``; every command takes plug-ins."""
-    made = argparse.ArgumentParser(
+    """A parser for ``python -m module`` with the option --plugin."""
+    command = argparse.ArgumentParser(
         prog=f"python -m {module}", description=doc, epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    made.add_argument(
+    command.add_argument(
         "--plugin", action="append", default=[], metavar="MODULE",
         help="import a module that registers mixers of your own; repeatable",
     )  # fmt: skip
-    return made
+    return command
 
 
 def load_plugins(modules: Sequence[str]) -> None:
-    """Imports what registers more mixers.  Raises SpecError."""
+    """Imports modules that register mixers.  Raises SpecError for whatever an import raises."""
     for module in modules:
         try:
             importlib.import_module(module)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # whatever their code raises is their bad request
+        except BaseException as error:  # errors of a user's module are a bad request
             raise SpecError(f"--plugin {module}: {type(error).__name__}: {error}") from None
 
 
@@ -65,32 +65,32 @@ def count_from_one(text: str) -> int:
     return int(text)
 
 
-LEAST_MEMORY = 2**20  # bytes; whoever says less has forgotten the unit
+LEAST_MEMORY = 2**20  # bytes; a smaller number most likely lacks its unit
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def memory_size(text: str) -> int:
-    """``4G``, ``512M`` or bytes."""
+    """Bytes from ``4G``, ``512M`` or a plain number of bytes."""
     number, unit = text.rstrip("KMGTkmgt"), text.lstrip("0123456789.").upper()
     try:
         size = float(number) * _UNITS[unit]
-        whole = int(size)
+        n_bytes = int(size)
     except (ValueError, KeyError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 4G or 512M") from None
     if not unit and 0 < size < LEAST_MEMORY:
-        meant = "G" if size < 64 else "M"
-        raise argparse.ArgumentTypeError(f"{text!r} is in bytes; did you mean {text}{meant}?")
-    return whole
+        likely = "G" if size < 64 else "M"
+        raise argparse.ArgumentTypeError(f"{text!r} is in bytes; did you mean {text}{likely}?")
+    return n_bytes
 
 
 def chosen_format(args: argparse.Namespace) -> str:
-    """--format, or what the ending of --out says."""
+    """The value of --format, or the format that the ending of --out stands for."""
     endings = {"md": "md", "csv": "csv", "json": "json", "tex": "latex", "html": "html"}
     return args.format or (endings.get(args.out.suffix[1:], "table") if args.out else "table")
 
 
 def emit(text: str, out: Path | None) -> None:
-    """To the terminal, or to a file that is whole or as it was.  Raises SpecError."""
+    """Prints the text, or replaces the file `out` by it.  Raises SpecError."""
     if out is None:
         print(harmless(text))
     else:
@@ -98,10 +98,11 @@ def emit(text: str, out: Path | None) -> None:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Exits with main's code; a bad request is one line on stderr and code 2.
+    """Runs a command and ends the process with its exit code.
 
-    Importing torch makes millions of objects that live to the end: looking for garbage among them
-    and taking them down one by one costs a quarter of a short command, so neither is done.
+    A SpecError is one line on stderr and code 2, a closed pipe is 141, an interrupt 130.
+    Importing torch makes millions of objects that live to the end; searching them for garbage and
+    destroying them one by one costs a quarter of a short command, so neither is done.
     """
     gc.set_threshold(100_000, 50, 50)
     try:

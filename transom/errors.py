@@ -1,4 +1,4 @@
-"""The error that a user reads, and the words it is made of.
+"""The one error of a bad request, and helpers for its text.
 
 Plain Python: a misspelt name is answered before torch is imported.
 """
@@ -10,9 +10,19 @@ from collections.abc import Iterable
 
 
 class SpecError(ValueError):
-    """A request that cannot be built: one line with the place, the value and the way out.
+    """A request that cannot be carried out; the text is one line with place, value and remedy.
 
-    token: the text that is wrong, as it was written, where it is known.
+    Args:
+        message: the line.
+        token: the part of the user's text that is wrong, as it was written; "" if unknown.
+
+    Example:
+        >>> import backbones
+        >>> try:
+        ...     backbones.parse("swin_x")
+        ... except backbones.SpecError as error:
+        ...     print(str(error).partition(" (")[0])
+        no backbone is called 'swin_x'; did you mean 'swin_t'?
     """
 
     def __init__(self, message: str, token: str = "") -> None:
@@ -24,13 +34,19 @@ LONGEST_WORD = 64  # no name is longer, and comparing longer ones takes long
 
 
 def one_line(text: str) -> str:
-    """Text of the user's as part of an error: short, and without control characters."""
+    """A user's text as part of an error: at most 80 characters, control characters escaped."""
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:81])
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """``; did you mean 'x'? (a, b, c)``: the tail of every error about an unknown name."""
+    """The tail of an error about an unknown name: the nearest name, and all that are allowed.
+
+    Example:
+        >>> from transom.errors import nearest
+        >>> nearest("pail", ["pale", "cross"])
+        "; did you mean 'pale'? (one of: pale, cross)"
+    """
     allowed = list(allowed)
     close = difflib.get_close_matches(word[:LONGEST_WORD], allowed, n=1, cutoff=0.6)
     hint = f"; did you mean {close[0]!r}?" if close else ";"

@@ -1,4 +1,4 @@
-"""Fields of frozen specs: how each is read, written, and refused in one line."""
+"""Fields of frozen specs: readers of their values, and one-line errors for values refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_count(value: Any) -> int:
 
 
 def read_size(value: Any) -> tuple[int, int]:
-    """``7``, ``"7"``, ``"7x14"`` or ``(7, 14)``, height first, as ``(height, width)``."""
+    """(height, width) from ``7``, ``"7"``, ``"7x14"`` or ``(7, 14)``, height first."""
     parts = value.split("x") if isinstance(value, str) else value
     if isinstance(parts, int):
         parts = [parts]
@@ -63,6 +63,8 @@ def read_text(value: Any) -> str:
 
 
 def choice(*allowed: str) -> Callable[[Any], str]:
+    """A reader that accepts these words only."""
+
     def read(value: Any) -> str:
         if value in allowed:
             return str(value)
@@ -75,6 +77,8 @@ def choice(*allowed: str) -> Callable[[Any], str]:
 
 
 def optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A reader that also accepts None and "none"."""
+
     def read_optional(value: Any) -> Any:
         return None if value is None or value == "none" else read(value)
 
@@ -82,7 +86,27 @@ def optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def option(default: Any, read: Callable[[Any], Any], doc: str) -> Any:
-    """A dataclass field that knows how to read its value and what it means."""
+    """A field of a frozen config that reads, checks and documents its value.
+
+    Args:
+        default: value where none is given.
+        read: turns a value or its text into the field's value; raises ValueError with what it
+            expects.  `transom.fields` has `read_count`, `read_size`, `choice` and more.
+        doc: one line for listings.
+
+    Returns:
+        A `dataclasses.field` with `read` and `doc` as metadata.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from attention import MixerConfig, option
+        >>> from transom.fields import read_count
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class PoolConfig(MixerConfig):
+        ...     size: int = option(3, read_count, "side of the pooled square, in tokens")
+        >>> PoolConfig(size="5").size
+        5
+    """
     return dataclasses.field(default=default, metadata={"read": read, "doc": doc})
 
 
@@ -92,9 +116,16 @@ _READERS: dict[type, Callable[[Any], Any]] = {
 
 
 def read_fields(instance: Any, place: str) -> None:
-    """Reads every field of a frozen dataclass in place, so that equal values are equal text.
+    """Replaces every field of a frozen dataclass by what its reader makes of the value.
 
-    A field without a reader of its own is read by the type of its default.
+    A field without a stated reader is read by the type of its default.
+
+    Args:
+        instance: the dataclass, in its `__post_init__`.
+        place: its name in errors.
+
+    Raises:
+        SpecError: with place, field, value and what the reader expects.
     """
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
@@ -104,7 +135,7 @@ def read_fields(instance: Any, place: str) -> None:
         try:
             object.__setattr__(instance, field.name, read(value))
         except SpecError:
-            raise  # a nested spec has said already what is wrong with it
+            raise  # the error of a nested spec names place and value already
         except ValueError as error:
             shown = repr(value[:60] if isinstance(value, str) else value)
             shown = shown if len(shown) <= 60 else shown[:57] + "..."
@@ -113,7 +144,7 @@ def read_fields(instance: Any, place: str) -> None:
 
 
 def write(value: Any) -> str:
-    """The text that reads back as this value."""
+    """The text of a value, which its reader turns back into an equal value."""
     if isinstance(value, tuple):
         return str(value[0]) if value[0] == value[-1] else "x".join(map(str, value))
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Where a command writes: refused before the work, and whole or as it was after it.
+"""Files that a command writes: the name is checked before the work, the content replaced at once.
 
 A link stands for the file it leads to; devices and pipes are written to, never replaced.
 """
@@ -17,27 +17,31 @@ from transom.errors import SpecError, one_line
 
 
 class OutFile(argparse.Action):
-    """The action of an option that names a file to write, which is `checked` as it is read."""
+    """Argparse action of an option that names a file to write; parsing it calls `checked`."""
 
     def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
         setattr(namespace, self.dest, checked(Path(value), option or self.dest, value))
 
 
 def checked(out: Path, option: str = "--out", text: str | None = None) -> Path:
-    """The path, if a file can be written there.
+    """Checks that a file can be written.
 
     Args:
-        out: where a command will write.
-        option: the option that names it.
+        out: path of the file.
+        option: the option that names it, for the error.
         text: the name as it was typed, which tells ``folder/`` from ``folder``.
+
+    Returns:
+        The path, unchanged.
 
     Raises:
         SpecError: for a folder, or a name in a folder that is missing or cannot be written to.
 
     Example:
-        >>> checked(Path("no/such/notes.txt"))
-        Traceback (most recent call last):
-        transom.errors.SpecError: --out no/such/notes.txt: No such file or directory: folder ...
+        >>> from pathlib import Path
+        >>> from transom import files
+        >>> files.checked(Path("notes.txt")).name
+        'notes.txt'
     """
     text = str(out) if text is None else text
     if reason := _refusal(text):
@@ -46,21 +50,22 @@ def checked(out: Path, option: str = "--out", text: str | None = None) -> Path:
 
 
 def _refusal(text: str) -> str | None:
+    """The reason why no file can be written under this name, or None."""
     if not text or text.endswith(os.sep):
         return "expected the name of a file"
     try:
-        there: os.stat_result | None = os.stat(text)
+        status: os.stat_result | None = os.stat(text)
     except FileNotFoundError:
-        there = None
+        status = None
     except (OSError, ValueError) as error:  # a name too long, a circle of links, no name at all
         return getattr(error, "strerror", None) or str(error)
-    if there and stat.S_ISDIR(there.st_mode):
+    if status and stat.S_ISDIR(status.st_mode):
         return "it is a folder; name a file in it"
-    if there and _stream(there) is not None:
+    if status and _stream(status) is not None:
         return None
-    if there and not os.access(text, os.W_OK):
+    if status and not os.access(text, os.W_OK):
         return "it cannot be written to"
-    if there and not stat.S_ISREG(there.st_mode):
+    if status and not stat.S_ISREG(status.st_mode):
         return None
     folder = os.path.dirname(os.path.realpath(text))
     if not os.path.isdir(folder):
@@ -71,26 +76,32 @@ def _refusal(text: str) -> str | None:
 
 
 def write(out: Path, data: bytes) -> None:
-    """Writes a file that is whole or as it was, or into a device or pipe.
+    """Replaces a file atomically, or writes into a device or pipe.
 
     Args:
-        out: a file keeps its mode; a link leads to it.
-        data: all of it.
+        out: path of the file, which keeps its mode; a link is followed.
+        data: the complete content.
 
     Raises:
         SpecError: with the reason of the system.
         BrokenPipeError: where nobody reads any more.
 
     Example:
-        >>> write(Path("notes.txt"), b"text")
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from transom import files
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     files.write(Path(folder) / "notes.txt", b"text")
+        ...     (Path(folder) / "notes.txt").read_text()
+        'text'
     """
     try:
-        there = out.stat() if out.exists() else None
-        if there and (own := _stream(there)) is not None:
+        status = out.stat() if out.exists() else None
+        if status and (stream := _stream(status)) is not None:
             sys.stdout.flush()
-            with os.fdopen(os.dup(own), "wb") as file:
+            with os.fdopen(os.dup(stream), "wb") as file:
                 file.write(data)
-        elif there and not stat.S_ISREG(there.st_mode):
+        elif status and not stat.S_ISREG(status.st_mode):
             with out.open("wb") as file:
                 file.write(data)
         else:
@@ -102,12 +113,12 @@ def write(out: Path, data: bytes) -> None:
         raise SpecError(f"--out {one_line(str(out))}: {reason}") from None
 
 
-def _stream(there: os.stat_result) -> int | None:
-    """1 or 2 where the file is what stdout or stderr lead to, as /dev/stdout is: another handle
-    would start at its beginning, and another file in its place would not be read."""
+def _stream(status: os.stat_result) -> int | None:
+    """1 or 2 where the file is open as stdout or stderr, as /dev/stdout is: a new handle would
+    write from its beginning, and a file put in its place would not be read."""
     for stream in (1, 2):
         with contextlib.suppress(OSError):
-            if os.path.samestat(there, os.fstat(stream)):
+            if os.path.samestat(status, os.fstat(stream)):
                 return stream
     return None
 

@@ -1,5 +1,5 @@
-"""Where the packages stand, and that they are ours: their names are common, and another
-distribution may own one of them."""
+"""Package guard: the packages' folder, and a check that no other distribution's package of a
+common name (attention, analysis) is imported instead."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
-# each may import those before it
+# a package may import those before it in this list
 NAMES = ("transom", "attention", "backbones", "analysis", "benchmarks")
 
 
 def require(*names: str) -> None:
-    """Raises ImportError with both files if a sibling package is somebody else's."""
+    """Raises ImportError, with both files, where Python finds another distribution's package.
+
+    Args:
+        names: of `NAMES`.
+
+    Example:
+        >>> from transom import packages
+        >>> packages.require("attention", "backbones")
+    """
     for name in names:
         ours = HOME / name / "__init__.py"
         spec = importlib.util.find_spec(name)
@@ -28,9 +36,10 @@ def require(*names: str) -> None:
 
 
 def digest(names: Sequence[str]) -> str:
-    """Twelve hexadecimal digits of every line of code in these packages, folders inside included.
+    """Twelve hexadecimal digits of all Python files of packages, sub-packages included.
 
     Example:
+        >>> from transom.packages import digest
         >>> len(digest(["transom"]))
         12
     """

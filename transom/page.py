@@ -1,4 +1,4 @@
-"""One HTML page without any address in it: a table that sorts by a click on a heading."""
+"""One self-contained HTML page: a table that a click on a heading sorts."""
 
 from __future__ import annotations
 
@@ -42,15 +42,19 @@ def html(
     heads: Sequence[tuple[str, bool]], rows: Sequence[Sequence[tuple[str, str]]], title: str,
     note: str,
 ) -> str:  # fmt: skip
-    """The page as text; marks in it are escaped.
+    """An HTML page with one sortable table; all text is escaped.
 
     Args:
-        heads: of each column its name, and whether it holds numbers.
-        rows: of each cell the exact value, by which a column is sorted, and what is shown.
-        title: above the table.
-        note: below it.
+        heads: (name, whether it holds numbers) per column.
+        rows: per row, (exact value, shown text) per cell; columns sort by the exact value.
+        title: heading above the table.
+        note: paragraph below the table.
+
+    Returns:
+        The page, without an address of any other resource.
 
     Example:
+        >>> from transom.page import html
         >>> "<td" in html([("size", True)], [[("1000", "1,000")]], "Sizes", "")
         True
     """

@@ -1,4 +1,4 @@
-"""Progress of long work, on a terminal alone."""
+"""Progress bars of long work, drawn on terminals only."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import Any
 
 
 def bar(items: Iterable[Any], unit: str, **fields: Any) -> Any:
-    """The items, with a line on stderr that says how many are done and how long the rest takes.
+    """Iterates over items with a progress bar on stderr.
 
-    The line is gone when the work is done; nothing is written where stderr is no terminal.
+    The bar disappears when the work is done; it is not drawn where stderr is no terminal.
 
     Args:
-        items: what is worked on; a bar of `total=None` items may be moved by its `update`.
-        unit: what one of them is called.
-        fields: as tqdm takes them.
+        items: the iterable.
+        unit: name of one item.
+        fields: further arguments of `tqdm.tqdm`.
+
+    Returns:
+        The tqdm object, which yields the items.
 
     Example:
+        >>> from transom.progress import bar
         >>> [row * 2 for row in bar([1, 2], unit="row")]
         [2, 4]
     """

@@ -1,9 +1,9 @@
-"""Rows to text: aligned table, Markdown, csv, JSON, LaTeX; HTML is `transom.page`.
+"""Rows as text: aligned table, Markdown, csv, JSON, LaTeX; HTML is `transom.page`.
 
-A row is a dict; a column may be absent.  Whatever a name contains, a cell stays a cell: control
-characters become spaces, marks of the format are escaped, and a text that a spreadsheet would
-run as a formula gets an apostrophe in front, which `read_csv` takes away.  csv keeps the tabs and
-line ends of a cell, JSON escapes what it does not show.
+A row is a dict; a column may be absent.  A name cannot break out of its cell: control characters
+become spaces, marks of the format are escaped, and a text that a spreadsheet would run as a
+formula gets an apostrophe in front, which `read_csv` removes.  csv keeps the tabs and line ends
+of a cell, JSON escapes control characters.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
 
 
 def number(value: Any) -> str:
-    """Whole numbers with thousands separated, others to four digits, nothing as nothing."""
+    """Text of a value: integers with thousands separated, floats to four digits, None as ""."""
     if value is None or value == "":
         return ""
     if isinstance(value, bool):
@@ -41,7 +41,7 @@ def number(value: Any) -> str:
 
 
 def plain(text: str) -> str:
-    """Without anything that moves a cursor, changes a direction or ends a line."""
+    """The text with a space for every character that is not printable, line ends included."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 
@@ -50,8 +50,10 @@ _CONTROL = frozenset(("Cc", "Cs", "Zl", "Zp"))  # control, half a pair, and ends
 
 
 def harmless(text: str) -> str:
-    """Text of several lines without what a terminal obeys or UTF-8 cannot say: only that becomes
-    spaces, so that tabs, other spaces and joiners of letters stay."""
+    """Text of several lines with spaces for terminal controls, bidirectional marks and surrogates.
+
+    Tabs, line ends, other spaces and joiners of letters stay.
+    """
     if text.isascii() and text.isprintable():
         return text
     return "".join(
@@ -64,7 +66,7 @@ _MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|`*[]<>"} | {"&": "&amp;"})
 
 
 def cell(value: Any, style: str) -> str:
-    """What a reader sees of a value in a table, or of a name in a line above it."""
+    """Text of a value as a table of this style shows it, escaped for Markdown."""
     text = plain(number(value))
     if style == "md" and not isinstance(value, (int, float)):
         return text.translate(_MARKDOWN)
@@ -72,15 +74,15 @@ def cell(value: Any, style: str) -> str:
 
 
 def grid(rows: Sequence[Row], style: str) -> str:
-    """For reading: style table, md or latex (booktabs).  Empty columns are left out."""
+    """An aligned table in style table, md or latex (booktabs), without empty columns."""
     from tabulate import tabulate
 
     columns = [c for c in columns_of(rows) if any(row.get(c) not in (None, "") for row in rows)]
     cells = [[cell(row.get(c), style) for c in columns] for row in rows]
     align = ["right" if _numeric(rows, c) else "left" for c in columns]
-    look = {"md": "github", "latex": "latex_booktabs"}.get(style, "simple")
+    tablefmt = {"md": "github", "latex": "latex_booktabs"}.get(style, "simple")
     heads = [cell(c, style) for c in columns]
-    return tabulate(cells, heads, tablefmt=look, colalign=align, disable_numparse=True)
+    return tabulate(cells, heads, tablefmt=tablefmt, colalign=align, disable_numparse=True)
 
 
 def _numeric(rows: Sequence[Row], column: str) -> bool:
@@ -88,18 +90,18 @@ def _numeric(rows: Sequence[Row], column: str) -> bool:
 
 
 def _neutral(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula, made text; numbers are left alone."""
+    """The value; text that a spreadsheet would run as a formula gets an apostrophe in front."""
     if not isinstance(value, str):
         return value
     value = harmless(value)
-    read = unicodedata.normalize("NFKC", value)  # as a spreadsheet may: full-width forms too
-    lead = "".join(itertools.takewhile(lambda c: c.isspace() or not c.isprintable(), read))
-    risky = "\t" in lead or read[len(lead) :][:1] in ("=", "+", "-", "@")
+    folded = unicodedata.normalize("NFKC", value)  # as a spreadsheet may: full-width forms too
+    lead = "".join(itertools.takewhile(lambda c: c.isspace() or not c.isprintable(), folded))
+    risky = "\t" in lead or folded[len(lead) :][:1] in ("=", "+", "-", "@")
     return "'" + value if risky or value[:1] == "'" else value
 
 
 def csv(rows: Sequence[Row]) -> str:
-    """Through pandas; whole numbers stay whole beside missing ones, control characters do not."""
+    """Rows as csv; integers stay integers beside missing values, control characters are removed."""
     import pandas as pd
 
     columns = columns_of(rows)
@@ -110,7 +112,7 @@ def csv(rows: Sequence[Row]) -> str:
 
 
 def read_csv(text: str) -> list[dict[str, str]]:
-    """What `csv` wrote, as text cells, apostrophes taken away."""
+    """Rows of text cells from what `csv` wrote, without the apostrophes it added."""
     import csv as reader
     import io
 
@@ -135,7 +137,24 @@ def _html(rows: Sequence[Row], title: str, note: str) -> str:
 
 
 def render(rows: Sequence[Row], style: str, *, title: str = "", note: str = "") -> str:
-    """The rows in any of `REPORT_FORMATS`; JSON is {"rows": rows}, with the note as convention."""
+    """Rows as text.
+
+    Args:
+        rows: dicts; a column that a row lacks is empty.
+        style: one of `REPORT_FORMATS`.
+        title: of an HTML page.
+        note: text below the table, the key "convention" of JSON; csv has none.
+
+    Returns:
+        The text; JSON is ``{"rows": rows}``.
+
+    Example:
+        >>> from transom import table
+        >>> print(table.render([{"mixer": "pale", "macs": 1234567}], "table"))
+        mixer         macs
+        -------  ---------
+        pale     1,234,567
+    """
     if style == "json":
         return as_json({**({"convention": note} if note else {}), "rows": list(rows)})
     if style == "csv":

@@ -26,7 +26,17 @@ COUNTED_AT = 10e9  # MACs a second: what a slow processor manages, for the time 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a real forward may cost before fvcore is skipped."""
+    """Limits of a real forward beyond which fvcore is skipped.
+
+    Args:
+        memory: bytes.
+        seconds: of the forward, estimated from its MACs.
+
+    Example:
+        >>> from analysis.counting.report import Budget
+        >>> Budget(memory=2**30)
+        Budget(memory=1073741824, seconds=30.0)
+    """
 
     memory: int = 4 * 2**30  # bytes
     seconds: float = 30.0
@@ -50,10 +60,35 @@ class Budget:
 
 @dataclass
 class Report:
-    """One row: a model at one size, counted three ways.
+    """Costs of one model for one image: parameters, and MACs by up to three counters.
 
-    macs is the agreed count, or torch's where they differ; None stands for a count that was not
-    made.  stages: dicts with the columns of `COLUMNS`, ending with the head and the total.
+    Args:
+        backbone: name of the model.
+        img_size: (height, width) of the image in pixels.
+        params: number of parameters, shared ones once.
+        macs: multiply-adds of one forward; torch's count where the counters differ.
+        macs_formula: sum of the costs that the modules state; None for a foreign model or a mixer
+            without `cost`.
+        macs_fvcore: fvcore's count of a traced forward; None where it was skipped.
+        macs_torch: torch's count on the meta device.
+        norm_elements: elements that norms read, which are no multiply-adds.
+        activations: elements that convolutions, linear layers and matrix products write.
+        padding_macs: the part of `macs_formula` that is spent on pads.
+        uncounted: operators that no counter knows; they make `agree` false.
+        agree: whether two or more counts were made and all are equal, module by module.
+        note: reasons for missing or unequal counts; "" if there are none.
+        stages: a dict per stage with the columns of `COLUMNS`, then the head and the total.
+        blocks: a dict per block.
+        operators: a dict per operator.
+
+    Example:
+        >>> import analysis
+        >>> from torch import nn
+        >>> report = analysis.count(nn.Conv2d(3, 8, kernel_size=3), (8, 9), trace=False)
+        >>> report.params, report.macs, report.flops
+        (224, 9072, 18144)
+        >>> report.trust.partition(";")[0]
+        'one count and no witness: torch 9,072 MACs'
     """
 
     backbone: str
@@ -75,11 +110,12 @@ class Report:
 
     @property
     def flops(self) -> int:
+        """2 x MACs."""
         return 2 * self.macs
 
     @property
     def trust(self) -> str:
-        """The line that says whether the number can be believed."""
+        """One line: the counts that were made, whether they are equal, and what was not counted."""
         given = {
             "formula": self.macs_formula, "fvcore": self.macs_fvcore, "torch": self.macs_torch,
         }  # fmt: skip
@@ -99,7 +135,21 @@ class Report:
         return line + (f"; {self.note}" if self.note else "")
 
     def to_dict(self, by: str = "stage") -> dict[str, Any]:
-        """The JSON row; by: block or operator adds that breakdown."""
+        """The report as a JSON row.
+
+        Args:
+            by: "stage", or "block" or "operator" to add that breakdown.
+
+        Returns:
+            The fields by name, and `flops`; tuples as lists.
+
+        Example:
+            >>> import analysis
+            >>> from torch import nn
+            >>> report = analysis.count(nn.Conv2d(3, 8, kernel_size=1), 8, trace=False)
+            >>> report.to_dict("operator")["operators"][0]
+            {'operator': 'convolution', 'macs': 1536, 'share_%': 100.0}
+        """
         data = {
             "backbone": self.backbone, "img_size": list(self.img_size), "params": self.params,
             "macs": self.macs, "flops": self.flops, "macs_formula": self.macs_formula,
@@ -116,11 +166,36 @@ def count(
     model: nn.Module, img_size: int | str | tuple[int, int], *, name: str = "",
     budget: Budget | None = None, trace: bool = True,
 ) -> Report:  # fmt: skip
-    """Counts a backbone of ours, or any module that maps images to anything.
+    """Counts parameters and MACs of a model for one image, by formula, fvcore and torch.
 
-    img_size: pixels, 224 or (height, width).  budget: what a real forward may cost before fvcore
-    is left out; trace=False leaves it out in any case.  A model on the meta device is counted
-    without its weights ever existing.  Raises SpecError if the forward fails at this size.
+    The formula is the sum of the modules' `cost`, for a `HierarchicalBackbone` only; fvcore
+    (https://github.com/facebookresearch/fvcore) analyses a traced forward; torch counts on the
+    meta device, so that a model on that device is counted without its weights ever existing.
+
+    Args:
+        model: a backbone, or any module that takes images (1, in_chans, height, width);
+            in_chans is 3 where the model does not state it.
+        img_size: pixels: 224, "512x1024" or (height, width).
+        name: what the report calls the model; default: the name of its spec or class.
+        budget: memory (bytes) and time (seconds) of a real forward beyond which fvcore is
+            skipped; default: 4 GiB and 30 s.
+        trace: False skips fvcore in any case.
+
+    Returns:
+        The counts with their breakdown by stage, block and operator.
+
+    Raises:
+        SpecError: for a size that cannot be read, or if the forward fails at this size.
+
+    Example:
+        >>> import analysis, backbones
+        >>> small = "/".join(f"{i}.dim={8 * i}/{i}.heads=1/{i}.depth=1" for i in (1, 2))
+        >>> model = backbones.create(f"swin_t/stages=2/{small}/num_classes=10")
+        >>> report = analysis.count(model, 64, trace=False)
+        >>> report.macs == report.macs_formula == report.macs_torch, report.agree
+        (True, True)
+        >>> [row["stage"] for row in report.stages]
+        ['1', '2', 'head', 'total']
     """
     try:
         h, w = read_size(img_size)
