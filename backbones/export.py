@@ -59,8 +59,21 @@ def least_size(spec: BackboneSpec) -> int:
 
 @contextlib.contextmanager
 def one_graph() -> Iterator[None]:
-    """Inside, torch.export and torch.compile take a size of 1 for any other, and equal sizes for
-    equal by chance: one graph for all batches, for maps of one group, and after a square."""
+    """Context in which torch.export and torch.compile make one graph for sizes that are free.
+
+    By default torch makes another graph for a size of 1 (one image, a map of one group) and takes
+    sizes that are equal in the first call (a square) for equal in all.
+
+    Returns:
+        A context manager.
+
+    Example:
+        >>> import backbones, torch
+        >>> from backbones import export
+        >>> model = backbones.create("swin_t/stages=2").eval()
+        >>> with export.one_graph():
+        ...     compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="eager")
+    """
     from torch.fx.experimental import _config as config
 
     with config.patch(backed_size_oblivious=True, use_duck_shape=False):  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""A backbone from its notation, and weights into it."""
+"""The model of a notation, with its weights."""
 
 from __future__ import annotations
 
@@ -14,10 +14,26 @@ from backbones.weights import load
 def create(
     what: str | Mapping[str, Any] | BackboneSpec, *, weights: Any = None, **fields: Any
 ) -> HierarchicalBackbone:
-    """A backbone from a notation, a dict or a spec; `fields` replace fields of the spec.
+    """Builds the model of a notation, a dict or a spec, in training mode on torch's default device.
 
-    weights: a state dict, a file or a hub id as `weights.load` takes it, whole or not at all.
-    Raises SpecError for what cannot be built, WeightsError for what cannot be loaded.
+    Args:
+        what: ``swin_t/3=pale:size=7``, a variant, an alias, a .toml file, a dict, or a spec.
+        weights: a state dict, a file or a hub id, as `weights.load` takes it; all of its tensors
+            must fit.  None: the authors' random initialisation.
+        fields: fields of `BackboneSpec` that replace those of the notation.
+
+    Returns:
+        The model: images (b, in_channels, H, W) of any H and W to logits (b, num_classes).
+
+    Raises:
+        SpecError: the notation or a field cannot be built.
+        WeightsError: the weights cannot be loaded; it is a SpecError.
+
+    Example:
+        >>> import backbones, torch
+        >>> model = backbones.create("swin_t/stages=2", num_classes=10)
+        >>> model(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 10])
     """
     spec = parse(what)
     if fields:

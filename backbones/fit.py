@@ -127,12 +127,30 @@ def uniform(spec: BackboneSpec, by: str) -> list[tuple[int, ...]]:
 def fit(
     spec: BackboneSpec, *, macs: int | None = None, params: int | None = None, by: str = "width"
 ) -> tuple[BackboneSpec, int]:
-    """(nearest spec, its MACs or parameters) for one of the two budgets.
+    """Scales a backbone to a budget of MACs or parameters.
 
-    All stages by one factor: the cost grows with it, so the nearest is where it crosses the
-    budget.  There, one or two stages may be a little larger or smaller; of what is within 1%,
-    the spec that keeps the proportions best is taken, else the nearest.
-    Raises SpecError when no budget or two are given, or nothing can be built.
+    All stages grow by one factor: the cost grows with it, so a bisection finds where it crosses
+    the budget.  There, one or two stages may be a little larger or smaller.  Of the specs within
+    1% of the budget the one that keeps the proportions best is taken, else the nearest.
+
+    Args:
+        spec: the backbone.
+        macs: the budget in multiply-adds of one image at spec.img_size.
+        params: the budget in parameters.
+        by: width (heads of a fixed dimension) or depth (blocks).
+
+    Returns:
+        The nearest spec, and its MACs or parameters.
+
+    Raises:
+        SpecError: no budget or two are given, or no such spec can be built.
+
+    Example:
+        >>> from backbones import parse
+        >>> from backbones.fit import fit
+        >>> spec, params = fit(parse("swin_t/stages=2"), params=3_000_000)
+        >>> [stage.dim for stage in spec.stages], params
+        ([192, 256], 2939428)
     """
     from backbones.model.sizes import stage_sizes
 

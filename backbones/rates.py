@@ -35,28 +35,35 @@ def groups(
     layer_decay: float | None = None,
     undecayed: str = "authors",
 ) -> list[dict[str, Any]]:
-    """Parameter groups of a model that has one or more backbones of ours somewhere inside.
+    """Groups the parameters of a model with backbones of ours inside by learning rate and decay.
 
     A backbone is found by its stem, also where timm's features_only wrappers have taken it apart.
 
     Args:
-        model: any module; frozen parameters are left out, all others are in one group each.
+        model: any module; frozen parameters are left out, every other is in one group.
         lr: learning rate of everything outside the backbones.
-        weight_decay: of what the rule decays; the rest has 0.
-        layer_decay: in (0, 1]: the last block's rate is lr times it, each block before it has it
-            once more, the stem most often.  The final norm goes with the last block; heads and
-            norms per level keep lr.  None: lr everywhere.
-        undecayed: the rule of this module's docstring, "authors" or "timm".
+        weight_decay: weight decay of the parameters that the rule decays; of all others it is 0.
+        layer_decay: a factor in (0, 1].  The last block and the final norm have lr times the
+            factor, every block before it once more, the stem most often; heads and norms per
+            level have lr.  None: lr everywhere.
+        undecayed: the rule, "authors" or "timm", of this module's docstring.
 
     Returns:
         Dicts with params, lr and weight_decay, for any optimizer of torch or timm.
 
     Raises:
-        SpecError: no backbone of ours inside, an unknown rule, a layer_decay out of range.
+        SpecError: the model has no backbone of ours inside, the rule is unknown, or layer_decay is
+            out of range.
 
     Example:
-        >>> parts = rates.groups(detector, lr=1e-4, weight_decay=0.05, layer_decay=0.9)
-        >>> optimizer = torch.optim.AdamW(parts)
+        >>> import backbones, torch
+        >>> from backbones import rates
+        >>> body = backbones.create("swin_t/stages=2", num_classes=0)
+        >>> detector = torch.nn.ModuleDict({"body": body, "head": torch.nn.Conv2d(192, 5, 1)})
+        >>> groups = rates.groups(detector, lr=1e-4, weight_decay=0.05)
+        >>> [(group["weight_decay"], len(group["params"])) for group in groups]
+        [(0.05, 37), (0.0, 26)]
+        >>> optimizer = torch.optim.AdamW(groups)
     """
     if undecayed not in RULES:
         raise SpecError(f"undecayed={undecayed!r} is no rule{nearest(str(undecayed), RULES)}")

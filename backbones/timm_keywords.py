@@ -46,8 +46,11 @@ def check(spec: BackboneSpec, asked: Mapping[str, Any]) -> None:
         TypeError: timm's Swin has no such keyword.
 
     Example:
-        >>> check(parse("swin_t"), {"window_size": 8})
-        SpecError: window_size=8: say spec="swin_t/1=window:size=8/2=window:size=8/..."
+        >>> from backbones.specs.notation import parse
+        >>> check(parse("swin_t"), {"window_size": 7})
+        >>> check(parse("swin_t"), {"patch_size": 2})
+        Traceback (most recent call last):
+        transom.errors.SpecError: patch_size=2: say spec="swin_t/patch_size=2"
     """
     own: Fields = {name: getattr(spec, name) for name in fields_of(BackboneSpec)}
     fields = fields_of(StageSpec)

@@ -45,20 +45,35 @@ POOLS = ("avg", "fast", "fastavg", "")  # timm's names of the mean, and none
 
 
 class TimmBackbone(HierarchicalBackbone):
-    """A backbone with timm's interface.
+    """A backbone with the interface of timm's models.
 
     Args:
         spec: any notation.
-        img_size: what absolute positions and shrunken windows are made for; any other size runs.
+        in_chans: channels of the image; by default those of the spec, as for the next three.
+        num_classes: classes of the head; 0: pooled features.
+        img_size: pixels, a side or (height, width), for which absolute positions are learned and
+            windows shrunk; the model takes images of any size.
+        drop_path_rate: rate of stochastic depth in the last block.
         drop_rate: dropout of the pooled features, before the classifier.
-        bn_momentum, bn_eps: of every batch norm (pale has some).
-        keywords: of timm's Swin, where they say what the backbone is already.
+        global_pool: avg, fast or fastavg for the mean; "" for the map, which needs num_classes=0.
+        output_stride: 32 or None; windows do not dilate.
+        bn_momentum: momentum of every batch norm (pale has them).
+        bn_eps: epsilon of every batch norm.
+        device: of the parameters.
+        dtype: of the parameters.
+        asked: keywords of timm's SwinTransformer, which must ask for what the spec is already.
 
     Raises:
-        SpecError: what cannot be built or is not offered, with what to say instead.
+        SpecError: the request cannot be built or is not offered; the message says what to write
+            instead.
+        TypeError: timm's SwinTransformer has no such keyword.
 
     Example:
-        >>> TimmBackbone("pale_t", num_classes=10, drop_rate=0.2)(images).shape
+        >>> import torch
+        >>> from backbones.timm_models import TimmBackbone
+        >>> model = TimmBackbone("pale_t/stages=2", num_classes=10, drop_rate=0.2)
+        >>> model(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 10])
     """
 
     output_fmt = "NCHW"
@@ -125,18 +140,20 @@ class TimmBackbone(HierarchicalBackbone):
     # -- forward -------------------------------------------------------------------------
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last map, normed: (b, c, h, w)."""
+        """The normed map of the last stage (b, c, h, w) of images (b, in_channels, H, W)."""
         return self._normed(self.stages(self.stem(x)))
 
     def _normed(self, x: Tensor) -> Tensor:
         return nchw(self.norm(nhwc(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.head_drop(x.mean((2, 3)) if self.global_pool else x)
+        """Logits (b, num_classes) of a normed map (b, c, h, w); with pre_logits, their input."""
+        x = self.head_drop(x.mean((2, 3)) if self.global_pool else x)  # (b, c), or (b, c, h, w)
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+        x = self.forward_features(x)  # (b, c, h, w)
+        return self.forward_head(x)  # (b, num_classes)
 
     def forward_intermediates(
         self,
@@ -147,19 +164,39 @@ class TimmBackbone(HierarchicalBackbone):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps of chosen stages (and the last, normed); as in every timm model.
+        """The maps of chosen stages, and the normed map of the last stage, as timm's models do.
 
-        norm: the final norm on the last stage's map.  With out_norms every chosen map has its own
-        norm instead, as `features` gives it.
+        Args:
+            x: images (b, in_channels, H, W).
+            indices: stages from 0, or how many of the last; None: all.
+            norm: applies the final norm to the last stage's map.  With out_norms every map has
+                the norm of its level instead.
+            stop_early: leaves out the stages after the last index.
+            output_fmt: NCHW.
+            intermediates_only: returns the list alone.
+
+        Returns:
+            The last map (b, c, h, w), and a list of maps (b, dim, h, w).
+
+        Raises:
+            SpecError: output_fmt is not NCHW.
+
+        Example:
+            >>> import torch
+            >>> from backbones.timm_models import TimmBackbone
+            >>> model = TimmBackbone("swin_t/stages=2")
+            >>> last, maps = model.forward_intermediates(torch.zeros(1, 3, 32, 32))
+            >>> [tuple(level.shape) for level in maps]
+            [(1, 96, 8, 8), (1, 192, 4, 4)]
         """
         if output_fmt != "NCHW":
             raise SpecError(f"output_fmt={output_fmt!r}: maps are NCHW")
         take, deepest = feature_take_indices(len(self.stages), indices)
-        x, found, last = self.stem(x), [], len(self.stages) - 1
+        x, found, last = self.stem(x), [], len(self.stages) - 1  # (b, c, h, w)
         for i, stage in enumerate(self.stages):
             if stop_early and i > deepest:
                 break
-            x = stage(x)
+            x = stage(x)  # (b, c, h, w), h and w halved after the first stage
             if i in take:
                 final = norm and i == last and self.out_norms is None
                 found.append(self._normed(x) if final else self._level(i, x))
@@ -173,7 +210,8 @@ class TimmBackbone(HierarchicalBackbone):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Another head; 0 classes: the pooled vector, or with global_pool='' the map."""
+        """Replaces the head; 0 classes: the model returns pooled features, or with global_pool=''
+        the map.  Raises SpecError for classes without pooling."""
         pool = self.global_pool if global_pool is None else global_pool
         if num_classes and not pool:
             raise SpecError("a head needs pooled features: global_pool='' goes with num_classes=0")
@@ -186,7 +224,10 @@ class TimmBackbone(HierarchicalBackbone):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops what the chosen maps do not need."""
+        """Removes the stages, and optionally norm and head, that the chosen maps do not need.
+
+        Returns the indices of the chosen stages.
+        """
         take, deepest = feature_take_indices(len(self.stages), indices)
         ends = deepest < len(self.stages) - 1
         self.stages = self.stages[: deepest + 1]
@@ -204,7 +245,8 @@ class TimmBackbone(HierarchicalBackbone):
     def set_input_size(
         self, img_size: int | Sequence[int] | None = None, patch_size: int | None = None
     ) -> None:
-        """Resamples absolute positions to another image size; everything else takes any size."""
+        """Resizes absolute positions for images of another size in pixels; all other parameters
+        serve every size.  Raises SpecError for another patch_size."""
         if patch_size not in (None, self.spec.patch_size):
             raise SpecError(f"patch_size={patch_size}: the stem has {self.spec.patch_size}")
         if img_size is None:
@@ -275,25 +317,43 @@ def _entry(name: str, spec: str, source: str) -> Callable[..., nn.Module]:
     return make
 
 
-_named: dict[str, str] = {}  # what `register` was told
+_registered: dict[str, str] = {}  # the specs by the names given to `register`
 
 
 def register(name: str, spec: str) -> str:
-    """Gives a backbone of the notation a timm name, ``transom_`` and `name`, which is returned.
+    """Registers a backbone of the notation with timm under the name ``transom_`` + `name`.
 
-    For libraries that pass a name to timm and nothing else, such as transformers' TimmBackbone.
-    A second call with the same spec changes nothing.  Raises SpecError for a spec that cannot be
-    built, and for a name that is no lower-case word or is another backbone's.
+    Libraries that pass nothing but a name to timm, such as transformers' TimmBackbone, need it.  A
+    second call with an equal spec changes nothing.
+
+    Args:
+        name: lower-case letters, digits and _; the first is a letter, the longest has 64.
+        spec: the notation.
+
+    Returns:
+        The name for ``timm.create_model``.
+
+    Raises:
+        SpecError: the spec cannot be built, or the name has other characters or is taken.
+
+    Example:
+        >>> import timm
+        >>> from backbones.timm_models import register
+        >>> register("doc_hybrid", "swin_t/stages=2/2=pale:size=7")
+        'transom_doc_hybrid'
+        >>> timm.create_model("transom_doc_hybrid", num_classes=10).num_classes
+        10
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
         raise SpecError(f"{one_line(name)!r}: a name has lower-case letters, digits and _")
-    if name in variants.names() or _named.get(name, spec) != spec:
+    if name in variants.names() or _registered.get(name, spec) != spec:
         raise SpecError(f"{name}: {PREFIX}{name} is another backbone; take another name")
-    told = parse(spec)
-    if name not in _named:
-        _named[name] = spec
-        config = _cfg(told.img_size, told.patch_size) | {
-            "num_classes": told.num_classes, "input_size": (told.in_channels, *told.img_size),
+    parsed = parse(spec)
+    if name not in _registered:
+        _registered[name] = spec
+        config = _cfg(parsed.img_size, parsed.patch_size) | {
+            "num_classes": parsed.num_classes,
+            "input_size": (parsed.in_channels, *parsed.img_size),
         }  # fmt: skip
         default_cfgs.update(generate_default_cfgs({f"{PREFIX}{name}.untrained": config}))
         register_model(_entry(name, spec, spec))
@@ -302,10 +362,32 @@ def register(name: str, spec: str) -> str:
 
 @register_model
 def transom(pretrained: bool = False, *, spec: str = "swin_t", **kwargs: Any) -> nn.Module:
-    """Any backbone of the notation: create_model("transom", spec="swin_t/3=pale:size=7")."""
-    told = parse(spec)  # timm would pass its default configuration's classes and channels
-    own = {"num_classes": told.num_classes, "in_chans": told.in_channels}
-    return _create("transom", pretrained, spec=spec, **own | kwargs)
+    """Builds any backbone of the notation, for ``timm.create_model("transom", spec=...)``.
+
+    Args:
+        pretrained: False; there are no released weights.
+        spec: the notation.
+        kwargs: arguments of `TimmBackbone`, and timm's features_only and out_indices.
+
+    Returns:
+        A `TimmBackbone`, or timm's wrapper around it with features_only.
+
+    Raises:
+        SpecError: the request cannot be built.
+        RuntimeError: pretrained is True; timm raises it.
+
+    Example:
+        >>> import timm, torch
+        >>> import backbones.timm_models
+        >>> net = timm.create_model("transom", spec="swin_t/stages=2", features_only=True,
+        ...                         out_indices=(0, 1))
+        >>> [tuple(level.shape) for level in net(torch.zeros(1, 3, 32, 32))]
+        [(1, 96, 8, 8), (1, 192, 4, 4)]
+    """
+    parsed = parse(spec)
+    # without these, timm passes the classes and channels of its default configuration
+    defaults = {"num_classes": parsed.num_classes, "in_chans": parsed.in_channels}
+    return _create("transom", pretrained, spec=spec, **defaults | kwargs)
 
 
 for _name in variants.names():

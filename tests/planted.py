@@ -196,8 +196,8 @@ MISTAKES = [
     ),
     Mistake(
         "attention/softmax/position.py",
-        "return _spread(16 * torch.sigmoid(self.mlp(coords)), groups)",
-        "return _spread(torch.sigmoid(self.mlp(coords)), groups)",
+        "return _gather(16 * torch.sigmoid(self.mlp(coords)), groups)",
+        "return _gather(torch.sigmoid(self.mlp(coords)), groups)",
         "test_attention_definition.py::test_values[cosine]",
         "a continuous bias without its factor",
     ),
@@ -351,8 +351,8 @@ MISTAKES = [
     ),
     Mistake(
         "backbones/model/backbone.py",
-        "own, rates = rates[: stage.depth], rates[stage.depth :]",
-        "own = rates[: stage.depth]",
+        "stage_rates, rates = rates[: stage.depth], rates[stage.depth :]",
+        "stage_rates = rates[: stage.depth]",
         "test_backbones.py::test_drop_path_acts_in_training_only",
         "drop path starts anew in every stage",
     ),

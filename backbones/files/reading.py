@@ -38,16 +38,31 @@ NEXT = "fetch it again, or give a .safetensors file"
 
 
 def read(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or one of torch.save.  Nothing in it is ever run.
+    """Reads the tensors of a .safetensors file or of a file of torch.save, running nothing in it.
 
-    entry: which of several state dicts it holds.  Raises WeightsError with the path, the cause and
-    the way out.
+    Args:
+        path: the file; its first bytes tell its kind, not its ending.
+        entry: names on the way to one of several state dicts, ``ema.module``.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        WeightsError: the file cannot be read; one line has the path, the cause and the way out.
+
+    Example:
+        >>> import backbones, tempfile
+        >>> from backbones import weights
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = weights.save(backbones.create("swin_t/stages=2"), folder + "/a.safetensors")
+        ...     weights.read(file)["stem.conv.weight"].shape
+        torch.Size([96, 3, 4, 4])
     """
     return located(path, entry).state
 
 
 def located(path: str | Path, entry: str | None = None) -> Located:
-    """As `read`, with what lies beside the tensors."""
+    """The tensors of a file as `read` gives them, and what lies beside them."""
     path = Path(path)
     regular(path)
     with _disk_errors(path):

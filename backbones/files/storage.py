@@ -21,7 +21,20 @@ from transom.errors import SpecError, one_line
 
 
 class WeightsError(SpecError):
-    """Weights that do not fit or cannot be read; the model is as it was."""
+    """An error about weights that do not fit or cannot be read; the model is unchanged.
+
+    Args:
+        message: one line with the file or tensor, the cause and the way out.
+        token: the text that is wrong, where it is known.
+
+    Example:
+        >>> from backbones import weights
+        >>> try:
+        ...     weights.load("swin_t/stages=2", {})
+        ... except weights.WeightsError as error:
+        ...     print(error)
+        holds no tensors under names
+    """
 
 
 def shown(path: str | Path) -> str:

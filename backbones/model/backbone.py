@@ -1,4 +1,4 @@
-"""The one model class that builds any spec."""
+"""The model class of every spec."""
 
 from __future__ import annotations
 
@@ -16,10 +16,19 @@ from transom.errors import SpecError
 
 
 class HierarchicalBackbone(nn.Module):
-    """A stem and 2 to 5 stages, each halving the map of the one before.
+    """A stem and 2 to 5 stages, each halving the map of the stage before (Swin, section 3.1).
 
-    Images (b, in_channels, H, W) of any H, W >= 1: the map of stage i has
-    ceil(H / (patch_size * 2**i)) rows and as many columns by the same rule.
+    Images are (b, in_channels, H, W) with any H, W >= 1.  The map of stage i has
+    ceil(H / (patch_size * 2**i)) rows and ceil(W / (patch_size * 2**i)) columns.
+
+    Args:
+        spec: the backbone; windows larger than their map are shrunk for its img_size.
+
+    Example:
+        >>> import backbones, torch
+        >>> model = backbones.HierarchicalBackbone(backbones.parse("swin_t/stages=2"))
+        >>> [tuple(level.shape) for level in model.features(torch.zeros(1, 3, 30, 33))]
+        [(1, 96, 8, 9), (1, 192, 4, 5)]
     """
 
     _backend = "auto"
@@ -33,8 +42,8 @@ class HierarchicalBackbone(nn.Module):
         self.stages = nn.Sequential()
         inputs = None
         for stage in spec.stages:
-            own, rates = rates[: stage.depth], rates[stage.depth :]
-            self.stages.append(Stage(stage, spec, inputs=inputs, drop_path=own))
+            stage_rates, rates = rates[: stage.depth], rates[stage.depth :]
+            self.stages.append(Stage(stage, spec, inputs=inputs, drop_path=stage_rates))
             inputs = stage.dim
         dims = [stage.dim for stage in spec.stages]
         self.out_norms = nn.ModuleList(map(nn.LayerNorm, dims)) if spec.out_norms else None
@@ -43,35 +52,77 @@ class HierarchicalBackbone(nn.Module):
         self.head = linear(dims[-1], classes) if classes else nn.Identity()
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """One NCHW map per stage, finest first; normed when the spec has out_norms.
+        """One map per stage, finest first; normed when the spec has out_norms.
 
-        Under DistributedDataParallel, what only `forward` reads gets gradients of zero.
+        Under DistributedDataParallel, parameters that only `forward` reads get gradients of zero.
+
+        Args:
+            x: images (b, in_channels, H, W), any height and width.
+
+        Returns:
+            One map (b, dim, h, w) per stage, with the (h, w) of ``spec.grids((H, W))``.
+
+        Raises:
+            SpecError: x is not a batch of images with `in_channels` channels.
+
+        Example:
+            >>> import backbones, torch
+            >>> model = backbones.create("pale_t/stages=2")
+            >>> [tuple(level.shape) for level in model.features(torch.zeros(1, 3, 32, 32))]
+            [(1, 64, 8, 8), (1, 128, 4, 4)]
         """
-        x, maps = self.stem(x), []
+        x, maps = self.stem(x), []  # (b, c, h, w)
         for i, stage in enumerate(self.stages):
-            x = stage(x)
+            x = stage(x)  # (b, c, h, w), h and w halved after the first stage
             maps.append(self._level(i, x))
         maps[-1] = joined(maps[-1], (*self.norm.parameters(), *self.head.parameters()))
         return maps
 
     def _level(self, i: int, x: Tensor) -> Tensor:
-        """Stage i's map as `features` gives it: (b, c, h, w) to (b, c, h, w)."""
+        """Map of stage i (b, c, h, w) with its norm of out_norms, if the spec has them."""
         return x if self.out_norms is None else nchw(self.out_norms[i](nhwc(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (b, num_classes), or the pooled features (b, dim) when num_classes is 0.
+        """Logits of images, or their pooled features when num_classes is 0.
 
         Under DistributedDataParallel, norms that only `features` reads get gradients of zero.
+
+        Args:
+            x: images (b, in_channels, H, W), any height and width.
+
+        Returns:
+            (b, num_classes), or (b, dim of the last stage).
+
+        Raises:
+            SpecError: x is not a batch of images with `in_channels` channels.
+
+        Example:
+            >>> import backbones, torch
+            >>> model = backbones.create("swin_t/stages=2", num_classes=0)
+            >>> model(torch.zeros(2, 3, 32, 32)).shape
+            torch.Size([2, 192])
         """
-        pooled = self.norm(nhwc(self.stages(self.stem(x)))).mean((1, 2))
+        x = nhwc(self.stages(self.stem(x)))  # (b, h, w, c) of the last stage
+        pooled = self.norm(x).mean((1, 2))  # (b, c)
         unread = () if self.out_norms is None else self.out_norms.parameters()
-        return self.head(joined(pooled, unread))
+        return self.head(joined(pooled, unread))  # (b, num_classes)
 
     def set_grad_checkpointing(self, enable: bool = True, per: str = "block") -> None:
-        """Trade time for memory in training: activations inside blocks are computed again.
+        """Trades time for memory in training: activations are computed again in backward.
 
-        per: block keeps every block's input, stage only every stage's.  Raises SpecError for
-        another word.
+        Args:
+            enable: False keeps all activations, as a new model does.
+            per: block keeps the input of every block, stage only the input of every stage.
+
+        Raises:
+            SpecError: per is neither.
+
+        Example:
+            >>> import backbones
+            >>> model = backbones.create("swin_t/stages=2")
+            >>> model.set_grad_checkpointing(per="stage")
+            >>> model.stages[0].checkpointing
+            'stage'
         """
         if per not in ("block", "stage"):
             raise SpecError(f"set_grad_checkpointing: per={per!r} is neither 'block' nor 'stage'")
@@ -79,23 +130,55 @@ class HierarchicalBackbone(nn.Module):
             stage.checkpointing = per if enable else None
 
     def no_weight_decay(self) -> set[str]:
-        """What the authors leave out: bias tables, log-CPB, logit scales, absolute positions.
+        """Names of the parameters that the authors do not decay.
 
-        timm's optimizers read it, and leave out by themselves what has one axis: norms, biases.
-        `backbones.rates` does so for a backbone inside another module.
+        These are bias tables, log-CPB, logit scales and absolute positions.  timm's optimizers
+        call this method and leave out parameters with one axis (norms, biases) by themselves;
+        `backbones.rates.groups` applies it to a backbone inside another module.
+
+        Returns:
+            A set of names of `named_parameters`.
+
+        Example:
+            >>> import backbones
+            >>> model = backbones.create("swin_t/stages=2/1.depth=1/2.depth=1")
+            >>> min(model.no_weight_decay())
+            'stages.0.blocks.0.mixer.branch.bias.table'
         """
         return {name for name, _ in self.named_parameters() if is_position(name)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers for timm's layer-wise learning rates: the stem, then every block, or stage."""
+        """Layers for timm's layer-wise learning rates: the stem, then every block.
+
+        Args:
+            coarse: every stage is one layer.
+
+        Returns:
+            Patterns of parameter names by layer, as `timm.optim` reads them.
+
+        Example:
+            >>> import backbones
+            >>> list(backbones.create("swin_t/stages=2").group_matcher())
+            ['stem', 'blocks']
+        """
         return matcher(coarse)
 
     @property
     def backend(self) -> str:
-        """Which backend computes every stage and mixer: auto, reference, cpu or kernel.
+        """Name of the backend that computes every stage and mixer; it can be assigned.
 
-        To be set; `attention.backend(name)` does so for a while, `backbones.backend_of(model, x)`
-        tells which one runs.  Raises SpecError for another name.
+        auto chooses among reference, cpu and kernel.  `attention.backend(name)` names one for a
+        while, and `backbones.backend_of(model, x)` tells which one runs.
+
+        Raises:
+            SpecError: the assigned name is no backend.
+
+        Example:
+            >>> import backbones
+            >>> model = backbones.create("swin_t/stages=2")
+            >>> model.backend
+            'auto'
+            >>> model.backend = "reference"
         """
         return self._backend
 
@@ -107,7 +190,21 @@ class HierarchicalBackbone(nn.Module):
                 part.backend = name
 
     def cost(self, h: int, w: int) -> list[Macs]:
-        """Exact multiply-adds of every part, for one image of h x w pixels."""
+        """Exact multiply-adds of every part for one image.
+
+        Args:
+            h: height of the image in pixels.
+            w: width of the image in pixels.
+
+        Returns:
+            A `Macs` (module, column, macs, padding) per convolution, linear layer or product.
+
+        Example:
+            >>> import backbones
+            >>> model = backbones.create("swin_t/stages=2")
+            >>> model.cost(32, 32)[0]
+            Macs(module='stem', column='resample', macs=294912, padding=0)
+        """
         grids = self.spec.grids((h, w))
         parts = [Macs("stem", "resample", self.stem.cost(*grids[0]))]
         stages = cast("list[Stage]", self.stages)

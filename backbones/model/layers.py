@@ -1,7 +1,8 @@
 """The parts of a backbone that are not mixers: stem, downsampling, MLP, block, stage.
 
-Stems, downsamplers and stages map NCHW to NCHW in channels-last memory; blocks work on the free
-(b, h, w, c) view of it.  What strides pads bottom and right, so that every size rounds up.
+Stems, downsamplers and stages map NCHW to NCHW in channels-last memory; blocks work on its
+(b, h, w, c) view, which costs no copy.  A strided layer pads bottom and right, so that every
+size rounds up.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from attention.execution import backends, chunks
 from attention.execution.backends import Reference
 from attention.execution.dispatch import Executable
 from attention.geometry import inputs
-from attention.geometry.symbolic import known, whole
+from attention.geometry.symbolic import known, round_up
 from attention.mixer import TokenMixer
 from attention.softmax.branch import projection as linear
 from backbones.specs.spec import BackboneSpec, StageSpec
@@ -28,9 +29,9 @@ from backbones.specs.spec import BackboneSpec, StageSpec
 class Macs(NamedTuple):
     """Multiply-adds of one part, for one image.
 
-    module: its name in the backbone.  column: projection, mixing, position, mlp, resample (stem
-    or downsampling) or head.  padding: the share of the whole module whose token, query or key
-    is a pad; of a mixer, it stands in the mixing row.
+    module: name of the module in the backbone.  column: projection, mixing, position, mlp,
+    resample (stem or downsampling) or head.  macs: multiply-adds.  padding: those of the module
+    whose token, query or key is a pad; the mixing row has them for the entire mixer.
     """
 
     module: str
@@ -40,17 +41,17 @@ class Macs(NamedTuple):
 
 
 def nhwc(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1)
+    return x.permute(0, 2, 3, 1)  # (b, h, w, c)
 
 
 def nchw(x: Tensor) -> Tensor:
-    return x.permute(0, 3, 1, 2)
+    return x.permute(0, 3, 1, 2)  # (b, c, h, w)
 
 
 def pad_to(x: Tensor, multiple: int) -> Tensor:
-    """NCHW, zeros at the bottom and right up to whole multiples."""
+    """Map (b, c, h, w) with zeros at the bottom and right, up to multiples of both sides."""
     h, w = x.shape[2:]
-    after_h, after_w = whole(h, multiple) - h, whole(w, multiple) - w
+    after_h, after_w = round_up(h, multiple) - h, round_up(w, multiple) - w
     return x if known(after_h + after_w == 0) else F.pad(x, (0, after_w, 0, after_h))
 
 
@@ -66,17 +67,20 @@ class Resample(nn.Module):
         self.norm = nn.LayerNorm(outputs) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(pad_to(x, self.stride))
-        return nchw(self.norm(nhwc(x).contiguous()))
+        x = self.conv(pad_to(x, self.stride))  # (b, c, ceil(h / stride), ceil(w / stride))
+        x = self.norm(nhwc(x).contiguous())  # (b, h, w, c)
+        return nchw(x)  # (b, c, h, w)
 
     def cost(self, h: int, w: int) -> int:
-        """h, w: of the result."""
+        """Multiply-adds for an output of h x w tokens."""
         return h * w * self.conv.weight.numel()
 
 
 class Merge(nn.Module):
-    """2x2 neighbours concatenated, column by column, and projected (Swin, section 3.1); the norm
-    before the projection, or after it (Swin V2's code)."""
+    """2x2 neighbours concatenated, column by column, and projected (Swin, section 3.1).
+
+    The norm comes before the projection, or with `post` after it (Swin V2's code).
+    """
 
     def __init__(self, inputs: int, outputs: int, *, post: bool) -> None:
         super().__init__()
@@ -85,17 +89,23 @@ class Merge(nn.Module):
         self.norm = nn.LayerNorm(outputs if post else 4 * inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        # from channels last, so that the gradient is, too
-        x = rearrange(nhwc(pad_to(x, 2)), "b (h y) (w x) c -> b h w (x y c)", y=2, x=2)
-        return nchw(self.norm(self.reduction(x)) if self.post else self.reduction(self.norm(x)))
+        x = nhwc(pad_to(x, 2))  # (b, h, w, c); channels last, so that the gradient is, too
+        x = rearrange(x, "b (h y) (w x) c -> b h w (x y c)", y=2, x=2)  # (b, h/2, w/2, 4 c)
+        if self.post:
+            return nchw(self.norm(self.reduction(x)))  # (b, outputs, h/2, w/2)
+        return nchw(self.reduction(self.norm(x)))  # (b, outputs, h/2, w/2)
 
     def cost(self, h: int, w: int) -> int:
+        """Multiply-adds for an output of h x w tokens."""
         return h * w * self.reduction.weight.numel()
 
 
 class Stem(Resample):
-    """The strided convolution of a spec, and its absolute positions if it has them: learned on
-    the grid of its image size, interpolated (bicubic) on any other."""
+    """The strided convolution of a spec, and its absolute positions if it has them.
+
+    Positions are learned on the grid of the spec's image size, and interpolated (bicubic) on
+    any other.
+    """
 
     def __init__(self, spec: BackboneSpec) -> None:
         p, dim = spec.patch_size, spec.stages[0].dim
@@ -111,16 +121,16 @@ class Stem(Resample):
             nn.init.trunc_normal_(self.position, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, in_channels, H, W) to (b, c, h, w).  Raises SpecError for anything but images."""
+        """Map (b, c, h, w) of images (b, in_channels, H, W).  Raises SpecError for other inputs."""
         inputs.check(x, self.owner, inputs.IMAGES, self.conv.in_channels)
-        x = super().forward(x)
+        x = super().forward(x)  # (b, c, h, w)
         if self.position is None:
             return x
-        position: Tensor = self.position
+        position: Tensor = self.position  # (1, c, h, w) of the spec's image size
         h, w = x.shape[2:]
         if not (known(position.shape[2] == h) and known(position.shape[3] == w)):
             position = F.interpolate(position, x.shape[2:], mode="bicubic", align_corners=False)
-        return x + position.to(x.dtype)
+        return x + position.to(x.dtype)  # (b, c, h, w)
 
 
 def make_downsample(spec: BackboneSpec, inputs: int, outputs: int) -> Resample | Merge:
@@ -131,17 +141,18 @@ def make_downsample(spec: BackboneSpec, inputs: int, outputs: int) -> Resample |
 
 
 class MLP(nn.Module):
-    """Two linear layers with GELU between them: (..., dim) to (..., dim)."""
+    """Two linear layers with GELU between them, (..., dim) to (..., dim)."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1, self.fc2 = linear(dim, hidden), linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return backends.current().over_rows(self._rows, x, self.fc1.out_features)
+        return backends.current().over_rows(self._body, x, self.fc1.out_features)  # (..., dim)
 
-    def _rows(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+    def _body(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.fc1(x))  # (..., hidden)
+        return self.fc2(x)  # (..., dim)
 
     def cost(self, h: int, w: int) -> int:
         return h * w * (self.fc1.weight.numel() + self.fc2.weight.numel())
@@ -157,7 +168,7 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        keep = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= self.rate
+        keep = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= self.rate  # (b, 1, 1, 1)
         return x * keep.to(x.dtype) / (1 - self.rate)
 
     def extra_repr(self) -> str:
@@ -167,7 +178,7 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """A mixer and an MLP on residuals, (b, h, w, c) to (b, h, w, c).
 
-    norm=pre: x + f(norm(x)).  norm=res_post: x + norm(f(x)), norms starting at 0 (Swin V2,
+    norm=pre: x + f(norm(x)).  norm=res_post: x + norm(f(x)), where norms start at 0 (Swin V2,
     section 3.1 and the authors' initialisation).  cpe: x + depthwise 3x3 of x comes first.
     """
 
@@ -187,9 +198,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.cpe is not None:
-            x = x + nhwc(self.cpe(nchw(x)))
+            x = x + nhwc(self.cpe(nchw(x)))  # (b, h, w, c)
         for norm, inner in ((self.norm1, self.mixer), (self.norm2, self.mlp)):
-            x = x + self.drop_path(norm(inner(x)) if self.post else inner(norm(x)))
+            x = x + self.drop_path(norm(inner(x)) if self.post else inner(norm(x)))  # (b, h, w, c)
         return x
 
     def cost(self, h: int, w: int) -> list[Macs]:
@@ -206,9 +217,10 @@ class Block(nn.Module):
 
 
 class Stage(Executable):
-    """Downsampling (but for the first stage), then blocks: NCHW to NCHW, self-contained.
+    """Downsampling (but in the first stage), then blocks: NCHW to NCHW.
 
-    The cpu backend takes a few images through all blocks before the next.
+    The cpu backend takes a few images at a time through all blocks, so that their map stays in
+    the cache.
     """
 
     def __init__(
@@ -231,30 +243,34 @@ class Stage(Executable):
         self.checkpointing: str | None = None  # what runs again in backward: block or stage
 
     def run(self, x: Tensor, backend: Reference) -> Tensor:
-        return nchw(backend.over_images(self._whole, x, self._image_bytes(x)))
+        x = backend.over_images(self._body, x, self._image_bytes(x))  # (b, h, w, c)
+        return nchw(x)  # (b, c, h, w)
 
-    def _whole(self, x: Tensor) -> Tensor:
-        """(b, c, h, w) -> (b, h, w, c) after every block, some of which run again in backward."""
-        x = nhwc(self.downsample(x))
+    def _body(self, x: Tensor) -> Tensor:
+        """Map (b, h, w, c) after all blocks of a map (b, c, h, w) of the stage before.
+
+        With checkpointing, blocks run again in backward.
+        """
+        x = nhwc(self.downsample(x))  # (b, h, w, c)
         per = self.checkpointing if torch.is_grad_enabled() else None
         if per == "stage":
-            return checkpoint(self._blocks, x, use_reentrant=False)
+            return checkpoint(self._run_blocks, x, use_reentrant=False)
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if per == "block" else block(x)
         return x
 
-    def _blocks(self, x: Tensor) -> Tensor:
+    def _run_blocks(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = block(x)
+            x = block(x)  # (b, h, w, c)
         return x
 
     def _image_bytes(self, x: Tensor) -> int:
-        """Of the map of one image inside this stage."""
+        """Bytes of the map of one image inside this stage."""
         h, w = x.shape[2:]
         step = 1 if isinstance(self.downsample, nn.Identity) else 2
         return -(-h // step) * -(-w // step) * self.spec.dim * x.element_size()
 
-    def is_cut(self, x: Tensor) -> bool:
+    def in_parts(self, x: Tensor) -> bool:
         wide = max(3 * self.spec.dim, self.spec.hidden) // self.spec.dim
         size = self._image_bytes(x)
         return len(chunks.image_parts(x.shape[0], size)) > 1 or chunks.exceeds(
@@ -268,7 +284,7 @@ class Stage(Executable):
         return f"{down} {spec.depth}x({mixers}) dim={spec.dim} heads={spec.heads}"
 
     def cost(self, h: int, w: int) -> list[Macs]:
-        """h, w: of this stage's map."""
+        """Multiply-adds of every part for one map of h x w tokens, after downsampling."""
         parts = []
         if not isinstance(self.downsample, nn.Identity):
             parts.append(Macs("downsample", "resample", self.downsample.cost(h, w)))

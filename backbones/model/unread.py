@@ -14,12 +14,12 @@ from torch import Tensor, distributed, nn
 
 
 class _Joined(torch.autograd.Function):
-    """The map, unchanged; the gradients of the parameters are zeros."""
+    """Copy of a tensor, whose backward gives the parameters gradients of zero."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *unread: Tensor) -> Tensor:
         ctx.save_for_backward(*unread)
-        return x.clone()  # of a view, which torch lets nobody write in place
+        return x.clone()  # returned as it is, x would be a view that torch refuses to write to
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
@@ -27,19 +27,23 @@ class _Joined(torch.autograd.Function):
 
 
 def joined(x: Tensor, unread: Iterable[nn.Parameter]) -> Tensor:
-    """x with the same values; its graph reaches `unread` where a process group trains them.
+    """Adds parameters to the graph of a tensor where a process group trains them.
 
-    Zeros are gradients: an optimizer decays these parameters, which it would pass over elsewhere.
+    Their gradients are zeros, so that an optimizer decays them; a parameter without a gradient it
+    passes over.
 
     Args:
         x: any tensor.
-        unread: parameters that nothing else in the graph reads; frozen ones are passed over.
+        unread: parameters that nothing else in the graph reads; frozen ones are left out.
 
     Returns:
-        x itself without gradients or without a process group, otherwise a copy.
+        x itself without gradients or without a process group, otherwise a copy with equal values.
 
     Example:
-        >>> maps[-1] = joined(maps[-1], model.head.parameters())
+        >>> import torch
+        >>> x, head = torch.zeros(2), torch.nn.Linear(2, 1)
+        >>> joined(x, head.parameters()) is x
+        True
     """
     ranks = distributed.is_available() and distributed.is_initialized()
     if not (ranks and torch.is_grad_enabled()):

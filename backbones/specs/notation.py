@@ -40,9 +40,24 @@ DEEPEST = 8  # bases of bases
 
 
 def parse(what: str | Mapping[str, Any] | BackboneSpec) -> BackboneSpec:
-    """The spec of a notation, a dict, or a spec itself.
+    """Reads the spec of a backbone from its notation.
 
-    Raises SpecError with the place, the value and the nearest allowed one.
+    Args:
+        what: the notation of this module's docstring, an alias of ./transom.toml, the path of a
+            .toml file, a dict of its fields, or a spec, which is returned unchanged.
+
+    Returns:
+        The spec, named as it was written.
+
+    Raises:
+        SpecError: the text cannot be read; one line has the place, the value and the nearest
+            allowed one.
+
+    Example:
+        >>> from backbones import parse
+        >>> spec = parse("swin_t/3=pale:size=5/1.heads=4")
+        >>> spec.name, spec.stages[0].heads, spec.stages[2].pattern()
+        ('swin_t/3=pale:size=5/1.heads=4', 4, 'pale:size=5')
     """
     try:
         return _parse(what, 0)

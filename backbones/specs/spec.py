@@ -67,7 +67,25 @@ def read_pattern(value: Any) -> tuple[MixerConfig, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSpec:
-    """`depth` blocks of one width on one map; block i has mixer i modulo the pattern's length."""
+    """One stage: `depth` blocks of one width; block i has mixer i modulo the pattern's length.
+
+    Args:
+        dim: channels.
+        depth: blocks, 1 to 1024.
+        heads: heads of every mixer.
+        mixers: the pattern that the blocks cycle over, ``"window+axial"`` or a list of configs.
+        mlp_ratio: hidden channels of the MLP in units of `dim`.
+
+    Raises:
+        SpecError: a field has a value that is not allowed, or a mixer cannot have this `dim` and
+            these `heads`.
+
+    Example:
+        >>> from backbones import StageSpec
+        >>> stage = StageSpec(dim=96, depth=3, heads=4, mixers="window:size=8+axial")
+        >>> [(str(config), index) for config, index in stage.blocks()]
+        [('window:size=8', 0), ('axial', 0), ('window:size=8', 1)]
+    """
 
     dim: int = option(96, read_count, "channels")
     depth: int = option(2, _read_depth, "blocks")
@@ -106,7 +124,35 @@ SMALL_MAPS = ("pad", "shrink_both", "shrink_axis")
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
-    """A hierarchical backbone, whole.  Every field can stand in the notation: ``/field=value``."""
+    """A hierarchical backbone as immutable plain data, each field of which the notation can set.
+
+    Args:
+        name: the name shown in tables.
+        stages: 2 to 5 StageSpec, finest first.
+        img_size: (height, width) in pixels at which costs are counted, absolute positions are
+            learned and windows are shrunk; the model takes images of any size.
+        in_channels: channels of the image.
+        num_classes: classes of the head; 0: the model returns pooled features.
+        patch_size: stride of the stem in pixels.
+        stem: patch (Swin), overlap (CSWin) or overlap_same (Pale).
+        patch_norm: a layer norm after the stem.
+        downsample: merge (Swin), merge_post (Swin V2), conv_norm (CSWin) or conv (Pale).
+        norm: pre, or res_post with the norms on the residuals (Swin V2).
+        position: none, absolute, or cpe, a depthwise 3x3 convolution before every block.
+        final_norm: a layer norm before pooling.
+        out_norms: a layer norm on each map of `features`.
+        small_maps: what becomes of windows larger than their map: pad, shrink_both, shrink_axis.
+        drop_path: rate of stochastic depth in the last block; earlier blocks grow to it from 0.
+
+    Raises:
+        SpecError: a field has a value that is not allowed.
+
+    Example:
+        >>> from backbones import BackboneSpec, StageSpec
+        >>> stages = [StageSpec(dim=dim, heads=2, mixers="axial") for dim in (8, 16)]
+        >>> BackboneSpec(stages=stages, patch_size=2).grids((30, 31))
+        [(15, 16), (8, 8)]
+    """
 
     name: str = option("custom", read_text, "shown in tables")
     stages: tuple[StageSpec, ...] = option((), _read_stages, "2 to 5, finest first")
@@ -151,12 +197,15 @@ class BackboneSpec:
     # -- sizes ---------------------------------------------------------------------------
 
     def grids(self, img_size: tuple[int, int]) -> list[tuple[int, int]]:
-        """(h, w) of every stage's map: every size rounds up."""
+        """(h, w) of every stage's map in tokens, for images of (height, width) pixels.
+
+        Every stride rounds up.
+        """
         h, w = (-(-side // self.patch_size) for side in img_size)
         return [(-(-h // 2**i), -(-w // 2**i)) for i in range(len(self.stages))]
 
     def resolve(self, img_size: tuple[int, int] | None = None) -> BackboneSpec:
-        """small_maps turned once into stated windows for images of this size."""
+        """The spec with windows shrunk for images of this size, and small_maps=pad from then on."""
         if self.small_maps == "pad":
             return self
         size = img_size or self.img_size
@@ -169,7 +218,16 @@ class BackboneSpec:
     # -- text ----------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data (numbers, text, lists) that `from_dict` reads back to an equal spec."""
+        """Plain data (numbers, text, lists) that `from_dict` reads back to an equal spec.
+
+        Returns:
+            A dict of every field; "stages" is a list of dicts, and mixers are in the notation.
+
+        Example:
+            >>> from backbones import parse
+            >>> parse("swin_t/1=window:size=8+full").to_dict()["stages"][0]["mixers"]
+            ['window:size=8', 'full']
+        """
         data = _plain(self)
         data["stages"] = [
             {**_plain(stage), "mixers": [str(mixer) for mixer in stage.mixers]}
@@ -200,9 +258,25 @@ def _make(cls: Any, data: Any, place: str) -> Any:
 
 
 def from_dict(data: Mapping[str, Any]) -> BackboneSpec:
-    """The spec of a dict as `to_dict` makes it; what is left out has its default.
+    """Builds a spec from a dict of its fields.
 
-    Raises SpecError with the stage and the field.
+    Args:
+        data: fields of `BackboneSpec`, as `BackboneSpec.to_dict` writes them; "stages" is a list of
+            dicts or of StageSpec and must be there, other fields have their defaults.
+
+    Returns:
+        The spec; ``from_dict(spec.to_dict()) == spec``.
+
+    Raises:
+        SpecError: a field is unknown or its value not allowed; the message names the stage and
+            the field.
+
+    Example:
+        >>> from backbones import from_dict
+        >>> stages = [{"dim": 8, "heads": 2, "mixers": ["window:size=7"]}, {"mixers": "full"}]
+        >>> spec = from_dict({"name": "two", "stages": stages})
+        >>> spec.stages[0].dim, spec.num_classes, from_dict(spec.to_dict()) == spec
+        (8, 1000, True)
     """
     given = data.get("name", "backbone") if isinstance(data, Mapping) else "backbone"
     place = one_line(str(given))

@@ -1,8 +1,8 @@
 """Loading weights: everything is checked before anything is copied.
 
-    load(model, "swin.safetensors")              # whose names they are is read from the keys
-    load("swin_t", "hf:owner/name").model        # a model made for them
-    load(None, "file.pth", window=(7, 7)).model  # the spec read from the shapes
+    load(model, "swin.safetensors")                # the source is read from the keys
+    load("swin_t", "hf:owner/name").model          # a new model
+    load(None, "file.pth", window=[(7, 7)]).model  # the spec is inferred from the shapes
     save(model, "own.safetensors")               # with its spec, and a SHA-256 beside it
 """
 
@@ -44,7 +44,20 @@ FILE, CONFIG = "model.safetensors", "config.json"
 
 
 class Loaded(NamedTuple):
-    """model: the one given, or made.  report: a row per tensor, for transom.table."""
+    """A model with its new weights, and a report of every tensor.
+
+    Args:
+        model: the model given to `load`, or the one built for the weights.
+        report: a dict per tensor, which `transom.table` renders: status (loaded, resized, fresh or
+            left out), tensor (our name), from (the name in the weights) and shape.
+
+    Example:
+        >>> import backbones
+        >>> from backbones import weights
+        >>> model, report = weights.load(None, backbones.create("swin_t/stages=2"))
+        >>> report[0]["status"], report[0]["tensor"], report[0]["shape"]
+        ('loaded', 'stem.conv.weight', '96x3x4x4')
+    """
 
     model: nn.Module
     report: list[Row]
@@ -63,14 +76,16 @@ def load(
     rename: Mapping[str, str] | None = None,
     **told: Unpack[Told],
 ) -> Loaded:
-    """Copies `weights` into the model, whole or not at all.
+    """Copies weights into a model after all of them have been checked.
 
     Args:
-        model: one that exists, what `backbones.create` takes, or None for the spec of the weights.
+        model: an existing model, what `backbones.create` takes, or None for the spec of the
+            weights.
         weights: a state dict or a checkpoint around it, a file, a hub id ``hf:owner/name``, or a
             model of timm, torchvision, transformers or ours.
-        source: whose names they have, a key of rules.SOURCES; by default read from the keys.
-        how: windows, image sizes, classes and channels that may differ.
+        source: the library whose names the weights have, a key of `key_rules.SOURCES`; by default
+            it is read from the keys.
+        how: windows, image sizes, classes and channels that may differ; by default none may.
         partial: replaced takes everything outside what differs between the weights' spec and the
             model's; fitting takes whatever fits by name and shape.  The rest stays as the model
             has it.  By default nothing may be missing.
@@ -78,20 +93,22 @@ def load(
         prefix: which of several backbones in a state dict, ``encoder.``.
         drop: names of the weights that are left out; ``*`` stands for anything.
         rename: parts of names, old to new.
-        told: what the shapes cannot tell when the spec is read from them: window, heads,
-            pretrained_window, img_size, qk_scale.
+        told: what the shapes cannot tell when the spec is read from them, one value or one a
+            stage: window and pretrained_window ((height, width) in tokens), heads, qk_scale;
+            and img_size ((height, width) in pixels).
 
     Returns:
         The model, and a row per tensor: loaded, resized, fresh or left out.
 
     Raises:
-        WeightsError: for what does not fit; the model is as it was.
-        SpecError: for a model that cannot be built.
+        WeightsError: the weights cannot be read or do not fit; the model is unchanged.
+        SpecError: the model cannot be built, or an option has no such value.
 
     Example:
         >>> import backbones
-        >>> swin = backbones.create("swin_t/img_size=64")
-        >>> hybrid, report = load("swin_t/img_size=64/4=full", swin, partial="replaced")
+        >>> from backbones import weights
+        >>> swin = backbones.create("swin_t/stages=2")
+        >>> hybrid, report = weights.load("swin_t/stages=2/2=full", swin, partial="replaced")
         >>> sorted({row["status"] for row in report})
         ['fresh', 'left out', 'loaded']
     """
@@ -112,13 +129,13 @@ def load_given(
     model: nn.Module | str | Mapping[str, Any] | BackboneSpec | None, given: Given,
     source: str | None = None, *, how: Adapt | None = None, partial: str | None = None, **told: Any,
 ) -> Loaded:  # fmt: skip
-    """As `load`, of weights that have been read."""
+    """Copies weights that have been read into a model; `load` has the arguments."""
     source = source or source_of(given.state)
     asked = None if model is None or isinstance(model, nn.Module) else parse(model)
     if model is None:
         asked = given.spec(source, **told)
     if asked is not None:
-        with torch.device("meta"):  # nothing is allocated for what may not fit
+        with torch.device("meta"):  # weights that do not fit cost no memory
             empty: nn.Module = HierarchicalBackbone(asked)
     else:
         empty = cast("nn.Module", model)
@@ -134,32 +151,32 @@ def load_given(
         beside=given.beside,
     )  # fmt: skip
     filled = empty if asked is None else HierarchicalBackbone(asked)
-    own = filled.state_dict()
+    parameters = filled.state_dict()
     with torch.no_grad():
         for name, tensor in found.items():
-            own[name].copy_(tensor)
+            parameters[name].copy_(tensor)
     return Loaded(filled, rows + given.left_out)
 
 
 class Given(NamedTuple):
     """Weights before anything is known of their model.
 
-    state: tensors under the names of their source.  left_out: rows of everything else.  own: the
-    spec that came with them.  stated: what a configuration beside them tells.  beside: kinds of
-    what is no tensor, by name.
+    state: tensors under the names of their source.  left_out: report rows of all other tensors.
+    path: the file.  model_spec: the spec of the model that they were read from.  stated: values
+    of a configuration beside them.  beside: kinds of what is no tensor, by name.
     """
 
     state: Mapping[str, Any]
     left_out: list[Row]
     path: Path | None
-    own: BackboneSpec | None
+    model_spec: BackboneSpec | None
     stated: Mapping[str, str]
     beside: Mapping[str, str]
 
     def spec(self, source: str, **told: Any) -> BackboneSpec:
-        """The spec of the weights: the one that came with them, else from their shapes."""
-        if self.own is not None:
-            return self.own
+        """The spec that came with the weights, else the spec inferred from their shapes."""
+        if self.model_spec is not None:
+            return self.model_spec
         if source == "transom":
             text = reading.metadata(self.path).get(SPEC) if self.path is not None else None
             if text is None:
@@ -181,11 +198,32 @@ def read_weights(
     weights: Mapping[str, Any] | nn.Module | str | Path, entry: str | None = None,
     prefix: str = "", drop: Sequence[str] = (), rename: Mapping[str, str] | None = None,
 ) -> Given:  # fmt: skip
-    """The tensors of one backbone, wherever they lie; arguments as in `load`."""
-    path, own = None, None
+    """Reads the tensors of one backbone from a state dict, a checkpoint, a file or a model.
+
+    Args:
+        weights: a state dict or a checkpoint around it, a file, a hub id, or a model.
+        entry: which of several state dicts in a checkpoint, ``ema.module``.
+        prefix: which of several backbones in a state dict, ``encoder.``.
+        drop: names of the weights that are left out; ``*`` stands for anything.
+        rename: parts of names, old to new.
+
+    Returns:
+        The tensors under the names of their source, and what is known of their spec.
+
+    Raises:
+        WeightsError: the weights cannot be read, or hold no backbone or several.
+
+    Example:
+        >>> import backbones
+        >>> from backbones import weights
+        >>> given = weights.read_weights({"ema": backbones.create("swin_t/stages=2").state_dict()})
+        >>> "stem.conv.weight" in given.state
+        True
+    """
+    path, spec = None, None
     if isinstance(weights, nn.Module):
         ours = [part for part in weights.modules() if isinstance(part, HierarchicalBackbone)]
-        own = ours[0].spec if len(ours) == 1 else None
+        spec = ours[0].spec if len(ours) == 1 else None
         weights = weights.state_dict()
     if isinstance(weights, (str, Path)):
         path = hub.fetch(weights) if str(weights)[:3] == "hf:" else Path(weights)  # type: ignore[arg-type]
@@ -202,7 +240,7 @@ def read_weights(
     ]
     start = prefix or next(iter(bodies(found.state)), "")
     beside = {key.removeprefix(start): kind for key, kind in found.beside.items()}
-    return Given(state, rows, path, own, found.stated, beside)
+    return Given(state, rows, path, spec, found.stated, beside)
 
 
 def _from_json(text: str, place: str, tensors: int) -> BackboneSpec:
@@ -216,16 +254,54 @@ def _from_json(text: str, place: str, tensors: int) -> BackboneSpec:
 
 
 def save(model: HierarchicalBackbone, path: str | Path) -> Path:
-    """Writes a backbone and its spec to a .safetensors file, with a manifest beside it.
+    """Writes a backbone and its spec to a .safetensors file, with its SHA-256 in a file beside it.
 
-    The old file or the new one loads at every moment.  Raises WeightsError.
+    At every moment the old file or the new one loads.
+
+    Args:
+        model: the backbone.
+        path: a name that ends in .safetensors; a link's target is replaced.
+
+    Returns:
+        The file written, links resolved.
+
+    Raises:
+        WeightsError: the name has another ending, or the disk refuses.
+
+    Example:
+        >>> import backbones, tempfile
+        >>> from backbones import weights
+        >>> model = backbones.create("swin_t/stages=2")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = weights.save(model, folder + "/own.safetensors")
+        ...     weights.load(None, file).model.spec == model.spec
+        True
     """
     texts = {"format": "pt", SPEC: json.dumps(model.spec.to_dict())}
     return storage.write(model.state_dict(), path, texts)
 
 
 def save_pretrained(model: HierarchicalBackbone, folder: str | Path) -> Path:
-    """Writes model.safetensors and config.json (the spec) into a folder, which may be new."""
+    """Writes model.safetensors and config.json (the spec) into a folder.
+
+    Args:
+        model: the backbone.
+        folder: a folder, which is created where there is none.
+
+    Returns:
+        The folder.
+
+    Raises:
+        WeightsError: the disk refuses.
+
+    Example:
+        >>> import backbones, tempfile
+        >>> from backbones import weights
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     there = weights.save_pretrained(backbones.create("swin_t/stages=2"), folder)
+        ...     sorted(file.name for file in there.iterdir())
+        ['config.json', 'model.safetensors', 'model.safetensors.sha256']
+    """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -237,10 +313,27 @@ def save_pretrained(model: HierarchicalBackbone, folder: str | Path) -> Path:
 
 
 def from_pretrained(folder: str | Path) -> HierarchicalBackbone:
-    """The backbone of a folder or ``hf:owner/name`` that `save_pretrained` filled.
+    """Reads a backbone from a folder that `save_pretrained` wrote.
 
-    The spec in the weights' own header counts, as it was written with them; config.json that
-    says otherwise is warned about.  Raises WeightsError.
+    The spec in the header of model.safetensors is used, since it was written with the weights; a
+    config.json with another spec causes a warning.
+
+    Args:
+        folder: a folder, or ``hf:owner/name`` of the Hugging Face hub.
+
+    Returns:
+        The backbone with its weights, in training mode.
+
+    Raises:
+        WeightsError: a file is missing, cannot be read or does not fit its spec.
+
+    Example:
+        >>> import backbones, tempfile
+        >>> from backbones import weights
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = weights.save_pretrained(backbones.create("swin_t/stages=2"), folder)
+        ...     weights.from_pretrained(folder).spec.name
+        'swin_t/stages=2'
     """
     if str(folder)[:3] == "hf:":
         return cast("HierarchicalBackbone", load(None, str(folder), "transom").model)
@@ -260,11 +353,26 @@ def from_pretrained(folder: str | Path) -> HierarchicalBackbone:
 
 
 def export(model: HierarchicalBackbone, target: str) -> dict[str, Tensor]:
-    """The state dict of a backbone in the names and layout of a source's own files.
+    """Converts the weights of a backbone to the names and layout of another library's files.
 
-    target: a key of rules.TARGETS.  What their model computes itself (index tables, masks) is
-    left to it.  Raises WeightsError for what has no name there, or would be read as another
-    backbone.
+    Args:
+        model: the backbone.
+        target: swin, swinv2, swinmlp, cswin, timm, torchvision, transformers, openmmlab or
+            openmmlab_v2.
+
+    Returns:
+        The state dict, without the index tables and masks that the library computes itself.
+
+    Raises:
+        WeightsError: the library has no name for a tensor, or would run another backbone with
+            these weights.
+
+    Example:
+        >>> import backbones
+        >>> from backbones import weights
+        >>> state = weights.export(backbones.create("swin_t/stages=2"), "timm")
+        >>> list(state)[0], "layers.1.blocks.1.attn.qkv.weight" in state
+        ('patch_embed.proj.weight', True)
     """
     if target not in TARGETS:
         raise WeightsError(f"no names of {target!r} to write{nearest(target, TARGETS)}")

@@ -21,10 +21,27 @@ from transom.table import Row
 def convert(
     model: nn.Module, state: Mapping[str, Tensor], source: str = "transom"
 ) -> dict[str, Tensor]:
-    """`state`, in the names of `source`, as a full state dict of `model`.
+    """Translates a state dict of another library to our names and layout.
 
-    Raises WeightsError, one line that lists every key without a rule, every tensor of another
-    shape or not finite, and everything that is missing.
+    Args:
+        model: the model that the tensors are for; it is not changed and may be on meta.
+        state: tensors under the names of `source`.
+        source: a key of `key_rules.SOURCES`.
+
+    Returns:
+        A full state dict of `model`.
+
+    Raises:
+        WeightsError: one line lists every key without a rule, every tensor of another shape or
+            not finite, and every parameter without a tensor.
+
+    Example:
+        >>> import backbones
+        >>> from backbones import weights
+        >>> model = backbones.create("swin_t/stages=2")
+        >>> theirs = weights.export(model, "timm")
+        >>> set(weights.convert(model, theirs, "timm")) == set(model.state_dict())
+        True
     """
     return plan(model, state, source)[0]
 
@@ -33,12 +50,30 @@ def plan(
     model: nn.Module, state: Mapping[str, Tensor], source: str, how: Adapt | None = None, *,
     fresh: Sequence[str] = (), fitting: bool = False, beside: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Tensor], list[Row]]:  # fmt: skip
-    """(our tensors by name, a row per tensor) without touching the model, which may be on meta.
+    """Matches the tensors of a state dict with the parameters of a model, which is not changed.
 
-    how: what may differ; without it nothing may.  fresh: beginnings of our names that keep what
-    the model has.  fitting: so does whatever the weights have not in the right shape.  beside:
-    kinds of what stands under the names of weights and is no tensor.
-    Raises WeightsError as `convert`.
+    Args:
+        model: the model that the tensors are for; it may be on meta.
+        state: tensors under the names of `source`.
+        source: a key of `key_rules.SOURCES`.
+        how: differences that are resolved; by default none may be.
+        fresh: beginnings of our names whose parameters stay as the model has them.
+        fitting: parameters for which the weights have no tensor of their shape stay, too.
+        beside: kinds of values that stand under names of weights and are no tensors.
+
+    Returns:
+        Our tensors by name, and a row per tensor as in `Loaded.report`.
+
+    Raises:
+        WeightsError: one line lists everything that does not fit, as `convert` does.
+
+    Example:
+        >>> import backbones
+        >>> from backbones import weights
+        >>> model = backbones.create("swin_t/stages=2")
+        >>> tensors, report = weights.plan(model, model.state_dict(), "transom", fresh=["head."])
+        >>> [row["tensor"] for row in report if row["status"] == "fresh"]
+        ['head.weight', 'head.bias']
     """
     check_source(source)
     how = how or Adapt()

@@ -23,13 +23,29 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Adapt:
-    """What may differ between weights and model; by default nothing.
+    """Differences between weights and model that loading resolves; none by default.
 
-    resize: bicubic (the authors' fine-tuning code) or timm (steps in geometric progression) for
-    relative tables; either allows absolute positions, bicubic, too.  windows: those of the
-    tables, per stage, where they are not square.  grid: of the absolute positions, likewise.
-    new_head: the classifier stays as the model has it.  new_inputs: the stem's kernel is summed
-    over its channels for one, repeated and scaled for others (as timm adapts it).
+    Args:
+        resize: bicubic (load_pretrained in utils.py of microsoft/Swin-Transformer) or timm (steps
+            in geometric progression) for relative bias tables; either also allows absolute
+            positions, which are always resized bicubic.
+        windows: (height, width) in tokens of the windows that the tables were trained for, per
+            stage; needed where they are not square.
+        grid: (height, width) in tokens of the absolute positions; needed where it is not square.
+        new_head: the classifier stays as the model has it.
+        new_inputs: the stem's kernel is summed over its channels for one channel, repeated and
+            scaled for others, as timm adapts it.
+
+    Raises:
+        SpecError: resize is neither bicubic nor timm.
+
+    Example:
+        >>> import backbones
+        >>> from backbones import weights
+        >>> small = backbones.create("swin_t/stages=2/1=window:size=4/2=window:size=4")
+        >>> report = weights.load("swin_t/stages=2", small, how=weights.Adapt(resize="bicubic"))[1]
+        >>> sum(row["status"] == "resized" for row in report)
+        4
     """
 
     resize: str | None = None
