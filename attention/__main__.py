@@ -43,7 +43,7 @@ def _flat() -> list[dict[str, Any]]:
 
 
 def listing() -> str:
-    """For reading: a mixer, then its options a line each."""
+    """The listing as text: a line per mixer, then a line per option."""
     lines = []
     for row in rows():
         lines.append(f"{row['mixer']}: {row['source']}")

@@ -1,7 +1,7 @@
-"""The options of the eight built-in mixers, and what may not be combined.
+"""The configs of the eight built-in mixers, and the combinations of options they refuse.
 
-Which tokens meet (size, shift, order), how they are compared (scores) and where they are
-(position) are orthogonal; each mixer has its paper's choice as default.
+The groups (size, shift, order), the scores (scores) and the position terms (position) are
+orthogonal; the defaults are the choices of each mixer's paper.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _mask_padding() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class SoftmaxConfig(MixerConfig):
-    """The options that every softmax mixer has."""
+    """Configuration that all softmax mixers share."""
 
     scores: str = _scores("dot")
     position: str = _position("none")
@@ -44,12 +44,12 @@ class SoftmaxConfig(MixerConfig):
 
     @property
     def mask_value(self) -> float | None:
-        """What is added to pairs that a shift parts, where it is an option; None: -inf."""
+        """The value added to pairs separated by the shift; None, the default, is -inf."""
         return None
 
     @property
     def mask_padding(self) -> bool:
-        """Whether pads are hidden, where it is an option."""
+        """True if pads are masked as keys of real tokens; an option of some mixers."""
         return False
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class SoftmaxConfig(MixerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class _FullLength(SoftmaxConfig):
-    """Groups that run along a whole axis: a relative table would grow with the image."""
+    """Configuration of mixers with groups along a full axis, which allow no relative table."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,7 +82,10 @@ class _TwoBranches(_FullLength):
 
 
 def _shrunk_window(config, h: int, w: int, rule: str):
-    """A window on a map that it covers: the authors' rule (both axes) or timm's (each axis)."""
+    """The config for an (h, w) map that a window may cover.
+
+    rule: shrink_both is the authors' rule, shrink_axis timm's; pad changes nothing.
+    """
     gh, gw = config.size
     if rule == "shrink_axis":
         size = min(gh, h), min(gw, w)
@@ -155,7 +158,8 @@ class CrossConfig(_TwoBranches):
     mask_padding: bool = _mask_padding()
 
     def shrink(self, h: int, w: int, rule: str) -> MixerConfig:
-        """A map that one stripe covers: the authors attend globally in one branch."""
+        """The config for an (h, w) map; where one stripe covers it, the authors' code has one
+        branch with global attention."""
         if rule == "pad" or h > self.size[0] or w > self.size[1]:
             return self
         shared = {name: getattr(self, name) for name in FullConfig.__dataclass_fields__}
@@ -182,8 +186,10 @@ class TokenMLPConfig(MixerConfig):
 
 
 def alternates(config: MixerConfig) -> bool | None:
-    """Whether odd blocks differ from even ones; None, which is false, where nobody says so: a
-    config says it as `alternates`, an option `shift` says that they do."""
+    """True if odd blocks of a stage differ from even ones; None, which is false, if unknown.
+
+    A config states it as `alternates`; without a statement, an option `shift` implies it.
+    """
     if config.alternates is not None:
         return config.alternates
     if getattr(config, "shift", name_of(type(config)) == "shuffle"):
@@ -191,7 +197,7 @@ def alternates(config: MixerConfig) -> bool | None:
     return False if type(config).__module__ == __name__ else None
 
 
-BUILT_IN = (  # name, config, source; the class stands in attention/mixers/NAME.py
+BUILT_IN = (  # name, config, source; attention/mixers/NAME.py defines the class
     ("window", WindowConfig, "Swin Transformer (Liu et al. 2021, arXiv 2103.14030)"),
     ("cosine", CosineConfig, "Swin Transformer V2 (Liu et al. 2022, arXiv 2111.09883)"),
     ("axial", AxialConfig, "after Axial-DeepLab (Wang et al. 2020, arXiv 2003.07853)"),

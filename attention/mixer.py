@@ -81,7 +81,7 @@ class TokenMixer(Executable):
         """
         raise NotImplementedError
 
-    def is_cut(self, x: Tensor) -> bool:
+    def in_parts(self, x: Tensor) -> bool:
         return x.shape[0] > 1 or chunks.exceeds(3 * x.numel() * x.element_size())
 
     def kernel_refusal(self, x: Tensor) -> str | None:
@@ -95,6 +95,6 @@ class TokenMixer(Executable):
 
 
 def map_size(x: Tensor) -> tuple[int, int]:
-    """(h, w) of a (b, h, w, c) map as integers, also under torch.jit tracing."""
+    """(h, w) of a map (b, h, w, c) as integers, under torch.jit tracing too."""
     h, w = x.shape[1:3]
     return (int(h), int(w)) if torch.jit.is_tracing() else (h, w)

@@ -136,10 +136,10 @@ def problem(name: str, batch: int, dtype: str, device: str = "cuda") -> Problem:
     if gain is not None:
         q = cosine_normalize(q) * gain.to(q.dtype).repeat(groups.n)[:, None, None]
         k = cosine_normalize(k)
-    parted = groups.parted(maps.device)
+    separated = groups.separated(maps.device)
     mask = bias.repeat(groups.n, 1, 1)
-    if parted is not None:
-        mask = mask.masked_fill(parted.repeat_interleave(heads, 0), -math.inf)
+    if separated is not None:
+        mask = mask.masked_fill(separated.repeat_interleave(heads, 0), -math.inf)
     return Problem(groups, heads, scale, maps, bias, gain, [q, k, v], mask)
 
 
@@ -162,7 +162,7 @@ def contenders(p: Problem, mode: str, flex: Callable[..., Tensor]) -> dict[str, 
 
     def fused_kernel() -> list[Tensor]:
         out = fused.attend_packed(
-            maps, p.groups, heads=p.heads, scale=p.scale, bias=bias, gain=p.gain
+            maps, p.groups, heads=p.heads, scale=p.scale, bias=bias, logit_scale=p.gain
         )
         return finished(out, [maps, bias])
 
@@ -171,11 +171,11 @@ def contenders(p: Problem, mode: str, flex: Callable[..., Tensor]) -> dict[str, 
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=p.scale)
         return finished(out, [*leaves, mask])
 
-    parted = p.groups.parted(maps.device)
+    separated = p.groups.separated(maps.device)
 
     def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         s = s + bias[h % p.heads, i, j]
-        return s if parted is None else torch.where(parted[h // p.heads, i, j], -math.inf, s)
+        return s if separated is None else torch.where(separated[h // p.heads, i, j], -math.inf, s)
 
     def flexible() -> list[Tensor]:
         return finished(flex(*leaves, score_mod=score, scale=p.scale), [*leaves, bias])
@@ -251,10 +251,10 @@ def measure(args: argparse.Namespace, machine: Machine, name: str, mode: str) ->
 
 
 def plans(p: Problem) -> list[Any]:
-    from attention.kernels.launch import WHOLE, Plan
+    from attention.kernels.launch import TILE_TOKENS, Plan
 
     length = math.prod(p.groups.extent)
-    whole = length <= WHOLE
+    whole = length <= TILE_TOKENS
     blocks = (max(16, 1 << (length - 1).bit_length()),) if whole else (32, 64, 128)
     grid = itertools.product(blocks, (4, 8), (2, 3), (3, 4, 8) if whole else (4,), (None, 128))
     return [Plan(*numbers) for numbers in grid]

@@ -45,7 +45,7 @@ class PaddedMixer(PadFirst):
 
     config: PaddedConfig
 
-    def cut(self, h: int, w: int) -> Groups:
+    def groups(self, h: int, w: int) -> Groups:
         gh, gw = self.config.size
         odd = self.config.shift and self.index % 2
         return Groups(

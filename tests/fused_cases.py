@@ -22,7 +22,7 @@ from attention.execution import autotune, backends, dispatch
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
 from attention.kernels import fused, launch
-from attention.softmax.grouped_attention import branch
+from attention.softmax import branch
 
 DEVICE = "cpu" if fused.INTERPRETED else "cuda"
 OFF = -math.inf
@@ -61,11 +61,11 @@ def steps(a) -> list[list[int]]:
 
 
 def parts_of(a) -> list[int]:
-    """Which side of the seam a position is on: those below the shift were rolled to the end."""
+    """Which side of the shift a position is on: those below the shift were rolled to the end."""
     return [int(p < a.shift) for p in range(a.padded)]
 
 
-def dense(q, k, v, groups, *, heads, scale, bias, gain, mask_value, hidden):
+def dense(q, k, v, groups, *, heads, scale, bias, logit_scale, mask_value, mask_padding):
     """Group by group, head by head, from index lists.  Same arguments as `fused.attend`."""
     rows, cols = groups.rows, groups.cols
     side_r, side_c = parts_of(rows), parts_of(cols)
@@ -85,13 +85,13 @@ def dense(q, k, v, groups, *, heads, scale, bias, gain, mask_value, hidden):
             for h in range(heads):
                 one = slice(h * d, (h + 1) * d)
                 qs, ks, vs = (t[:, r, c, one] for t in (q, k, v))
-                if gain is not None:
+                if logit_scale is not None:
                     qs, ks = qs / qs.norm(dim=-1, keepdim=True), ks / ks.norm(dim=-1, keepdim=True)
-                s = qs @ ks.mT * (scale if gain is None else gain[h])
+                s = qs @ ks.mT * (scale if logit_scale is None else logit_scale[h])
                 if bias is not None:
                     s = s + bias[h]
                 s = s + torch.where(same, 0.0, OFF if mask_value is None else mask_value)
-                if hidden:
+                if mask_padding:
                     eye = torch.eye(len(tokens), dtype=torch.bool, device=q.device)
                     s = s.masked_fill(pad[None] & ~eye, OFF)
                 at = torch.arange(one.start, one.stop, device=q.device)
@@ -115,31 +115,32 @@ def laced(h, w, gh, gw):
     return Groups(axis(h, gh, interlaced=True), axis(w, gw, interlaced=True))
 
 
-def draw(groups, *, heads=2, d=16, batch=1, bias=True, gain=False, dtype=torch.float32, seed=0):
+def draw(groups, *, heads=2, d=16, batch=1, bias=True, cosine=False, dtype=torch.float32, seed=0):
     """q, k, v of the padded map as views of one projection, and the tables."""
     g = torch.Generator().manual_seed(seed)
     length = math.prod(groups.extent)
     shape = (batch, groups.rows.padded, groups.cols.padded, 3 * heads * d)
     qkv = torch.randn(shape, generator=g).to(DEVICE, dtype)
     bias = torch.randn(heads, length, length, generator=g).to(DEVICE, dtype) if bias else None
-    gain = (1 + 4 * torch.rand(heads, generator=g)).to(DEVICE) if gain else None
-    return [None if t is None else t.requires_grad_() for t in (qkv, bias, gain)]
+    scales = (1 + 4 * torch.rand(heads, generator=g)).to(DEVICE) if cosine else None
+    return [None if t is None else t.requires_grad_() for t in (qkv, bias, scales)]
 
 
 def compare(groups, *, heads=2, d=16, packed=True, **drawn):
     """Largest errors of the result and the gradients, as shares of what float32 may have."""
-    options = {"mask_value": drawn.pop("mask_value", None), "hidden": drawn.pop("hidden", False),
-               "heads": heads, "scale": d**-0.5}  # fmt: skip
-    qkv, bias, gain = draw(groups, heads=heads, d=d, **drawn)
-    leaves = [t for t in (qkv, bias, gain) if t is not None]
+    options = {"mask_value": drawn.pop("mask_value", None), "heads": heads, "scale": d**-0.5,
+               "mask_padding": drawn.pop("mask_padding", False)}  # fmt: skip
+    qkv, bias, scales = draw(groups, heads=heads, d=d, **drawn)
+    leaves = [t for t in (qkv, bias, scales) if t is not None]
     if packed:
-        out = fused.attend_packed(qkv, groups, bias=bias, gain=gain, **options)
+        out = fused.attend_packed(qkv, groups, bias=bias, logit_scale=scales, **options)
     else:
-        out = fused.attend(*qkv.chunk(3, -1), groups, bias=bias, gain=gain, **options)
+        out = fused.attend(*qkv.chunk(3, -1), groups, bias=bias, logit_scale=scales, **options)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(out)
     grads = torch.autograd.grad((out * weight).sum(), leaves)
-    wide = [None if t is None else t.detach().double().requires_grad_() for t in (qkv, bias, gain)]
-    want = dense(*wide[0].chunk(3, -1), groups, bias=wide[1], gain=wide[2], **options)
+    drawn = qkv, bias, scales
+    wide = [None if t is None else t.detach().double().requires_grad_() for t in drawn]
+    want = dense(*wide[0].chunk(3, -1), groups, bias=wide[1], logit_scale=wide[2], **options)
     wanted = torch.autograd.grad(
         (want * weight.double()).sum(), [t for t in wide if t is not None]
     )
@@ -158,21 +159,23 @@ CASES = {
     "shifted": (window(14, 14, 7, 7), {}),
     "separate tensors": (window(8, 12, 4, 4), {"packed": False}),
     "oblong, padded": (window(7, 13, 3, 5), {}),
-    "oblong, padded, pads hidden": (window(7, 13, 3, 5), {"hidden": True}),
-    "penalty": (window(9, 10, 5, 4), {"mask_value": -100.0, "hidden": True}),
+    "oblong, padded, pads hidden": (window(7, 13, 3, 5), {"mask_padding": True}),
+    "penalty": (window(9, 10, 5, 4), {"mask_value": -100.0, "mask_padding": True}),
     "penalty, mild": (window(8, 8, 4, 4), {"mask_value": -0.5}),
     "one axis shifted": (window(4, 11, 4, 4), {}),
     "interlaced": (laced(8, 12, 4, 3), {}),
-    "interlaced, padded": (laced(9, 10, 4, 3), {"hidden": True}),
+    "interlaced, padded": (laced(9, 10, 4, 3), {"mask_padding": True}),
     "pale rows": (Groups(axis(9, 2, interlaced=True), axis(7, 7)), {"bias": False}),
-    "stripe": (Groups(axis(7, 3, even=True), axis(5, 5)), {"bias": False, "hidden": True}),
-    "cosine": (window(8, 8, 4, 4), {"gain": True, "mask_value": -100.0}),
-    "24 channels": (window(8, 8, 4, 4), {"d": 24, "gain": True}),
+    "stripe": (Groups(axis(7, 3, even=True), axis(5, 5)), {"bias": False, "mask_padding": True}),
+    "cosine": (window(8, 8, 4, 4), {"cosine": True, "mask_value": -100.0}),
+    "24 channels": (window(8, 8, 4, 4), {"d": 24, "cosine": True}),
     "48 channels, 3 heads": (window(4, 8, 4, 4), {"d": 48, "heads": 3}),
     "one token": (Groups(axis(3, 1), axis(2, 1)), {}),
-    "tiles": (window(9, 18, 9, 9), {"gain": True, "heads": 1}),
-    "tiles, pads hidden": (window(10, 8, 10, 7), {"hidden": True, "heads": 1}),
-    "tiles, stripe": (Groups(axis(23, 23), axis(4, 3, even=True)), {"hidden": True, "heads": 1}),
+    "tiles": (window(9, 18, 9, 9), {"cosine": True, "heads": 1}),
+    "tiles, pads hidden": (window(10, 8, 10, 7), {"mask_padding": True, "heads": 1}),
+    "tiles, stripe": (
+        Groups(axis(23, 23), axis(4, 3, even=True)), {"mask_padding": True, "heads": 1},
+    ),
 }  # fmt: skip
 
 
@@ -186,7 +189,7 @@ def test_equals_dense_attention(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(("gh", "gw"), [(12, 12), (16, 16), (24, 24), (8, 130), (7, 56)])
 def test_large_groups_equal_dense_attention(gh, gw):
-    check(window(gh + 1, gw, gh, gw), heads=1, hidden=True)
+    check(window(gh + 1, gw, gh, gw), heads=1, mask_padding=True)
 
 
 # Promise A2's limits of a result, and as much again for gradients that went through two roundings.
@@ -214,7 +217,7 @@ def test_any_cut(data):
     check(
         Groups(*sides), d=data.draw(st.sampled_from([16, 17, 24, 40])),
         heads=data.draw(st.sampled_from([1, 3])), bias=data.draw(st.booleans()),
-        gain=data.draw(st.booleans()), hidden=data.draw(st.booleans()),
+        cosine=data.draw(st.booleans()), mask_padding=data.draw(st.booleans()),
         mask_value=data.draw(st.sampled_from([None, -3.0])), packed=data.draw(st.booleans()),
         seed=data.draw(st.integers(0, 99)),
     )  # fmt: skip
@@ -239,10 +242,12 @@ def test_same_bits_twice(name):
 @pytest.mark.parametrize("scale", [1e3, 1e-6, 0.0])
 def test_extreme_inputs_stay_finite(scale):
     groups = window(7, 6, 3, 4)
-    qkv, bias, gain = draw(groups, gain=True)
-    for gains in (None, gain):
+    qkv, bias, scales = draw(groups, cosine=True)
+    for logit_scale in (None, scales):
         x = (qkv.detach() * scale).requires_grad_()
-        out = fused.attend_packed(x, groups, heads=2, bias=bias, gain=gains, hidden=True)
+        out = fused.attend_packed(
+            x, groups, heads=2, bias=bias, logit_scale=logit_scale, mask_padding=True
+        )
         (grad,) = torch.autograd.grad(out.square().sum(), x)
         assert out.isfinite().all() and grad.isfinite().all()
 
@@ -271,10 +276,10 @@ SLOW = pytest.mark.slow
 def test_operator_keeps_torchs_rules(name):
     """Schema, fake tensors, autograd registration and ahead-of-time dispatch."""
     groups, case = CASES[name]
-    case = {k: v for k, v in case.items() if k in ("d", "gain")}
-    qkv, bias, gain = draw(groups, **case)
+    case = {k: v for k, v in case.items() if k in ("d", "cosine")}
+    qkv, bias, scales = draw(groups, **case)
     axes = [int(number) for side in groups for number in side]
-    arguments = ([qkv], bias, gain, axes, 2, 0.25, None, False)
+    arguments = ([qkv], bias, scales, axes, 2, 0.25, None, False)
     torch.library.opcheck(torch.ops.transom.group_attention.default, arguments)
 
 
@@ -282,14 +287,15 @@ def test_operator_keeps_torchs_rules(name):
 def test_compiles_as_one_graph(backend):
     torch._dynamo.reset()
     groups = window(9, 10, 5, 4)
-    qkv, bias, gain = draw(groups, gain=True)
+    qkv, bias, scales = draw(groups, cosine=True)
 
-    def run(x, bias, gain):
+    def run(x, bias, scales):
         q, k, v = (2 * x).chunk(3, -1)
-        return fused.attend(q, k, v, groups, heads=2, bias=bias, gain=gain, hidden=True) + 1
+        masked = {"bias": bias, "logit_scale": scales, "mask_padding": True}
+        return fused.attend(q, k, v, groups, heads=2, **masked) + 1
 
     plain, compiled = (
-        torch.autograd.grad(f(qkv, bias, gain).square().sum(), [qkv, bias, gain])
+        torch.autograd.grad(f(qkv, bias, scales).square().sum(), [qkv, bias, scales])
         for f in (run, torch.compile(run, backend=backend, fullgraph=True))
     )
     for a, b in zip(plain, compiled, strict=True):

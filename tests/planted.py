@@ -273,8 +273,8 @@ MISTAKES = [
     ),
     Mistake(
         "attention/execution/autotune.py",
-        "_best({name: min(own)",
-        "_best({name: max(own)",
+        "_best({name: min(rounds)",
+        "_best({name: max(rounds)",
         "test_autotune.py::test_the_least_of_all_rounds_counts",
         "the slowest round counts",
     ),
@@ -393,8 +393,8 @@ MISTAKES = [
     ),
     Mistake(
         "backbones/specs/error_column.py",
-        "column = made.column + len(made.text) - len(made.value)\n",
-        "column = made.column + len(made.text) - len(made.value) + 1\n",
+        "column = edit.column + len(edit.text) - len(edit.value)\n",
+        "column = edit.column + len(edit.text) - len(edit.value) + 1\n",
         "test_hybrids.py::test_the_column_is_that_of_the_wrong_token",
         "columns off by one",
     ),
@@ -421,8 +421,8 @@ MISTAKES = [
     ),
     Mistake(
         "backbones/show.py",
-        "share = sizes[i].macs / whole.macs",
-        "share = sizes[i].params / whole.params",
+        "share = sizes[i].macs / overall.macs",
+        "share = sizes[i].params / overall.params",
         "test_hybrids.py::test_the_strip_has_the_share_of_the_macs",
         "a share of the parameters for that of the MACs",
     ),

@@ -314,7 +314,7 @@ class RollsBeforeItPads(WindowMixer):
     """timm issue 2438: opposite edges attend to each other where the window does not divide."""
 
     def forward(self, x):
-        groups = self.cut(*x.shape[1:3])
+        groups = self.groups(*x.shape[1:3])
         y = self.branch(*self.project(groups.split(groups.pad(groups.roll(x)))), groups)
         return groups.unroll(groups.crop(groups.merge(self.proj(y))))
 
@@ -322,8 +322,8 @@ class RollsBeforeItPads(WindowMixer):
 class PadsInFront(WindowMixer):
     """Top and left instead of bottom and right."""
 
-    def cut(self, h, w):
-        return Groups(*(a._replace(before=a.padded - a.length) for a in super().cut(h, w)))
+    def groups(self, h, w):
+        return Groups(*(a._replace(before=a.padded - a.length) for a in super().groups(h, w)))
 
 
 class HidesByAPenalty(WindowMixer):
@@ -341,27 +341,27 @@ class HidesByAPenalty(WindowMixer):
 class ShiftsEveryAxis(WindowMixer):
     """Also an axis that one window covers."""
 
-    def cut(self, h, w):
-        cut, (gh, gw) = super().cut(h, w), self.config.size
+    def groups(self, h, w):
+        cut, (gh, gw) = super().groups(h, w), self.config.size
         return Groups(cut.rows._replace(shift=gh // 2), cut.cols._replace(shift=gw // 2))
 
 
 class ContiguousShuffle(ShuffleMixer):
-    def cut(self, h, w):
+    def groups(self, h, w):
         return Groups(axis(h, self.config.size[0]), axis(w, self.config.size[1]))
 
 
 class StripesExchanged(CrossMixer):
-    def cuts(self, h, w):
-        return super().cuts(h, w)[::-1]
+    def branch_groups(self, h, w):
+        return super().branch_groups(h, w)[::-1]
 
 
 class LargerPadFirst(CrossMixer):
-    def cuts(self, h, w):
+    def branch_groups(self, h, w):
         def flip(a):
             return a._replace(before=a.padded - a.length - a.before)
 
-        return tuple(Groups(flip(cut.rows), flip(cut.cols)) for cut in super().cuts(h, w))
+        return tuple(Groups(flip(cut.rows), flip(cut.cols)) for cut in super().branch_groups(h, w))
 
 
 class PadsBeforeItProjects(CrossMixer):
@@ -370,7 +370,7 @@ class PadsBeforeItProjects(CrossMixer):
     def forward(self, x):
         out = []
         for i, (branch, groups) in enumerate(
-            zip(self.branches, self.cuts(*x.shape[1:3]), strict=True)
+            zip(self.branches, self.branch_groups(*x.shape[1:3]), strict=True)
         ):
             q, k, v = (t.chunk(2, dim=-1)[i] for t in self.project(groups.pad(x)))
             q, k, v = (groups.split(t) for t in (q, k, v))
@@ -382,7 +382,7 @@ class CropsBeforeItConvolves(PaleMixer):
     """A region that forgets the pads: they too read their neighbours."""
 
     def region(self, h, w, query):
-        rows, cols = self.cuts(h, w)
+        rows, cols = self.branch_groups(h, w)
         met = rows.region(query) | cols.region(query)
         return F.max_pool2d(met[None].float(), 3, stride=1, padding=1)[0] > 0
 
@@ -390,11 +390,11 @@ class CropsBeforeItConvolves(PaleMixer):
 class ShiftSwapped(TokenMLPMixer):
     """[shift, size - shift] zeros instead of [size - shift, shift]: the same for even sizes."""
 
-    def cut(self, h, w):
+    def groups(self, h, w):
         def flip(a):
             return a._replace(before=a.padded - a.length - a.before)
 
-        cut = super().cut(h, w)
+        cut = super().groups(h, w)
         return Groups(flip(cut.rows), flip(cut.cols))
 
 
@@ -416,7 +416,7 @@ class FreePads(WindowMixer):
 
 
 def no_mask(monkeypatch):
-    monkeypatch.setattr(Groups, "parted", lambda self, device: None)
+    monkeypatch.setattr(Groups, "separated", lambda self, device: None)
 
 
 def transposed_index(monkeypatch):

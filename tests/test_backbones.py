@@ -647,7 +647,7 @@ def test_blocks_of_an_equal_mixer_alternate():
     assert shifts(model) == [
         ("window:size=4", 0), ("axial", 0), ("window:size=4", 1), ("axial", 1),
     ]  # fmt: skip
-    cuts = [model.stages[0].blocks[i].mixer.cut(8, 8).rows.shift for i in (0, 2)]
+    cuts = [model.stages[0].blocks[i].mixer.groups(8, 8).rows.shift for i in (0, 2)]
     assert cuts == [0, 2]
     x = images(1, 8, 8, 8)
     plain = copy.deepcopy(model)

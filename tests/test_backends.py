@@ -517,7 +517,7 @@ def test_planted_mistakes_are_seen(place, name, wrong, monkeypatch, smallest):
         def wrong(key, make, *, owner=None):
             return made.setdefault(str(key), make())
 
-        from attention.softmax.grouped_attention import branch
+        from attention.softmax import branch
 
         place = branch
     monkeypatch.setattr(place, name, wrong)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import attention
 from analysis import check
-from analysis.checking import judging, properties, subjects
+from analysis.checking import checks, properties, subjects
 from analysis.models import influence
 from attention import catalogue, registry
 from attention.geometry.axis import axis
@@ -39,13 +39,13 @@ SLOW = ("counts", "compile", "export")  # seconds each
 QUICK = [prop.name for prop in properties.MIXER if prop.name not in SLOW]
 
 
-def verdicts(candidate, only=None):
+def verdicts(subject, only=None):
     """name: (verdict, the whole result)"""
-    return {prop.name: result for prop, result in check.judge(candidate, only)}
+    return {prop.name: result for prop, result in check.check(subject, only)}
 
 
-def failures(candidate, only=None):
-    found = verdicts(candidate, only)
+def failures(subject, only=None):
+    found = verdicts(subject, only)
     return {name: result for name, result in found.items() if result.verdict == "FAIL"}
 
 
@@ -89,20 +89,20 @@ class Planted(WindowMixer):
     """A copy of the window mixer whose stated region is the true one."""
 
     def region(self, h, w, query):
-        return WindowMixer.cut(self, h, w).region(query)
+        return WindowMixer.groups(self, h, w).region(query)
 
 
 class WrongShift(Planted):
     """One token too far."""
 
-    def cut(self, h, w):
-        cut = super().cut(h, w)
+    def groups(self, h, w):
+        cut = super().groups(h, w)
         return Groups(*(a._replace(shift=a.shift + (a.shift > 0)) for a in cut))
 
 
 class RollsBeforeItPads(Planted):
     def forward(self, x):
-        groups = self.cut(*x.shape[1:3])
+        groups = self.groups(*x.shape[1:3])
         y = self.branch(*self.project(groups.split(groups.pad(groups.roll(x)))), groups)
         return groups.unroll(groups.crop(groups.merge(self.proj(y))))
 
@@ -134,7 +134,7 @@ class PadsSwapped(Planted):
     """The pads of the height at the width and those of the width at the height."""
 
     def forward(self, x):
-        groups = self.cut(*x.shape[1:3])
+        groups = self.groups(*x.shape[1:3])
         down, right = (a.padded - a.length for a in groups)
         x = F.pad(x, (0, 0, 0, down, 0, right))
         y = self.branch(*self.project(groups.split(x)), groups)
@@ -164,8 +164,8 @@ class ContiguousPale(PaleMixer):
     def region(self, h, w, query):
         return PaleMixer(self.config, dim=self.dim, heads=self.heads).region(h, w, query)
 
-    def cuts(self, h, w):
-        rows, cols = super().cuts(h, w)
+    def branch_groups(self, h, w):
+        rows, cols = super().branch_groups(h, w)
         return (
             rows._replace(rows=rows.rows._replace(interlaced=False)),
             cols._replace(cols=cols.cols._replace(interlaced=False)),
@@ -175,20 +175,20 @@ class ContiguousPale(PaleMixer):
 class ContiguousShuffle(ShuffleMixer):
     """The same mistake, and a region that goes along with it."""
 
-    def cut(self, h, w):
+    def groups(self, h, w):
         return Groups(axis(h, self.config.size[0]), axis(w, self.config.size[1]))
 
 
 class HalvesExchanged(CrossMixer):
     """Vertical stripes for the second half of the channels: the union is the same."""
 
-    def cuts(self, h, w):
-        return super().cuts(h, w)[::-1]
+    def branch_groups(self, h, w):
+        return super().branch_groups(h, w)[::-1]
 
 
 class CropsOneOff(Planted):
     def forward(self, x):
-        groups = self.cut(*x.shape[1:3])
+        groups = self.groups(*x.shape[1:3])
         y = self.branch(*self.project(groups.partition(x)), groups)
         y = groups.unroll(groups.merge(self.proj(y)))
         first = 1 if groups.padded else 0
@@ -371,7 +371,7 @@ def test_maps_hold_two_of_what_reaches_a_token(states):
 def test_a_number_that_is_none_is_infinitely_far(found, wanted):
     a, b = torch.ones(2, 3), torch.ones(2, 3)
     a[0, 1], b[0, 1] = found, wanted
-    assert judging.apart(a, b) == float("inf")
+    assert checks.relative_error(a, b) == float("inf")
 
 
 class NothingOfOneImage(Planted):
@@ -538,10 +538,10 @@ def test_against_names_the_twin():
             super().__init__()
             inner = attention.create(config, dim=8, heads=2)
             self.qkv, self.branch, self.proj = inner.qkv, inner.branch, inner.proj
-            self.cut = inner.cut
+            self.groups = inner.groups
 
         def forward(self, x):
-            groups = self.cut(*x.shape[1:3])
+            groups = self.groups(*x.shape[1:3])
             y = self.branch(*self.qkv(groups.partition(x)).chunk(3, -1), groups)
             return groups.reverse(self.proj(y))
 
@@ -740,9 +740,9 @@ def test_what_cannot_be_made_is_refused_in_one_line(raised, registering, tmp_pat
 
 def test_what_a_plugin_calls_itself_is_plain_text():
     """In every format: control characters and reversed text are cleaned before any is chosen."""
-    prop = judging.Property("p", "", lambda c: None)
+    prop = checks.Property("p", "", lambda c: None)
     odd = "a\x1b[31m\x7f\u202eb\x85c\r"
-    result = judging.Result("FAIL", f"one {odd}\ntwo {odd}", odd, f"#.\n{odd}")
+    result = checks.Result("FAIL", f"one {odd}\ntwo {odd}", odd, f"#.\n{odd}")
     (row,) = check.rows(odd, [(prop, result)])
     assert all(line.isprintable() for text in row.values() for line in text.split("\n"))
     assert row["detail"].count("\n") == row["picture"].count("\n") == 1
@@ -777,7 +777,7 @@ def test_what_raises_fails_and_says_so():
             return x
 
     found = verdicts(subjects.mixer(Raises(), 8), QUICK)
-    assert found["any size"] == judging.Result(
+    assert found["any size"] == checks.Result(
         "FAIL", "ValueError: odd heights are beyond me", "1x1"
     )
     assert "FAIL" not in {found[name].verdict for name in QUICK if name != "any size"}
@@ -798,7 +798,7 @@ def test_an_error_without_text_has_its_name():
         def __str__(self):
             raise ValueError
 
-    assert judging.said(Mute()) == "Mute: (it has no text)"
+    assert checks.error_text(Mute()) == "Mute: (it has no text)"
 
 
 def test_an_exit_fails_and_says_so():
@@ -807,5 +807,5 @@ def test_an_exit_fails_and_says_so():
             raise SystemExit(f"{x.shape[1]} rows")
 
     found = verdicts(subjects.mixer(Exits(), 8), QUICK)
-    assert found["any size"] == judging.Result("FAIL", "SystemExit: 1 rows", "1x1")
+    assert found["any size"] == checks.Result("FAIL", "SystemExit: 1 rows", "1x1")
     assert {found[name].verdict for name in QUICK if name != "any size"} == {"skipped"}

@@ -288,10 +288,10 @@ def check_any_size(model: nn.Module, channels, sizes, least: int, axes: tuple[in
 def hides_nothing(model: nn.Module, size: tuple[int, int]) -> bool:
     """Has a branch that would hide pads none here?  Eager needs no mask then; the graph of any
     size adds one of zeros, which torch's attention rounds otherwise."""
-    cuts = getattr(model, "cuts", None)  # a window's bias is a mask, pads or not
-    if cuts is None or not getattr(model.config, "mask_padding", False):
+    branch_groups = getattr(model, "branch_groups", None)  # a window's bias is a mask, pads or not
+    if branch_groups is None or not getattr(model.config, "mask_padding", False):
         return False
-    return not all(groups.padded for groups in cuts(*size))
+    return not all(groups.padded for groups in branch_groups(*size))
 
 
 @pytest.mark.parametrize(

@@ -328,8 +328,8 @@ def test_detects_wrong_models(case, mistake):
 @pytest.mark.parametrize("case", ["cswin/sq64_s1222", "cswin/dense_ns64x96_s1244"])
 def test_detects_swapped_stripes(case, monkeypatch):
     """Horizontal stripes first instead of vertical ones."""
-    right = CrossMixer.cuts
-    monkeypatch.setattr(CrossMixer, "cuts", lambda self, h, w: right(self, h, w)[::-1])
+    right = CrossMixer.branch_groups
+    monkeypatch.setattr(CrossMixer, "branch_groups", lambda self, h, w: right(self, h, w)[::-1])
     assert max(errors(*build(case)).values()) > 2
 
 

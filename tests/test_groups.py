@@ -2,7 +2,7 @@
 
 import pytest
 
-from attention.geometry.groups import axis
+from attention.geometry.axis import axis
 
 
 @pytest.mark.parametrize(("length", "extent", "options", "tally"), [

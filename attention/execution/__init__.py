@@ -1,1 +1,1 @@
-"""Which backend computes, and in what parts."""
+"""Choice of the backend that computes, and execution in parts."""

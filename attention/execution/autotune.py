@@ -1,8 +1,8 @@
-"""Which of several backends is the fastest for one kind of call: all are run, compared and timed.
+"""Autotuning: for one kind of call all backends are run, compared and timed, the fastest is taken.
 
-The reference is always among them.  Another one is refused where it fails or gives another
-result, which a warning says with its name.  A choice holds for
-the life of the process; `save` and `load` carry choices from one process to another.
+The reference is always among them.  A backend that fails or gives another result is refused with
+a warning.  A choice holds for the life of the process; `save` and `load` carry choices from one
+process to another.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from attention.execution import torch_private
 from attention.execution.backends import BY_NAME, CPU, KERNEL, REFERENCE, Choice, Reference, running
 from transom.errors import SpecError
 
-ROUNDS = 3  # timings of each backend, one after the other; the least counts
-# How many times as fast one must be.  The kernel sums in another order.  Parts save a third of the
-# memory, and least times of shared machines differ by 5% from one call to the next.
-GAIN = {KERNEL.name: 1.03, CPU.name: 0.95}
-# ||a - b|| / ||b||, of results; gradients went through two roundings and may differ twice as much
+ROUNDS = 3  # timings of each backend, interleaved; the least counts
+# How many times as fast as the reference a backend must be.  The kernel sums in another order.
+# Parts save a third of the memory, and least times of shared machines differ by 5% between calls.
+REQUIRED_SPEEDUP = {KERNEL.name: 1.03, CPU.name: 0.95}
+# ||a - b|| / ||b|| of results; gradients are rounded twice and may differ twice as much
 LIMITS = {
     torch.bfloat16: 4e-2, torch.float16: 5e-3, torch.float32: 5e-5, torch.float64: 1e-10,
 }  # fmt: skip
@@ -39,23 +39,29 @@ _choices: dict[str, Choice] = {}
 
 
 def fastest(
-    key: str, candidates: Sequence[Reference], run: Run, x: Tensor, parameters: Sequence[Tensor]
+    key: str, backends: Sequence[Reference], run: Run, x: Tensor, parameters: Sequence[Tensor]
 ) -> Choice:
     """The fastest backend of `run(x, backend)`, measured on the first call of the kind `key`.
 
-    parameters: whose gradients are part of the work, where they are asked for.  Nothing outside
-    is changed.
+    Neither x nor a gradient is changed.
+
+    Args:
+        key: the kind of the call.
+        backends: the backends to compare, REFERENCE among them.
+        run: the body of the module.
+        x: its input.
+        parameters: those whose gradients are part of the work, if they require any.
     """
     if key in _choices:
         return _choices[key]
-    learned = [p for p in parameters if p.requires_grad]
+    trainable = [p for p in parameters if p.requires_grad]
     if _ranks() > 1:
         return Choice(REFERENCE, "ranks must agree: load saved choices, or name a backend")
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return Choice(REFERENCE, "a CUDA graph is captured")
-    if any(map(torch_private.tensor_hooked, learned)):
+    if any(map(torch_private.tensor_hooked, trainable)):
         return Choice(REFERENCE, "a parameter has a hook")
-    choice = _measured(candidates, run, x, learned)
+    choice = _measured(backends, run, x, trainable)
     if choice is None:
         return Choice(REFERENCE, "its answer is not finite here, which decides nothing")
     _choices[key] = choice
@@ -70,68 +76,70 @@ def _ranks() -> int:
 
 
 def _measured(
-    candidates: Sequence[Reference], run: Run, x: Tensor, parameters: Sequence[Tensor]
+    backends: Sequence[Reference], run: Run, x: Tensor, parameters: Sequence[Tensor]
 ) -> Choice | None:  # fmt: skip
     leaf = x.detach().requires_grad_(x.requires_grad)
-    wanted = [t for t in (leaf, *parameters) if t.requires_grad]
+    leaves = [t for t in (leaf, *parameters) if t.requires_grad]
+
+    def forward_backward(backend: Reference) -> list[Tensor]:
+        out = run(leaf, backend)
+        if not (torch.is_grad_enabled() and leaves):
+            return [out]
+        return [out, *torch.autograd.grad(out, leaves, out.detach(), materialize_grads=True)]
 
     def step(backend: Reference) -> list[Tensor]:
-        out = run(leaf, backend)
-        if not (torch.is_grad_enabled() and wanted):
-            return [out]
-        return [out, *torch.autograd.grad(out, wanted, out.detach(), materialize_grads=True)]
-
-    def calls(backend: Reference) -> list[Tensor]:
         with running(Choice(backend, "measured")):
-            return step(backend)
+            return forward_backward(backend)
 
-    limit, right, refused = LIMITS.get(x.dtype, 0.0), list[Reference](), list[str]()
+    limit, accepted, refused = LIMITS.get(x.dtype, 0.0), list[Reference](), list[str]()
     if torch.get_float32_matmul_precision() != "highest" and x.dtype is torch.float32:
         limit = LIMITS[torch.float16]  # TF32 has float16's ten bits
     if torch.is_autocast_enabled(x.device.type):
         limit = LIMITS.get(torch.get_autocast_dtype(x.device.type), limit)
-    with saved_tensors_hooks(lambda t: t, lambda t: t):  # none of a caller's who counts tensors
-        want = calls(REFERENCE)
+    with saved_tensors_hooks(lambda t: t, lambda t: t):  # a caller's hooks see no tensor of ours
+        want = step(REFERENCE)
         if not all(t.isfinite().all() for t in want):
             return None
-        for backend in candidates:
-            if backend is REFERENCE or not (reason := _refusal(calls, backend, want, limit)):
-                right.append(backend)
+        for backend in backends:
+            if backend is REFERENCE or not (reason := _refusal(step, backend, want, limit)):
+                accepted.append(backend)
                 continue
             warnings.warn(f"the {backend.name} backend is not used here: {reason}", stacklevel=2)
             refused.append(f"{backend.name} is refused: {reason}")
         del want
-        times: dict[str, list[float]] = {backend.name: [] for backend in right}
-        for _ in range(ROUNDS if len(right) > 1 else 0):
-            for backend in right:
-                times[backend.name].append(seconds(partial(calls, backend), x.device))
-    return _best({name: min(own) for name, own in times.items() if own}, refused)
+        times: dict[str, list[float]] = {backend.name: [] for backend in accepted}
+        for _ in range(ROUNDS if len(accepted) > 1 else 0):
+            for backend in accepted:
+                times[backend.name].append(seconds(partial(step, backend), x.device))
+    return _best({name: min(rounds) for name, rounds in times.items() if rounds}, refused)
 
 
 def _best(times: Mapping[str, float], refused: Sequence[str]) -> Choice:
     if not times:
         return Choice(REFERENCE, "; ".join(refused))
-    scaled = {name: GAIN.get(name, 1.0) * least for name, least in times.items()}
+    scaled = {name: REQUIRED_SPEEDUP.get(name, 1.0) * least for name, least in times.items()}
     name = min(scaled, key=scaled.__getitem__)
-    told = ", ".join(f"{other} {1e3 * least:.3g} ms" for other, least in times.items())
-    return Choice(BY_NAME[name], "; ".join([f"measured: {told}", *refused]))
+    timings = ", ".join(f"{other} {1e3 * least:.3g} ms" for other, least in times.items())
+    return Choice(BY_NAME[name], "; ".join([f"measured: {timings}", *refused]))
 
 
 def _refusal(
-    calls: Callable[[Reference], list[Tensor]], backend: Reference, want: list[Tensor],
+    step: Callable[[Reference], list[Tensor]], backend: Reference, want: list[Tensor],
     limit: float,
 ) -> str:  # fmt: skip
-    """Why the backend is not used, "" if it gives what the reference gives."""
+    """Why the backend is refused; "" if its result equals the reference's within the limit."""
     try:
-        out, *grads = calls(backend)
-    except Exception as error:  # whatever a compiler or a driver says, the reference is there
+        out, *grads = step(backend)
+    except Exception as error:  # any error of a compiler or a driver: the reference remains
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    off = max(distance([out], want[:1]), distance(grads, want[1:]) / 2)
-    return "" if off <= limit else f"its result is off by {off:.2g}, more than {limit}"
+    difference = max(distance([out], want[:1]), distance(grads, want[1:]) / 2)
+    if difference <= limit:
+        return ""
+    return f"its result is off by {difference:.2g}, more than {limit}"
 
 
 def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """||a - b|| / ||b|| of all numbers together: single ones may be nothing but rounding."""
+    """||a - b|| / ||b|| over all tensors together: a single one may hold rounding alone."""
     pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(found, wanted, strict=True)]
     off = sum(float((a - b).square().sum()) for a, b in pairs)
     size = sum(float(b.square().sum()) for _, b in pairs)
@@ -140,7 +148,7 @@ def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 
 
 def seconds(call: Callable[[], object], on: torch.device) -> float:
-    """Of the call and of the kernels that it started."""
+    """Seconds of the call and of the kernels that it started."""
     if on.type == "cuda":
         torch.cuda.synchronize(on)
     start = time.perf_counter()
@@ -154,7 +162,7 @@ def seconds(call: Callable[[], object], on: torch.device) -> float:
 
 
 def choices() -> dict[str, Choice]:
-    """What was chosen in this process or loaded into it, by the kind of the call."""
+    """Every choice that was measured in this process or loaded into it, by kind of call."""
     return dict(_choices)
 
 
@@ -205,8 +213,8 @@ def load(path: str | os.PathLike[str]) -> None:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         found = {
-            str(key): Choice(BY_NAME[own["backend"]], f"loaded: {own['reason']}"[:300])
-            for key, own in content.items()
+            str(key): Choice(BY_NAME[saved["backend"]], f"loaded: {saved['reason']}"[:300])
+            for key, saved in content.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,10 +1,10 @@
-"""The three backends that execute a mixer's one body, and which of them is asked for.
+"""The three backends that execute a mixer's body, and the request for one of them.
 
-reference  the body as it is written, on the whole batch
-cpu        the same body in parts that stay in the cache; for inference
-kernel     attention inside groups as one Triton kernel, on the map as it lies; for a CUDA GPU
+reference  the body as it is written, on the batch at once
+cpu        the body on parts of the batch that stay in the cache; for inference
+kernel     attention inside groups as one Triton kernel, without a partition; for a CUDA GPU
 
-`attention.execution.dispatch` says which of them runs where none is asked for.
+`attention.execution.dispatch` decides which of them runs where none is asked for.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Body = Callable[..., Tensor]
 
 
 class Reference:
-    """The body on everything at once."""
+    """The reference backend: the body on the batch at once; the others override its methods."""
 
     name = "reference"
 
     def over_images(self, body: Body, x: Tensor, image_bytes: int) -> Tensor:
-        """`body` of x, whose maps take `image_bytes` an image."""
+        """`body` of x (b, ...), image by image; its maps take `image_bytes` per image."""
         return body(x)
 
     def over_rows(self, body: Body, x: Tensor, width: int) -> Tensor:
@@ -49,7 +49,7 @@ class Reference:
 
         Args:
             body: (part, *tokens) -> (b, n, l, c); the tokens are those of the groups `part`.
-            groups: the cut of the maps.
+            groups: the partition of the maps.
             maps: (b, h, w, c) each.
 
         Returns:
@@ -60,13 +60,13 @@ class Reference:
     def attend(
         self, branch: Branch, q: Tensor, k: Tensor, v: Tensor, groups: Groups, part: slice
     ) -> Tensor:  # fmt: skip
-        """The branch's attention, of tokens as `over_groups` hands them to its body."""
-        found: Tensor = branch(q, k, v, groups, part)
-        return found
+        """The branch's attention on tokens in the layout in which `over_groups` gives them."""
+        out: Tensor = branch(q, k, v, groups, part)
+        return out
 
 
 class _CPU(Reference):
-    """The body part by part."""
+    """The cpu backend: the body on one part after another."""
 
     name = "cpu"
 
@@ -79,13 +79,13 @@ class _CPU(Reference):
         return body(x) if len(parts) == 1 else chunks.joined(rows, parts, body).view(x.shape)
 
     def over_groups(self, body: Body, groups: Groups, *maps: Tensor, width: int) -> Tensor:
-        tokens = [groups.partition(t) for t in maps]
+        tokens = [groups.partition(t) for t in maps]  # (b, n, l, c) each
         b, n, length, _ = tokens[0].shape
         group_bytes = length * width * maps[0].element_size()
         out: Tensor | None = None
         for images, part in chunks.group_parts(b, n, group_bytes):
-            whole = part.stop - part.start == n
-            y = body(slice(None) if whole else part, *(t[images, part] for t in tokens))
+            all_groups = part.stop - part.start == n
+            y = body(slice(None) if all_groups else part, *(t[images, part] for t in tokens))
             if y.shape[:2] == (b, n):
                 return groups.reverse(y)
             if out is None:
@@ -96,8 +96,10 @@ class _CPU(Reference):
 
 
 class _Kernel(Reference):
-    """Attention on the padded map, not rolled and not partitioned: the kernel computes from the
-    cut where each token lies."""
+    """The kernel backend: attention on the padded map, neither rolled nor partitioned.
+
+    The kernel computes from the integers of the partition where each token lies.
+    """
 
     name = "kernel"
 
@@ -146,26 +148,31 @@ def backend(name: str) -> Iterator[None]:
         _asked.reset(token)
 
 
-def checked(name: str, place: str) -> str:
-    """The name, if there is a backend of this name.  Raises SpecError."""
+def checked(name: str, source: str) -> str:
+    """The name, if a backend has it; raises SpecError that begins with `source` if none has."""
     if name not in NAMES:
-        raise SpecError(f"{place}: no backend {name!r}{nearest(name, NAMES)}")
+        raise SpecError(f"{source}: no backend {name!r}{nearest(name, NAMES)}")
     return name
 
 
-def asked(own: str = "auto") -> str:
-    """The name that is asked for: by the innermost `backend`, by the module (`own`), or by the
-    environment variable TRANSOM_BACKEND.  Raises SpecError for a variable that names none."""
+def asked(module_backend: str = "auto") -> str:
+    """The name of the backend that is asked for.
+
+    The innermost context `backend` comes first, then the module's attribute, then the environment
+    variable TRANSOM_BACKEND.  Raises SpecError if the variable names no backend.
+    """
     if (name := _asked.get()) is not None:
         return name
-    return own if own != "auto" else checked(os.environ.get(VARIABLE, "auto"), VARIABLE)
+    if module_backend != "auto":
+        return module_backend
+    return checked(os.environ.get(VARIABLE, "auto"), VARIABLE)
 
 
 # -- what runs ---------------------------------------------------------------------------------
 
 
 class Choice(NamedTuple):
-    """A backend and why it runs.  final: for the modules inside as well."""
+    """A backend and the reason why it runs; final: modules inside take it, too."""
 
     backend: Reference
     reason: str
@@ -180,7 +187,7 @@ _running: ContextVar[Choice | None] = ContextVar("running", default=None)
 
 
 def chosen() -> Choice | None:
-    """The choice that a surrounding stage or mixer has made for the modules inside it."""
+    """The choice of a surrounding stage or mixer, None without one."""
     return None if torch.compiler.is_compiling() else _running.get()
 
 
@@ -192,7 +199,7 @@ def current() -> Reference:
 
 @contextmanager
 def running(choice: Choice) -> Iterator[None]:
-    """Inside, modules take this choice, if it is final, and share the tables of one forward."""
+    """Context in which modules take the choice, if it is final, and share cached tables."""
     token = _running.set(choice if choice.final else None)
     try:
         with cache.shared(repeated=choice.backend is CPU):

@@ -1,7 +1,7 @@
-"""Masks, relative indices and log steps, made once in a forward and shared by its blocks.
+"""Cache of masks, relative indices and log steps, which the blocks of one forward share.
 
-They depend on the size of the map (and masks on the position's parameters), so nothing is kept
-from one forward to the next.
+These tables depend on the size of the map (and masks on the parameters of the bias), so the cache
+ends with the forward.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-LARGEST = 3 << 20  # bytes up to which the mask of one module is kept for its next part
+LARGEST = 3 << 20  # bytes up to which the mask of one module is cached for its next part
 
-Made = TypeVar("Made")
+Table = TypeVar("Table")
 
 
 class _Tables(NamedTuple):
-    made: dict[Hashable, Any]
+    tables: dict[Hashable, Any]
     repeated: bool
 
 
@@ -29,9 +29,9 @@ _tables: ContextVar[_Tables | None] = ContextVar("tables", default=None)
 
 @contextmanager
 def shared(*, repeated: bool) -> Iterator[None]:
-    """Inside, `cached` makes a table once.
+    """Context in which `cached` computes each table once.
 
-    repeated: every module is called again, with other images and the same parameters.
+    repeated: every module is called several times, with other images and equal parameters.
     """
     if _tables.get() is not None:
         yield
@@ -43,20 +43,20 @@ def shared(*, repeated: bool) -> Iterator[None]:
         _tables.reset(token)
 
 
-def cached(key: Hashable, make: Callable[[], Made], *, owner: object = None) -> Made:
-    """`make()`, or what it gave for this key before in the same forward.
+def cached(key: Hashable, make: Callable[[], Table], *, owner: object = None) -> Table:
+    """The table `make()`, computed once for each key and owner in a forward.
 
-    owner: the module whose parameters the table is made from; nobody else shares it, so that it
-    is kept only where the owner is called again, and only if it is small.
+    owner: the module whose parameters the table depends on.  No other module shares the table, so
+    that it is cached only if the owner is called several times, and only if it is small.
     """
-    tables = None if torch.compiler.is_compiling() else _tables.get()
-    if tables is None or (owner is not None and not tables.repeated):
+    cache = None if torch.compiler.is_compiling() else _tables.get()
+    if cache is None or (owner is not None and not cache.repeated):
         return make()
     key = id(owner), key
-    if key in tables.made:
-        known: Made = tables.made[key]
-        return known
-    answer = make()
-    if owner is None or not isinstance(answer, Tensor) or answer.nbytes <= LARGEST:
-        tables.made[key] = answer
-    return answer
+    if key in cache.tables:
+        found: Table = cache.tables[key]
+        return found
+    table = make()
+    if owner is None or not isinstance(table, Tensor) or table.nbytes <= LARGEST:
+        cache.tables[key] = table
+    return table

@@ -1,7 +1,7 @@
-"""A batch in parts: a few images at a time through a stage, a part of the groups or rows at once.
+"""A batch in parts: a few images at a time through a stage, some groups or rows at a time.
 
-The parts are of the same body and give the same numbers; what they save is memory and, on a CPU,
-the way of every map to the main memory and back.
+Parts give the numbers of the undivided batch; they save memory and, on a CPU, the way of every
+map to the main memory and back.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from torch import Tensor
 
 IMAGES = 6 << 20  # bytes of the maps that go through a stage together: they stay in the cache
-WIDEST = 16 << 20  # bytes of what is wider than a map: queries, keys and values, hidden layers
+WIDEST = 16 << 20  # bytes of tensors wider than a map: queries, keys and values, hidden layers
 
 _bound: ContextVar[int | None] = ContextVar("bound", default=None)
 
@@ -54,46 +54,50 @@ def bounded(mebibytes: float) -> Iterator[None]:
 
 
 def bound() -> int | None:
-    """Bytes of the bound in force, None without one."""
+    """The bound of the innermost `bounded` in bytes, None outside of it."""
     return _bound.get()
 
 
 def exceeds(size: int) -> bool:
-    """True if so many bytes are more than one part takes."""
+    """True if `size` bytes are more than one part may take."""
     return size > (_bound.get() or WIDEST)
 
 
 def image_parts(images: int, image_bytes: int) -> list[slice]:
-    """Slices of the batch, as equal as can be, whose maps of `image_bytes` an image stay in the
-    cache or the bound."""
+    """Slices of a batch, of almost equal length, whose maps fit the cache or the bound.
+
+    image_bytes: bytes of the maps of one image.
+    """
     most = max((_bound.get() or IMAGES) // max(image_bytes, 1), 1)
     n = max(-(-images // most), 1)
     return [slice(i * images // n, (i + 1) * images // n) for i in range(n)]
 
 
 def row_parts(rows: int, row_bytes: int) -> list[slice]:
-    """Slices of `rows`, at least one, whose widest intermediates of `row_bytes` a row fit."""
+    """Slices of `rows`, at least one, whose widest intermediates fit the bound.
+
+    row_bytes: bytes of the intermediates of one row.
+    """
     step = max((_bound.get() or WIDEST) // max(row_bytes, 1), 1)
     return [slice(i, min(i + step, rows)) for i in range(0, max(rows, 1), step)]
 
 
 def group_parts(images: int, groups: int, group_bytes: int) -> Iterator[tuple[slice, slice]]:
-    """(some images, some of their groups): all groups of several images, or several of one."""
-    several = row_parts(images, groups * group_bytes)
-    for part in several:
-        alone = part.stop - part.start == 1
-        for some in row_parts(groups, group_bytes) if alone else [slice(0, groups)]:
-            yield part, some
+    """Pairs (images, groups) of slices: all groups of several images, or several of one image."""
+    for image_part in row_parts(images, groups * group_bytes):
+        single = image_part.stop - image_part.start == 1
+        for group_part in row_parts(groups, group_bytes) if single else [slice(0, groups)]:
+            yield image_part, group_part
 
 
 def joined(x: Tensor, parts: Iterable[slice], run: Callable[[Tensor], Tensor]) -> Tensor:
-    """`run` of every part of x along its first axis, the answers one after another."""
+    """The results of `run` on every part of x along its first axis, joined along it."""
     out: Tensor | None = None
     for part in parts:
         y = run(x[part])
         if y.shape[0] == x.shape[0]:
             return y
-        if out is None:  # the first answer tells what all are like
+        if out is None:  # the first result has the shape and type of all
             out = y.new_empty(x.shape[0], *y.shape[1:])
         out[part] = y
     assert out is not None

@@ -1,8 +1,7 @@
-"""Which backend computes a stage or a mixer, by rules in order; where rules leave several, the
-fastest, by measurement.
+"""The choice of the backend of a stage or a mixer: rules in order, and autotuning where they leave
+several backends.
 
-`execute(module, x)` is how a module with several backends computes.  It gives x to
-`module.run(x, backend)`.
+`execute(module, x)` chooses the backend and calls `module.run(x, backend)`.
 """
 
 from __future__ import annotations
@@ -17,42 +16,43 @@ from torch import Tensor, nn
 from attention.execution import autotune, backends, chunks, torch_private
 from attention.execution.backends import CPU, KERNEL, REFERENCE, Choice, Reference
 
-OURS = "torch.nn.modules.", "attention.", "backbones."  # whose modules do as they are named
-TRIED_ON = ("cuda",)  # devices whose mixers try the kernel without being asked
+OURS = "torch.nn.modules.", "attention.", "backbones."  # packages whose modules are known
+TRIED_ON = ("cuda",)  # devices on which the kernel is tried without a request
 
 _record: ContextVar[list[tuple[nn.Module, Choice]] | None] = ContextVar("record", default=None)
 
 
 class Executable(nn.Module):
-    """A module that several backends can compute.
+    """A module that several backends can execute.
 
-    backend: auto, or the name of the one that computes this module wherever it can.
+    backend: auto, or the name of the backend that executes this module wherever it can.
     """
 
     backend: str = "auto"
 
     def forward(self, x: Tensor) -> Tensor:
-        return execute(self, x)
+        return execute(self, x)  # (b, h, w, c) -> (b, h, w, c)
 
     def run(self, x: Tensor, backend: Reference) -> Tensor:
-        """The body, executed by `backend`."""
+        """The computation of the module, executed by `backend`."""
         raise NotImplementedError
 
-    def is_cut(self, x: Tensor) -> bool:
-        """True if the cpu backend would take x in more than one part."""
+    def in_parts(self, x: Tensor) -> bool:
+        """True if the cpu backend takes x in more than one part."""
         raise NotImplementedError
 
     def kernel_refusal(self, x: Tensor) -> str | None:
-        """Why the GPU kernel cannot compute this module, None if it can; "" where the modules
-        inside are asked one by one."""
+        """Why the GPU kernel cannot execute this module, None if it can; "" if the modules
+        inside answer for themselves."""
         return ""
 
     def signature(self) -> str:
-        """The module's kind, apart from the numbers in it."""
+        """A text that equal configurations of the module share, whatever their parameters."""
         raise NotImplementedError
 
 
 def execute(module: Executable, x: Tensor) -> Tensor:
+    """The output of `module.run` by the backend that `choose` gives."""
     choice = choose(module, x)
     if torch.compiler.is_compiling():
         return module.run(x, choice.backend)
@@ -61,7 +61,7 @@ def execute(module: Executable, x: Tensor) -> Tensor:
 
 
 def choose(module: Executable, x: Tensor) -> Choice:
-    """The rules, in order."""
+    """The surrounding choice, or the first rule that applies."""
     if (choice := backends.chosen()) is not None:
         return choice
     choice = _rules(module, x, backends.asked(module.backend))
@@ -78,12 +78,12 @@ def _rules(module: Executable, x: Tensor, asked: str) -> Choice:
     if torch.compiler.is_compiling():
         return Choice(REFERENCE, "a traced graph holds torch's operators")
     gpu = x.device.type != "cpu" and chunks.bound() is None
-    if not gpu:  # the cheapest questions first: most calls end here
-        if torch.is_grad_enabled() and _learns(module, x):
+    if not gpu:  # the cheapest conditions first: most calls end here
+        if torch.is_grad_enabled() and _with_gradients(module, x):
             return Choice(REFERENCE, "with gradients; set_grad_checkpointing saves memory")
         if module.training:
             return Choice(REFERENCE, "in training mode")
-        if asked == "auto" and chunks.bound() is None and not module.is_cut(x):
+        if asked == "auto" and chunks.bound() is None and not module.in_parts(x):
             return Choice(REFERENCE, "small enough for one part")
     if reason := observer(module, x):
         return Choice(REFERENCE, reason)
@@ -97,7 +97,7 @@ def _rules(module: Executable, x: Tensor, asked: str) -> Choice:
 
 
 def _kernel_asked(module: Executable, x: Tensor) -> Choice:
-    """Raises ValueError, in one line, where the kernel was asked for by name and cannot run."""
+    """The choice where the kernel is asked for by name; raises ValueError if it cannot run."""
     if not torch.compiler.is_compiling() and (reason := observer(module, x)):
         return Choice(REFERENCE, reason)
     refusal = module.kernel_refusal(x)
@@ -109,8 +109,8 @@ def _kernel_asked(module: Executable, x: Tensor) -> Choice:
 
 
 def _on_gpu(module: Executable, x: Tensor) -> Choice:
-    """The kernel may stand in for torch's where torch may choose among kernels itself, and is not
-    held to one order of sums."""
+    """The choice on a GPU: the kernel only where torch itself may choose among several kernels,
+    and where no fixed order of sums is asked for."""
     if x.device.type not in TRIED_ON:
         return Choice(REFERENCE, f"no other backend is tried on {x.device.type}")
     cuda = torch.backends.cuda
@@ -127,24 +127,26 @@ def _on_gpu(module: Executable, x: Tensor) -> Choice:
 
 
 def _key(module: Executable, x: Tensor) -> str:
-    """The kind of a call, which is another one where the numbers of the input double."""
+    """The kind of a call, which changes when the size of the input doubles."""
     kind = x.device.type
     cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    learns = torch.is_grad_enabled() and _learns(module, x)
-    mode = f"train input={x.requires_grad}" if learns else "infer"
+    with_gradients = torch.is_grad_enabled() and _with_gradients(module, x)
+    mode = f"train input={x.requires_grad}" if with_gradients else "infer"
     batch = "one" if x.shape[0] == 1 else "many"
     threads = f" threads={torch.get_num_threads()}" if kind == "cpu" else ""
     where = f"{kind} {mode} {cast} batch={batch} numbers<2^{x.numel().bit_length()}"
     return f"{module.signature()} {where}{threads}"
 
 
-def _learns(module: nn.Module, x: Tensor) -> bool:
+def _with_gradients(module: nn.Module, x: Tensor) -> bool:
     return x.requires_grad or any(p.requires_grad for p in module.parameters())
 
 
 def observer(module: nn.Module, x: Tensor) -> str | None:
-    """What could observe a difference between backends, or None: hooks, modes, tracers, tensor
-    subclasses, modules of another kind."""
+    """What could observe a difference between backends, None if nothing could.
+
+    Observers are hooks, modes, tracers, tensor subclasses and modules of other packages.
+    """
     if torch.jit.is_tracing():
         return "its operators are observed"
     if type(x) is not Tensor or not x.numel() or x.device.type == "meta":
@@ -158,7 +160,7 @@ def observer(module: nn.Module, x: Tensor) -> str | None:
     for name, part in module.named_modules():
         if not type(part).__module__.startswith(OURS):
             return f"{name or 'it'} is a {type(part).__name__}, of another package"
-        if part is not module and torch_private.hooked(part):  # its own sees it whole
+        if part is not module and torch_private.hooked(part):  # outside, no difference shows
             return f"{name} has a hook"
     return None
 
@@ -168,7 +170,7 @@ def observer(module: nn.Module, x: Tensor) -> str | None:
 
 @contextmanager
 def recorded() -> Iterator[list[tuple[nn.Module, Choice]]]:
-    """Inside, the list grows by every module that chooses, and its choice."""
+    """Context whose list receives every module that chooses, with its choice."""
     found: list[tuple[nn.Module, Choice]] = []
     token = _record.set(found)
     try:

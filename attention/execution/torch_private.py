@@ -1,7 +1,6 @@
-"""Every private name of torch that this package reads, each with what holds where torch lacks it.
+"""Every private name of torch that this package reads, each with a default where torch lacks it.
 
-A missing name never raises: what cannot be asked is answered on the side of caution, so that the
-reference backend computes.
+A missing name never raises; the defaults are cautious, so that the reference backend computes.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
 
 
-def _ask(path: str, otherwise: Any) -> Any:
-    """The answer of the function `torch.<path>`, or `otherwise` where there is none."""
+def _ask(path: str, default: Any) -> Any:
+    """The result of the function `torch.<path>`, or `default` if torch has none."""
     found: Any = torch
     for name in path.split("."):
         found = getattr(found, name, None)
-    return found() if isinstance(found, Callable) else otherwise  # type: ignore[arg-type]
+    return found() if isinstance(found, Callable) else default  # type: ignore[arg-type]
 
 
 def function_modes() -> bool:
@@ -42,7 +41,7 @@ def transforms() -> bool:
 
 
 def hooked(module: nn.Module) -> bool:
-    """True if this very module has a hook that is called around its forward or backward."""
+    """True if the module itself has a hook that is called around its forward or backward."""
     return any(getattr(module, name, True) for name in _HOOKS)
 
 
@@ -61,14 +60,14 @@ _CHECKS = ("_check_set_item_target", "_check_append_target")
 
 @contextmanager
 def fillable(kind: type) -> Iterator[None]:
-    """Inside, torch's restricted unpickler fills instances of `kind` as it fills dicts and lists.
+    """Context in which torch's restricted unpickler fills instances of `kind` like dicts and lists.
 
-    Where torch lacks the names, nothing changes: such files are refused by torch.
+    Where torch lacks the names, nothing changes, and torch refuses files with such instances.
     """
     try:
         module = importlib.import_module("torch._weights_only_unpickler")
-        usual = module.Unpickler
-        checks = {name: getattr(usual, name) for name in _CHECKS}
+        unpickler = module.Unpickler
+        checks = {name: getattr(unpickler, name) for name in _CHECKS}
     except (ImportError, AttributeError):
         yield
         return
@@ -81,9 +80,9 @@ def fillable(kind: type) -> Iterator[None]:
         if not isinstance(target, kind):
             checks[_CHECKS[1]](self, target)
 
-    made = type("Unpickler", (usual,), dict(zip(_CHECKS, (set_item, append), strict=True)))
-    module.Unpickler = made  # type: ignore[attr-defined]
+    methods = dict(zip(_CHECKS, (set_item, append), strict=True))
+    module.Unpickler = type("Unpickler", (unpickler,), methods)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        module.Unpickler = usual  # type: ignore[attr-defined]
+        module.Unpickler = unpickler  # type: ignore[attr-defined]

@@ -1,1 +1,1 @@
-"""Which tokens meet: axes cut into groups, and what follows from the cut."""
+"""Which tokens attend to each other: the partition of a map, and all that follows from it."""

@@ -1,4 +1,4 @@
-"""One axis of a map cut into groups: pads, shift, and which positions meet."""
+"""The partition of one axis of a map into groups, with its pads and its shift."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from typing import NamedTuple
 from einops import rearrange
 from torch import Tensor
 
-from attention.geometry.symbolic import known, smaller, whole
+from attention.geometry.symbolic import known, round_up, smaller
 
 
 class Axis(NamedTuple):
-    """One axis of a cut: `length` real tokens, `before` pads, up to `padded` in all, rolled back
-    by `shift`, in `n` groups of `extent`."""
+    """The partition of one axis into `n` groups of `extent` tokens.
+
+    Args:
+        length: real tokens.
+        extent: tokens of a group.
+        before: pads before the first token.
+        padded: tokens and pads in all, a multiple of `extent`.
+        shift: by how many positions the axis is rolled back before it is partitioned.
+        interlaced: whether a group takes every n-th position, instead of neighbours.
+    """
 
     length: int
     extent: int
@@ -32,14 +40,14 @@ class Axis(NamedTuple):
         return rearrange(x, pattern, n=self.n, g=self.extent)
 
     def regions(self) -> list[int]:
-        """For each real token, a number that two tokens share iff this axis lets them meet."""
+        """A number per real token, equal for two tokens iff they may attend along this axis."""
         positions = range(self.before, self.before + self.length)
         if self.interlaced:
             return [p % self.n for p in positions]
         return [(p - self.shift) // self.extent for p in positions]
 
     def real_pairs(self) -> int:
-        """Pairs (query, key) of real tokens that land in one group, parted by a shift or not."""
+        """Pairs (query, key) of real tokens in one group, those separated by the shift too."""
         tally = [0] * self.n
         for p in range(self.before, self.before + self.length):
             rolled = (p - self.shift) % self.padded
@@ -51,13 +59,16 @@ def axis(
     length: int, extent: int, *, padded: int | None = None, even: bool = False, shift: int = 0,
     interlaced: bool = False,
 ) -> Axis:  # fmt: skip
-    """Cuts `length` tokens into groups of `extent`.
+    """The partition of `length` tokens into groups of `extent`.
 
-    Pads after the last token, or evenly with the smaller part first, up to whole groups (or to
-    `padded`).  One group that covers the axis needs no shift, more leave room for any.
+    Args:
+        padded: tokens and pads in all; None: the next multiple of `extent`.
+        even: whether pads stand on both sides, fewer of them before; else all stand after.
+        shift: the shift of a map with several groups; an axis of one group is not shifted.
+        interlaced: whether a group takes every n-th position, instead of neighbours.
     """
     if padded is None:
-        padded = length if known(length == extent) else whole(length, extent)
+        padded = length if known(length == extent) else round_up(length, extent)
     before = (padded - length) // 2 if even else 0
     shift = smaller(shift, padded - extent) if shift else 0
     return Axis(length, extent, before, padded, shift, interlaced)

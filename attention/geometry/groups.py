@@ -1,4 +1,4 @@
-"""Which tokens meet: one cut of a map into groups, and everything that follows from it.
+"""The partition of a map into groups, and everything that follows from it.
 
 Axis letters here and in every mixer:
 
@@ -6,8 +6,8 @@ Axis letters here and in every mixer:
     nh nw  groups along an axis   gh gw  extent of a group
     c  channels
 
-The two patterns are the whole geometry of the field, and differ in the order inside a bracket:
-a contiguous group takes neighbouring rows, an interlaced one takes every nh-th row.
+The two patterns are the whole geometry of the field, and differ in the order of two letters: a
+contiguous group takes neighbouring rows, an interlaced group takes every nh-th row.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor
 
 from attention.geometry.axis import Axis
-from attention.geometry.symbolic import around, between, copied, known, rolled
+from attention.geometry.symbolic import copied, known, narrow, rolled, wrap
 
 CONTIGUOUS = "b nh gh nw gw c"
 INTERLACED = "b gh nh gw nw c"
@@ -29,7 +29,7 @@ GROUPED = "b nh nw gh gw c"
 
 
 class Groups(NamedTuple):
-    """A cut of an (h, w) map: the groups of one branch of one mixer."""
+    """The partition of an (h, w) map into the groups of one branch: an immutable value."""
 
     rows: Axis
     cols: Axis
@@ -42,7 +42,7 @@ class Groups(NamedTuple):
 
     @property
     def n(self) -> int:
-        """Groups of the map."""
+        """Number of groups."""
         return self.rows.n * self.cols.n
 
     @property
@@ -56,7 +56,7 @@ class Groups(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        """Pairs (query, key) that are compared, pads included."""
+        """Pairs (query, key) inside groups, pads included."""
         return self.tokens * self.rows.extent * self.cols.extent
 
     @property
@@ -65,18 +65,18 @@ class Groups(NamedTuple):
 
     @property
     def padded(self) -> bool:
-        """False if there is certainly no pad."""
+        """False if the map certainly has no pad."""
         return not known(self.tokens == self.real_tokens)
 
     @property
     def shifted(self) -> bool:
-        """False if certainly nothing is rolled."""
+        """False if certainly no axis is rolled."""
         return not known(self.rows.shift + self.cols.shift == 0)
 
     # -- the map -------------------------------------------------------------------------
 
     def pad(self, x: Tensor) -> Tensor:
-        """(b, h, w, c) -> the padded map, zeros around it."""
+        """(b, h, w, c) -> (b, hp, wp, c), padded with zeros."""
         if not self.padded:
             return x
         r, c = self.rows, self.cols
@@ -84,36 +84,39 @@ class Groups(NamedTuple):
         return F.pad(x, (0, 0, c.before, after_c, r.before, after_r))
 
     def crop(self, x: Tensor) -> Tensor:
-        """The padded map -> (b, h, w, c)."""
+        """(b, hp, wp, c) -> (b, h, w, c): the inverse of `pad`."""
         if not self.padded:
             return x
         r, c = self.rows, self.cols
-        return copied(between(between(x, 1, r.before, r.length), 2, c.before, c.length))
+        return copied(narrow(narrow(x, 1, r.before, r.length), 2, c.before, c.length))
 
     def roll(self, x: Tensor) -> Tensor:
+        """(b, hp, wp, c) -> (b, hp, wp, c), rolled back by the shift."""
         return rolled(x, self.rows.shift, self.cols.shift) if self.shifted else x
 
     def unroll(self, x: Tensor) -> Tensor:
+        """The inverse of `roll`."""
         back = (axis.padded - axis.shift for axis in self)
         return rolled(x, *back) if self.shifted else x
 
     def split(self, x: Tensor) -> Tensor:
-        """The padded map (b, hp, wp, c) -> (b, groups, tokens of a group, c)."""
-        x = x.unflatten(2, self._sizes[1]).unflatten(1, self._sizes[0])
-        return copied(rearrange(x, f"{self._pattern} -> {GROUPED}")).flatten(3, 4).flatten(1, 2)
+        """(b, hp, wp, c) -> (b, n, l, c): the tokens of every group."""
+        x = x.unflatten(2, self._sizes[1]).unflatten(1, self._sizes[0])  # (b, nh, gh, nw, gw, c)
+        x = copied(rearrange(x, f"{self._pattern} -> {GROUPED}"))  # (b, nh, nw, gh, gw, c)
+        return x.flatten(3, 4).flatten(1, 2)
 
     def merge(self, x: Tensor) -> Tensor:
         """The inverse of `split`."""
         x = x.unflatten(2, self.extent).unflatten(1, (self.rows.n, self.cols.n))
-        x = copied(rearrange(x, f"{GROUPED} -> {self._pattern}"))
+        x = copied(rearrange(x, f"{GROUPED} -> {self._pattern}"))  # (b, nh, gh, nw, gw, c)
         return x.flatten(3, 4).flatten(1, 2)
 
     def partition(self, x: Tensor) -> Tensor:
-        """(b, h, w, c) -> (b, groups, tokens of a group, c): padded with zeros, rolled, cut."""
+        """(b, h, w, c) -> (b, n, l, c): pads with zeros, rolls and splits."""
         return self.split(self.roll(self.pad(x)))
 
     def reverse(self, x: Tensor) -> Tensor:
-        """The inverse of `partition`; pads are dropped."""
+        """(b, n, l, c) -> (b, h, w, c): the inverse of `partition`."""
         return self.crop(self.unroll(self.merge(x)))
 
     @property
@@ -129,44 +132,42 @@ class Groups(NamedTuple):
     def _sizes(self) -> list[tuple[int, int]]:
         return [(a.extent, a.n) if self._interlaced else (a.n, a.extent) for a in self]
 
-    # -- who may meet --------------------------------------------------------------------
+    # -- the mask ------------------------------------------------------------------------
 
-    def parted(self, device: torch.device) -> Tensor | None:
-        """(groups, l, l) bool: pairs that the cyclic shift brought together from opposite edges;
-        None without a shift.
+    def separated(self, device: torch.device) -> Tensor | None:
+        """(n, l, l) bool: pairs of one group that the shift separated; None without a shift.
 
-        Rolled back by s, the first s tokens of an axis stand last in its last group; they meet
-        each other there, and nobody else.
+        Rolled back by s, the first s tokens of an axis stand last in its last group, beside
+        tokens of the opposite edge; they attend to each other alone.
         """
         if not self.shifted:
             return None
-        side = self._along(device, lambda p, a: p >= a.padded - a.shift)
+        side = self._along(device, lambda p, a: p >= a.padded - a.shift)  # (n, l)
         return side[:, :, None] != side[:, None, :]
 
     def pads(self, device: torch.device) -> Tensor | None:
-        """(groups, l, l) bool: pairs whose key is a pad other than the query itself; None
-        without padding."""
+        """(n, l, l) bool: pairs whose key is a pad other than the query; None without pads."""
         if not self.padded:
             return None
 
         def is_pad(p: Tensor, a: Axis) -> Tensor:
-            origin = around(p, a.shift, a.padded)
+            origin = wrap(p, a.shift, a.padded)
             return (origin < a.before) | (origin >= a.before + a.length)
 
-        pad = self._along(device, is_pad) > 0
+        pad = self._along(device, is_pad) > 0  # (n, l)
         self_pair = torch.eye(pad.shape[1], dtype=torch.bool, device=device)
         return pad[:, None, :] & ~self_pair
 
     def _along(self, device: torch.device, test: Callable[[Tensor, Axis], Tensor]) -> Tensor:
-        """(groups, l): a number per token that tells its answers on the two axes apart."""
+        """(n, l): for every token the result of `test` on its row, times 2, plus on its column."""
         rows, cols = (a.split(test(torch.arange(a.padded, device=device), a).int()) for a in self)
-        both = 2 * rows[:, None, :, None] + cols[:, None, :]  # nh nw gh gw
+        both = 2 * rows[:, None, :, None] + cols[:, None, :]  # (nh, nw, gh, gw)
         return both.flatten(2).flatten(0, 1)
 
     # -- the receptive field -------------------------------------------------------------
 
     def region(self, query: tuple[int, int]) -> Tensor:
-        """(h, w) bool: the tokens that share a group with `query`, by integer arithmetic."""
+        """(h, w) bool: the tokens that attend with `query` (row, column), by integers alone."""
         rows, cols = self.rows.regions(), self.cols.regions()
         row = torch.tensor([r == rows[query[0]] for r in rows])
         col = torch.tensor([c == cols[query[1]] for c in cols])

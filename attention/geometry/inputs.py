@@ -1,6 +1,7 @@
-"""What a mixer and a backbone take, and one line about anything else.
+"""The check of the input of mixers and backbones, which explains a refusal in one line.
 
-Asked are rank, channels and dtype, which every graph holds fixed; sides only in eager.
+Rank, channels and dtype are checked always, because every graph holds them fixed; height and
+width in eager only.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from transom.errors import SpecError, one_line
 MAP, IMAGES = -1, 1  # the axis of the channels in (b, h, w, c) and in (b, c, h, w)
 
 
-def check(x: Any, place: object, axis: int, channels: int) -> None:
-    """Refuses what is no batch of maps or images.
+def check(x: Any, module: object, axis: int, channels: int) -> None:
+    """Refuses an input that is no batch of maps or images.
 
     Args:
-        x: what is given; the batch may be empty.  What stands in for a tensor passes.
-        place: what takes it, which has a name as text.
+        x: the input; its batch may be empty.  An object with `__torch_function__` passes.
+        module: the config or spec of the module that is called; its text begins the message.
         axis: MAP for (b, h, w, channels), IMAGES for (b, channels, h, w).
-        channels: how many it takes.
+        channels: number of channels that the module takes.
 
     Raises:
-        SpecError: with what is given, what is expected, and the way there where it is plain.
+        SpecError: with the given and the expected layout, and the conversion where it is clear.
 
     Example:
         >>> check(torch.zeros(2, 96, 14, 14), "window:size=7", MAP, 96)
@@ -34,7 +35,7 @@ def check(x: Any, place: object, axis: int, channels: int) -> None:
 which looks like channels first: x.permute(0, 2, 3, 1)
     """
     if not _fits(x, axis, channels):
-        raise SpecError(_fault(x, one_line(str(place)), axis, channels))
+        raise SpecError(_fault(x, one_line(str(module)), axis, channels))
 
 
 def _fits(x: Any, axis: int, channels: int) -> bool:
@@ -48,18 +49,19 @@ def _fits(x: Any, axis: int, channels: int) -> bool:
     return x.shape[axis] == channels and sides
 
 
-def _fault(x: Any, place: str, axis: int, channels: int) -> str:
+def _fault(x: Any, module: str, axis: int, channels: int) -> str:
     layout = f"(b, h, w, {channels})" if axis == MAP else f"(b, {channels}, h, w)"
     if not isinstance(x, Tensor):
-        return f"{place} takes a tensor {layout}; given {type(x).__name__}"
+        return f"{module} takes a tensor {layout}; given {type(x).__name__}"
     if not x.is_floating_point():
-        way = "x.float() / 255" if x.dtype == torch.uint8 else "x.float()"
-        return f"{place} takes floating point; given {x.dtype}: {way}"
-    return f"{place} takes {layout}; given {tuple(x.shape)}{_way(tuple(x.shape), axis, channels)}"
+        cast = "x.float() / 255" if x.dtype == torch.uint8 else "x.float()"
+        return f"{module} takes floating point; given {x.dtype}: {cast}"
+    hint = _conversion(tuple(x.shape), axis, channels)
+    return f"{module} takes {layout}; given {tuple(x.shape)}{hint}"
 
 
-def _way(shape: tuple[int, ...], axis: int, channels: int) -> str:
-    """How the shape becomes the expected one, where it looks like another layout of it."""
+def _conversion(shape: tuple[int, ...], axis: int, channels: int) -> str:
+    """The conversion to the expected layout, if the shape looks like another known layout."""
     if len(shape) == 4 and shape[axis] == channels:
         return ": height and width from 1"
     if axis == MAP:

@@ -1,4 +1,4 @@
-"""Arithmetic and moves on sizes that a graph may leave free.
+"""Arithmetic on sizes, and moves by them, where a graph may leave sizes free.
 
 In eager a size is a number.  In a graph that torch.compile traces with free sizes, or that is
 exported with them, it is a symbol: a comparison would make a graph for each answer, and ONNX
@@ -14,8 +14,11 @@ from torch import Tensor
 
 
 def known(fact: bool) -> bool:
-    """Whether a comparison of sizes holds: in eager simply itself.  In a graph whose sizes are
-    free, False where it depends on them, so that one graph pads, shifts and masks for all."""
+    """True if a comparison of sizes certainly holds.
+
+    In eager that is the comparison.  In a graph it is False if the answer depends on a free size,
+    so that one graph pads, shifts and masks for all sizes.
+    """
     if not torch.compiler.is_compiling():
         return fact
     from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -24,41 +27,53 @@ def known(fact: bool) -> bool:
 
 
 def copied(x: Tensor) -> Tensor:
-    """In the order of its axes, always anew: whether a view would do depends on the sizes, and
-    each answer would be another graph."""
+    """A contiguous copy, also where x is contiguous.
+
+    Whether a view suffices depends on the sizes, and each answer would be another graph.
+    """
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def whole(length: int, extent: int) -> int:
-    """`length` rounded up to a multiple; of positive numbers only, which ONNX too divides so."""
+def round_up(length: int, extent: int) -> int:
+    """`length` rounded up to a multiple of `extent`.
+
+    The dividend is positive, because ONNX rounds negative quotients otherwise than Python.
+    """
     return (length + extent - 1) // extent * extent
 
 
 def smaller(a: int, b: int) -> int:
-    """min, which a graph whose sizes are free keeps open."""
+    """min(a, b), which stays symbolic in a graph with free sizes."""
     return cast(int, torch.sym_min(a, b))
 
 
 def rolled(x: Tensor, *shifts: int) -> Tensor:
-    """(b, h, w, c) rolled back along h and w.  ONNX rolls by constants only, so a shift that
-    depends on a free size is an index."""
+    """(b, h, w, c) rolled back along h and w by `shifts`.
+
+    ONNX rolls by constants only, so a shift that depends on a free size becomes an index.
+    """
     if all(isinstance(shift, int) for shift in shifts):
         return torch.roll(x, [-shift for shift in shifts], (1, 2))
     for dim, shift in enumerate(shifts, start=1):
         length = x.shape[dim]
-        x = x.index_select(dim, around(torch.arange(length, device=x.device), shift, length))
+        x = x.index_select(dim, wrap(torch.arange(length, device=x.device), shift, length))
     return x
 
 
-def between(x: Tensor, dim: int, start: int, length: int) -> Tensor:
-    """`narrow`; from a start that depends on a free size by an index, since a slice from there is
-    of no known length to torch.compile."""
+def narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """`Tensor.narrow`, also from a start that depends on a free size.
+
+    Such a start needs an index: torch.compile does not know the length of a slice from it.
+    """
     if isinstance(start, int):
         return x.narrow(dim, start, length)
     return x.index_select(dim, torch.arange(length, device=x.device) + start)
 
 
-def around(p: Tensor, shift: int, length: int) -> Tensor:
-    """(p + shift) % length of positions below it: ONNX has remainders by constants only."""
+def wrap(p: Tensor, shift: int, length: int) -> Tensor:
+    """(p + shift) % length for positions p < length and shift <= length.
+
+    ONNX has remainders by constants only.
+    """
     p = p + shift
     return torch.where(p < length, p, p - length)

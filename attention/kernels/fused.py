@@ -1,10 +1,10 @@
 """Attention inside groups as one GPU kernel: where it applies, and its place in autograd.
 
 `attend` is `Groups.roll`, `split`, masks, bias, softmax, `merge` and `unroll` without a copy: the
-kernels compute from the integers of the cut where each token lies.  It is an operator of torch's
+kernels compute from the integers of the partition where each token lies.  It is a custom operator
 (`torch.ops.transom.group_attention`), so that compile and export see one node.
 
-Deterministic: every sum is made in one order, in registers; there are no atomic additions.
+The kernel is deterministic: every sum has one order, in registers, without atomic additions.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 from attention.execution.backends import backend
 from attention.geometry.groups import Groups
-from attention.kernels.launch import WHOLE, Call, groups_of
+from attention.kernels.launch import TILE_TOKENS, Call, groups_of
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: kernels on a CPU
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's switch: kernels on a CPU
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 HEAD_DIMS = range(16, 65)
 LARGEST_GROUP = 4096  # tokens
@@ -32,7 +32,7 @@ OLDEST = 8  # major compute capability: bfloat16 products
 
 
 def supported(q: Tensor, groups: Groups, *, heads: int) -> str | None:
-    """Why the kernel cannot run on queries q (..., heads * d), by name; None if it can."""
+    """The reason why the kernel cannot run on queries q (..., heads * d); None if it can."""
     d, length = q.shape[-1] // heads, math.prod(groups.extent)
     if not HAS_TRITON:
         return "Triton is not installed"
@@ -68,7 +68,7 @@ def kernel() -> AbstractContextManager[None]:
 
 
 def require(q: Tensor, groups: Groups, *, heads: int) -> None:
-    """Raises ValueError, in one line, where the kernel was asked for by name and cannot run."""
+    """Raises ValueError, in one line, if the kernel cannot run on queries q (..., heads * d)."""
     reason = supported(q, groups, heads=heads)
     if reason:
         raise ValueError(f"fused attention: {reason}; the reference backend runs anywhere")
@@ -76,44 +76,57 @@ def require(q: Tensor, groups: Groups, *, heads: int) -> None:
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, groups: Groups, *, heads: int, scale: float = 1.0,
-    bias: Tensor | None = None, gain: Tensor | None = None, mask_value: float | None = None,
-    hidden: bool = False,
+    bias: Tensor | None = None, logit_scale: Tensor | None = None, mask_value: float | None = None,
+    mask_padding: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Softmax attention inside `groups` for every head; result as q, contiguous.
+    """Softmax attention inside `groups` for every head, differentiable once.
 
-    q, k, v     (b, hp, wp, heads * d): the padded map, not rolled; views are read where they lie
-    scale       of the products q k
-    bias        (heads, l, l), added to the scores of every group
-    gain        (heads,): cosine scores; q and k are made unit vectors, and this is their scale
-    mask_value  added to pairs that a shift parts; None: they are hidden
-    hidden      pads are no keys, but for themselves
+    Args:
+        q, k, v: (b, hp, wp, heads * d), the padded map, not rolled; strided views are not copied.
+        groups: the partition of the map.
+        heads: number of heads.
+        scale: factor of the products q k.
+        bias: (heads, l, l), added to the scores of every group.
+        logit_scale: (heads,), the scale of cosine scores; with it q and k are normalised.
+        mask_value: added to pairs that the shift separated; None masks them.
+        mask_padding: whether a pad is masked as a key of every token but itself.
 
-    Differentiable once in q, k, v, bias and gain.  Raises ValueError where `supported` says why.
+    Returns:
+        (b, hp, wp, heads * d), contiguous.
+
+    Raises:
+        ValueError: with the reason that `supported` gives.
     """
     require(q, groups, heads=heads)
-    return _attend([q, k, v], groups, heads, scale, bias, gain, mask_value, hidden)
+    return _attend([q, k, v], groups, heads, scale, bias, logit_scale, mask_value, mask_padding)
 
 
 def attend_packed(
     qkv: Tensor, groups: Groups, *, heads: int, scale: float = 1.0, bias: Tensor | None = None,
-    gain: Tensor | None = None, mask_value: float | None = None, hidden: bool = False,
+    logit_scale: Tensor | None = None, mask_value: float | None = None, mask_padding: bool = False,
 ) -> Tensor:  # fmt: skip
-    """`attend` of qkv.chunk(3, -1), whose gradient is written as one tensor: no copy joins it."""
+    """`attend` of qkv.chunk(3, -1), with the gradient of qkv written as one tensor.
+
+    Args:
+        qkv: (b, hp, wp, 3 * heads * d).
+    """
     require(qkv.chunk(3, -1)[0], groups, heads=heads)
-    return _attend([qkv], groups, heads, scale, bias, gain, mask_value, hidden)
+    return _attend([qkv], groups, heads, scale, bias, logit_scale, mask_value, mask_padding)
 
 
 def _attend(
     parts: list[Tensor], groups: Groups, heads: int, scale: float, bias: Tensor | None,
-    gain: Tensor | None, mask_value: float | None, hidden: bool,
+    logit_scale: Tensor | None, mask_value: float | None, mask_padding: bool,
 ) -> Tensor:  # fmt: skip
     axes = [int(number) for axis in groups for number in axis]
     op = torch.ops.transom.group_attention
-    return op(parts, bias, gain, axes, heads, scale, mask_value, hidden)[0]
+    return op(parts, bias, logit_scale, axes, heads, scale, mask_value, mask_padding)[0]
 
 
 # -- the operator ------------------------------------------------------------------------------
 
+# An exported program stores a schema's argument names: `gain` is the logit scale, and `hidden`
+# says that padding is masked.
 _OPTIONS = "int[] axes, int heads, float scale, float? mask_value, bool hidden"
 
 
@@ -122,11 +135,16 @@ _OPTIONS = "int[] axes, int heads, float scale, float? mask_value, bool hidden"
     schema=f"(Tensor[] parts, Tensor? bias, Tensor? gain, {_OPTIONS}) -> (Tensor, Tensor)",
 )  # fmt: skip
 def group_attention(
-    parts: Sequence[Tensor], bias: Tensor | None, gain: Tensor | None, axes: Sequence[int],
-    heads: int, scale: float, mask_value: float | None, hidden: bool,
+    parts: Sequence[Tensor], bias: Tensor | None, logit_scale: Tensor | None, axes: Sequence[int],
+    heads: int, scale: float, mask_value: float | None, mask_padding: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The result and, where groups are of several tiles, the log-sums for backward."""
-    call = Call(parts, bias, gain, axes, heads, scale, mask_value, hidden)
+    """Attention inside groups.
+
+    Returns:
+        The output (b, hp, wp, heads * d), and the log-sum of every row of scores
+        (b * n, heads, l) where a group takes several tiles, else an empty tensor.
+    """
+    call = Call(parts, bias, logit_scale, axes, heads, scale, mask_value, mask_padding)
     out, lse = _outputs(parts, axes, heads)
     if call.items:
         call.forward(out, lse)
@@ -140,12 +158,12 @@ def group_attention(
 )  # fmt: skip
 def group_attention_backward(
     gout: Tensor, out: Tensor, lse: Tensor, parts: Sequence[Tensor], bias: Tensor | None,
-    gain: Tensor | None, axes: Sequence[int], heads: int, scale: float,
-    mask_value: float | None, hidden: bool,
+    logit_scale: Tensor | None, axes: Sequence[int], heads: int, scale: float,
+    mask_value: float | None, mask_padding: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of parts, then of the bias and of the gain where there are any."""
-    call = Call(parts, bias, gain, axes, heads, scale, mask_value, hidden)
-    grads = _gradients(parts, bias, gain)
+    """Gradients of the parts, then of the bias and of the logit scale where they are given."""
+    call = Call(parts, bias, logit_scale, axes, heads, scale, mask_value, mask_padding)
+    grads = _gradients(parts, bias, logit_scale)
     if call.items:
         call.backward(gout.contiguous(), out, lse, grads)
     else:
@@ -159,31 +177,31 @@ def _outputs(parts: Sequence[Tensor], axes: Sequence[int], heads: int) -> tuple[
     b, hp, wp, channels = like.shape
     length = math.prod(groups.extent)
     out = like.new_empty(b, hp, wp, channels // 3 if len(parts) == 1 else channels)
-    sums = (b * groups.n, heads, length) if length > WHOLE else (0, 0, 0)
+    sums = (b * groups.n, heads, length) if length > TILE_TOKENS else (0, 0, 0)
     return out, like.new_empty(sums, dtype=torch.float32)
 
 
 def _gradients(parts: Sequence[Tensor], *tables: Tensor | None) -> list[Tensor]:
-    wanted = [*parts, *(t for t in tables if t is not None)]
-    return [t.new_empty(t.shape) for t in wanted]
+    given = [*parts, *(t for t in tables if t is not None)]
+    return [t.new_empty(t.shape) for t in given]
 
 
 @group_attention.register_fake
-def _(parts, bias, gain, axes, heads, scale, mask_value, hidden):
+def _(parts, bias, logit_scale, axes, heads, scale, mask_value, mask_padding):
     return _outputs(parts, axes, heads)
 
 
 @group_attention_backward.register_fake
-def _(gout, out, lse, parts, bias, gain, axes, heads, scale, mask_value, hidden):
-    return _gradients(parts, bias, gain)
+def _(gout, out, lse, parts, bias, logit_scale, axes, heads, scale, mask_value, mask_padding):
+    return _gradients(parts, bias, logit_scale)
 
 
-def _remember(ctx, inputs, output) -> None:
-    parts, bias, gain, *ctx.options = inputs
+def _save_for_backward(ctx, inputs, output) -> None:
+    parts, bias, logit_scale, *ctx.options = inputs
     out, lse = output
-    ctx.present = bias is not None, gain is not None
-    kept = out if lse.numel() else lse  # groups of one tile make everything again
-    ctx.save_for_backward(kept, lse, *parts, *(t for t in (bias, gain) if t is not None))
+    ctx.present = bias is not None, logit_scale is not None
+    saved = out if lse.numel() else lse  # groups of one tile compute everything again
+    ctx.save_for_backward(saved, lse, *parts, *(t for t in (bias, logit_scale) if t is not None))
     ctx.parts = len(parts)
     ctx.set_materialize_grads(False)
 
@@ -193,15 +211,15 @@ def _gradient(ctx, gout, _):
         return (None,) * 8
     out, lse, *tensors = ctx.saved_tensors
     parts, tables = tensors[: ctx.parts], iter(tensors[ctx.parts :])
-    bias, gain = (next(tables) if present else None for present in ctx.present)
+    bias, logit_scale = (next(tables) if present else None for present in ctx.present)
     op = torch.ops.transom.group_attention_backward
-    grads = op(gout, out, lse, parts, bias, gain, *ctx.options)
-    made = iter(grads[ctx.parts :])
-    of_tables = (next(made) if present else None for present in ctx.present)
-    return list(grads[: ctx.parts]), *of_tables, *(None,) * 5
+    grads = op(gout, out, lse, parts, bias, logit_scale, *ctx.options)
+    given = iter(grads[ctx.parts :])
+    table_grads = (next(given) if present else None for present in ctx.present)
+    return list(grads[: ctx.parts]), *table_grads, *(None,) * 5
 
 
-group_attention.register_autograd(_gradient, setup_context=_remember)
+group_attention.register_autograd(_gradient, setup_context=_save_for_backward)
 
 
 def _flops(products: int, parts, axes, heads) -> int:
@@ -211,10 +229,12 @@ def _flops(products: int, parts, axes, heads) -> int:
 
 
 @register_flop_formula(torch.ops.transom.group_attention)
-def _(parts, bias, gain, axes, heads, *options, out_shape=None, **ignored) -> int:
+def _(parts, bias, logit_scale, axes, heads, *options, out_shape=None, **ignored) -> int:
     return _flops(2, parts, axes, heads)
 
 
 @register_flop_formula(torch.ops.transom.group_attention_backward)
-def _(gout, out, lse, parts, bias, gain, axes, heads, *options, out_shape=None, **ignored) -> int:
+def _(
+    gout, out, lse, parts, bias, logit_scale, axes, heads, *options, out_shape=None, **ignored
+) -> int:  # fmt: skip
     return _flops(5, parts, axes, heads)

@@ -1,1 +1,1 @@
-"""The token mixers, one file a family."""
+"""The token mixers, one file per family."""

@@ -24,24 +24,27 @@ def _row(h: int, w: int) -> Groups:
 
 
 class _Halves(ProjectFirst):
-    def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
+    def branch_groups(self, h: int, w: int) -> tuple[Groups, ...]:
         return _column(h, w), _row(h, w)
 
 
 class _Columns(ProjectFirst):
-    def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
+    def branch_groups(self, h: int, w: int) -> tuple[Groups, ...]:
         return (_column(h, w),)
 
 
 class _Rows(ProjectFirst):
-    def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
+    def branch_groups(self, h: int, w: int) -> tuple[Groups, ...]:
         return (_row(h, w),)
 
 
 @register("axial", config=AxialConfig)
 class AxialMixer(TokenMixer):
-    """order=parallel: half the channels along columns, half along rows, in one layer.
-    order=sequential: two full-width layers, columns then rows, nothing between."""
+    """Attention along whole columns and along whole rows.
+
+    order=parallel is one layer, with half the channels for each axis; order=sequential is two
+    layers of full width, columns first, without anything between them.
+    """
 
     def __init__(self, config: AxialConfig, *, dim: int, heads: int, index: int = 0) -> None:
         super().__init__(config, dim=dim, heads=heads, index=index)
@@ -50,17 +53,18 @@ class AxialMixer(TokenMixer):
 
     def run(self, x: Tensor, backend: Reference) -> Tensor:
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x)  # (b, h, w, c)
         return x
 
     def kernel_refusal(self, x: Tensor) -> str | None:
-        return ""  # each layer is asked
+        return ""  # each layer answers for itself
 
     def cost(self, h: int, w: int) -> Cost:
         return add_costs(*(layer.cost(h, w) for layer in cast("list[ProjectFirst]", self.layers)))
 
     def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
-        """Through every layer, last to first: what reaches any token that reaches the query."""
+        """The region of the layers in sequence: from the last to the first, each one's region of
+        every token that reaches the query."""
         reach = torch.zeros(h, w, dtype=torch.bool)
         reach[query] = True
         for layer in reversed(cast("list[ProjectFirst]", self.layers)):

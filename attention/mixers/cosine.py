@@ -7,4 +7,4 @@ from attention.registry import register
 
 @register("cosine", config=CosineConfig)
 class CosineMixer(WindowMixer):
-    """`window:scores=cosine,position=log_cpb`, parameter for parameter."""
+    """The mixer `window:scores=cosine,position=log_cpb` under a name, with equal parameters."""

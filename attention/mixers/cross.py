@@ -9,15 +9,15 @@ from attention.softmax.layers import ProjectFirst
 
 @register("cross", config=CrossConfig)
 class CrossMixer(ProjectFirst):
-    """Half the heads attend in vertical stripes, half in horizontal ones.
+    """Attention of half the heads in vertical stripes, of half in horizontal stripes.
 
-    Maps that stripes do not divide are padded evenly, each branch on its own axis, as in the
-    authors' dense backbone.
+    Each branch pads the axis across its stripes evenly on both sides, as in the authors' dense
+    backbone.
     """
 
     config: CrossConfig
 
-    def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
+    def branch_groups(self, h: int, w: int) -> tuple[Groups, ...]:
         sh, sw = self.config.size
         vertical = Groups(axis(h, h), axis(w, sw, even=True))
         horizontal = Groups(axis(h, sh, even=True), axis(w, w))

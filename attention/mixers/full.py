@@ -9,7 +9,7 @@ from attention.softmax.layers import ProjectFirst
 
 @register("full", config=FullConfig)
 class FullMixer(ProjectFirst):
-    """Every token meets every token (MSA); with position=lepe, CSWin's last stage."""
+    """Attention of every token to every token (MSA); CSWin's last stage with position=lepe."""
 
-    def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
+    def branch_groups(self, h: int, w: int) -> tuple[Groups, ...]:
         return (Groups(axis(h, h), axis(w, w)),)

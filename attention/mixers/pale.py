@@ -5,7 +5,7 @@ groups of interlaced rows and of interlaced columns, in parallel.  Inferred from
 parameters and FLOPs (numbers): query, key and value are each a depthwise 3x3 convolution, a norm
 and a pointwise layer at full width; the map is padded before them and cropped before the output
 projection.  Open: heads per direction (here half of them each), which layers have biases, the
-side of the padding (here bottom and right, visible unless mask_padding).
+side of the padding (here bottom and right, not masked unless mask_padding).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from attention.catalogue import PaleConfig
 from attention.execution.backends import Reference
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
-from attention.geometry.symbolic import whole
+from attention.geometry.symbolic import round_up
 from attention.mixer import TokenMixer, map_size
 from attention.registry import Cost, register
 from attention.softmax.branch import Branch, projection
@@ -39,8 +39,8 @@ class SeparableProjection(nn.Module):
         self.pointwise = projection(dim, dim, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        image = rearrange(x, "b h w c -> b c h w")
-        return self.pointwise(rearrange(self.norm(self.depthwise(image)), "b c h w -> b h w c"))
+        y = self.norm(self.depthwise(rearrange(x, "b h w c -> b c h w")))  # (b, c, h, w)
+        return self.pointwise(rearrange(y, "b c h w -> b h w c"))  # (b, h, w, c)
 
 
 @register("pale", config=PaleConfig)
@@ -61,42 +61,41 @@ class PaleMixer(TokenMixer):
         )
         self.proj = projection(dim, dim)
 
-    def cuts(self, h: int, w: int) -> tuple[Groups, ...]:
-        """Both branches cut the map that is padded to whole pales."""
+    def branch_groups(self, h: int, w: int) -> tuple[Groups, ...]:
+        """The groups of the rows' and of the columns' branch, on one map padded to whole pales."""
         sh, sw = self.config.size
-        hp, wp = whole(h, sh), whole(w, sw)
+        hp, wp = round_up(h, sh), round_up(w, sw)
         rows = Groups(axis(h, sh, interlaced=True), axis(w, wp, padded=wp))
         cols = Groups(axis(h, hp, padded=hp), axis(w, sw, interlaced=True))
         return rows, cols
 
     def run(self, x: Tensor, backend: Reference) -> Tensor:
-        cuts = self.cuts(*map_size(x))
-        x = cuts[0].pad(x)  # both branches pad alike
-        qkv = self.q(x), self.k(x), self.v(x)
-        y = in_branches(self.branches, qkv, cuts, self.cuts(*map_size(x)), backend)
-        return self.proj(cuts[0].crop(y))
+        groups = self.branch_groups(*map_size(x))
+        x = groups[0].pad(x)  # (b, hp, wp, c); both branches pad alike
+        qkv = self.q(x), self.k(x), self.v(x)  # (b, hp, wp, c) each
+        y = in_branches(self.branches, qkv, groups, self.branch_groups(*map_size(x)), backend)
+        return self.proj(groups[0].crop(y))  # (b, h, w, c)
 
     def kernel_refusal(self, x: Tensor) -> str | None:
-        return refusal_of(self.cuts(*map_size(x)), x, self.heads)
+        return refusal_of(self.branch_groups(*map_size(x)), x, self.heads)
 
     def cost(self, h: int, w: int) -> Cost:
-        cuts = self.cuts(h, w)
-        each = 3 * (self.dim * self.dim + KERNEL * KERNEL * self.dim)  # q, k and v of a token
-        pads = cuts[0].tokens - h * w
-        inputs = Cost(cuts[0].tokens * each, 0, 0, pads * each)
+        groups = self.branch_groups(h, w)
+        per_token = 3 * (self.dim * self.dim + KERNEL * KERNEL * self.dim)  # q, k and v
+        pads = groups[0].tokens - h * w
+        inputs = Cost(groups[0].tokens * per_token, 0, 0, pads * per_token)
         output = Cost(h * w * self.dim * self.dim, 0)
-        branches = cast("list[Branch]", self.branches)
-        costs = (b.cost(groups) for b, groups in zip(branches, cuts, strict=True))
-        return add_costs(inputs, output, *costs)
+        pairs = zip(cast("list[Branch]", self.branches), groups, strict=True)
+        return add_costs(inputs, output, *(b.cost(branch_groups) for b, branch_groups in pairs))
 
     def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
-        """The two groups and the token itself, on the padded map, dilated by the convolution.
+        """The query's two groups on the padded map, dilated by the convolution.
 
-        Pads are kept until the crop: one of them may stand next to a real token.
+        Pads stay in until the crop, because one of them may stand next to a real token.
         """
         sh, sw = self.config.size
-        hp, wp = whole(h, sh), whole(w, sw)
-        rows, cols = self.cuts(hp, wp)
+        hp, wp = round_up(h, sh), round_up(w, sw)
+        rows, cols = self.branch_groups(hp, wp)
         met = rows.region(query) | cols.region(query)
         if self.config.mask_padding:
             met[h:], met[:, w:] = False, False

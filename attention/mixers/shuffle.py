@@ -9,11 +9,11 @@ from attention.softmax.layers import PadFirst
 
 @register("shuffle", config=ShuffleConfig)
 class ShuffleMixer(PadFirst):
-    """Even blocks attend in windows, odd ones among tokens at equal distances."""
+    """Attention in windows in even blocks, among tokens at equal distances in odd blocks."""
 
     config: ShuffleConfig
 
-    def cut(self, h: int, w: int) -> Groups:
+    def groups(self, h: int, w: int) -> Groups:
         gh, gw = self.config.size
         interlaced = bool(self.index % 2)
         return Groups(axis(h, gh, interlaced=interlaced), axis(w, gw, interlaced=interlaced))

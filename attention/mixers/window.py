@@ -11,13 +11,13 @@ from attention.softmax.layers import PadFirst
 class WindowMixer(PadFirst):
     """(S)W-MSA: pad, roll, split, in this order, so that opposite edges never meet.
 
-    With a finite mask_value, as Swin V2's weights were trained, the pairs that a shift parts are
-    penalised and not hidden: `region` states who is meant to meet.
+    With a finite mask_value, as Swin V2's weights were trained, pairs separated by the shift are
+    penalised and not masked; `region` leaves them out all the same.
     """
 
     config: WindowConfig
 
-    def cut(self, h: int, w: int) -> Groups:
+    def groups(self, h: int, w: int) -> Groups:
         gh, gw = self.config.size
         shifted = self.config.shift and self.index % 2
         return Groups(

@@ -1,1 +1,1 @@
-"""What all mixers of softmax attention share: projections, branches, positions, the one formula."""
+"""Shared by all mixers of softmax attention: projections, branches, positions, the formula."""

@@ -1,4 +1,4 @@
-"""Attention inside the groups of one branch: its scores, its positions and its mask."""
+"""Attention inside the groups of one branch: scores, positions and mask."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def projection(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
 
 
 class Branch(nn.Module):
-    """softmax(q k^T * scale + positions + mask) v inside every group, and LePE of v.
+    """softmax(q k^T * scale + bias + mask) v inside every group, plus LePE of v.
 
     Args:
-        config: which scores and positions.
-        dim, heads: of this branch.
-        extent: the stated (gh, gw) of its groups, for position=bias.
+        config: the mixer's configuration, with its scores and position.
+        dim, heads: channels and heads of this branch.
+        extent: (gh, gw) of the groups, for position=bias.
     """
 
     def __init__(
@@ -61,62 +61,69 @@ class Branch(nn.Module):
         """
         Args:
             q, k, v: (b, n, l, dim), the tokens of the groups `part`, of any strides.
-            groups: the cut; its pads are hidden if the config says so.
+            groups: the partition of the map; pads are masked if the config says so.
 
         Returns:
             (b, n, l, dim).
         """
-        if self.lepe is not None and self.hides(groups):
-            v = v * groups.partition(self.real(groups, v))[:, part]  # no neighbours, either
+        if self.lepe is not None and self.masks_padding(groups):
+            # pads are no neighbours of the convolution, either
+            v = v * groups.partition(self.real_tokens(groups, v))[:, part]  # (b, n, l, dim)
         heads = self.heads, self.dim // self.heads
-        q, k, v = (t.unflatten(-1, heads) for t in (q, k, v))  # b n l m d
+        q, k, v = (t.unflatten(-1, heads) for t in (q, k, v))  # (b, n, l, m, d)
         if self.logit_scale is not None:
-            q, k = cosine_normalize(q, self.learned_scale(q)[:, 0]), cosine_normalize(k)
-        y = self.attention(q, k, v, self.mask(groups, q, part), self.scale)
+            q, k = cosine_normalize(q, self.clamped_logit_scale(q)[:, 0]), cosine_normalize(k)
+        y = self.attention(q, k, v, self.mask(groups, q, part), self.scale)  # (b, n, l, dim)
         return y if self.lepe is None else y + self.lepe(v.flatten(3), groups)
 
     def by_kernel(self, q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> Tensor:
-        """`forward` by the GPU kernel: q, k, v and the result are padded maps (b, hp, wp, dim)
-        that are not rolled."""
+        """The branch's attention by the GPU kernel.
+
+        Args:
+            q, k, v: (b, hp, wp, dim), the padded map, not rolled.
+
+        Returns:
+            (b, hp, wp, dim).
+        """
         from attention.kernels import fused
 
-        if self.lepe is not None and self.hides(groups):
-            v = v * groups.pad(self.real(groups, v))
+        if self.lepe is not None and self.masks_padding(groups):
+            v = v * groups.pad(self.real_tokens(groups, v))
         out = fused.attend(
-            q, k, v, groups, heads=self.heads, scale=self.scale, hidden=self.hides(groups),
+            q, k, v, groups, heads=self.heads, scale=self.scale,
+            mask_padding=self.masks_padding(groups),
             bias=None if self.bias is None else self.bias(groups).to(q.dtype),
-            gain=None if self.logit_scale is None else self.learned_scale(q).flatten(),
+            logit_scale=None if self.logit_scale is None else self.clamped_logit_scale(q).flatten(),
             mask_value=self.config.mask_value,
         )  # fmt: skip
         if self.lepe is not None:
-            own = self.lepe(groups.split(groups.roll(v)), groups)
-            out = out + groups.unroll(groups.merge(own))
+            positions = self.lepe(groups.split(groups.roll(v)), groups)  # (b, n, l, dim)
+            out = out + groups.unroll(groups.merge(positions))
         return out
 
-    def learned_scale(self, like: Tensor) -> Tensor:
-        """(heads, 1, 1): the clamped scale of cosine scores (Swin V2, section 3.2)."""
+    def clamped_logit_scale(self, like: Tensor) -> Tensor:
+        """(heads, 1, 1): the scale of cosine scores, at most 100 (Swin V2, section 3.2)."""
         assert self.logit_scale is not None
         return self.logit_scale.clamp(max=math.log(100)).exp().to(like.dtype)
 
     # -- the mask ------------------------------------------------------------------------
 
-    def hides(self, groups: Groups) -> bool:
-        """True if pads are hidden from the real tokens of this map."""
+    def masks_padding(self, groups: Groups) -> bool:
+        """True if this map has pads and they are masked as keys of the real tokens."""
         return self.config.mask_padding and groups.padded
 
     @staticmethod
-    def real(groups: Groups, like: Tensor) -> Tensor:
-        """(1, h, w, 1): ones, to be padded with zeros."""
+    def real_tokens(groups: Groups, like: Tensor) -> Tensor:
+        """(1, h, w, 1): a 1 for every real token; padding adds zeros."""
         return like.new_ones(1, groups.rows.length, groups.cols.length, 1)
 
     def mask(self, groups: Groups, like: Tensor, part: slice = slice(None)) -> Tensor | None:
-        """What is added to the scores of the groups `part`.
+        """The term added to the scores of the groups `part`: bias, and -inf for masked pairs.
 
-        The positions' bias, and -inf where two tokens may not meet.  A query always sees itself,
-        so that no row is empty.
+        No query is masked from itself, so that no row of scores is empty.
 
         Returns:
-            (n or 1, m or 1, l, l), with 1 where all share it; None for nothing.
+            (n or 1, m or 1, l, l), 1 where groups or heads share it; None for no term.
         """
         if part != slice(None):
             return self._mask(groups, like, part)
@@ -125,28 +132,28 @@ class Branch(nn.Module):
 
     def _mask(self, groups: Groups, like: Tensor, part: slice) -> Tensor | None:
         device = like.device
-        parted = cached(("parted", groups, device), lambda: groups.parted(device))
+        separated = cached(("separated", groups, device), lambda: groups.separated(device))
         pads = None
-        if self.hides(groups):
+        if self.masks_padding(groups):
             pads = cached(("pads", groups, device), lambda: groups.pads(device))
-        if self.bias is None and parted is None and pads is None:
+        if self.bias is None and separated is None and pads is None:
             return None
         length = groups.rows.extent * groups.cols.extent
         mask = like.new_zeros(1, 1, length, length)
         if self.bias is not None:
-            mask = self.bias(groups).to(like.dtype)[None]
-        if parted is not None:
-            parted, value = parted[part, None], self.config.mask_value
-            added = like.new_zeros(parted.shape)
-            mask = mask + added.masked_fill(parted, -math.inf if value is None else value)
+            mask = self.bias(groups).to(like.dtype)[None]  # (1, m, l, l)
+        if separated is not None:
+            separated, value = separated[part, None], self.config.mask_value  # (n, 1, l, l)
+            added = like.new_zeros(separated.shape)
+            mask = mask + added.masked_fill(separated, -math.inf if value is None else value)
         if pads is not None:
-            pads = pads[part, None]
+            pads = pads[part, None]  # (n, 1, l, l)
             mask = mask.expand(pads.shape[0], -1, -1, -1).masked_fill(pads, -math.inf)
         return mask
 
     def cost(self, groups: Groups) -> Cost:
-        """What this branch does on one image: mixing, position, and their share of pads."""
-        mixing, padding, position = 2 * groups.pairs * self.dim, 0, 0
+        """The MACs of this branch on one image: mixing, position, and those spent on pads."""
+        mixing, position = 2 * groups.pairs * self.dim, 0
         padding = 2 * (groups.pairs - groups.real_pairs) * self.dim
         if self.bias is not None:
             position += self.bias.cost(groups)
