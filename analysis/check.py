@@ -23,7 +23,7 @@ from transom import cli, table
 from transom.errors import SpecError, nearest
 
 if TYPE_CHECKING:
-    from analysis.checking.judging import Candidate, Property, Result
+    from analysis.checking.checks import Property, Result, Subject
 
 EPILOG = """examples:
   python -m analysis.check window:size=7
@@ -50,19 +50,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def judge(candidate: Candidate, only: list[str] | None = None) -> list[tuple[Property, Result]]:
+def check(subject: Subject, only: list[str] | None = None) -> list[tuple[Property, Result]]:
     """Every property of the suite that fits, or those called `only`.  Raises SpecError."""
     from analysis.checking import properties
 
-    suite = properties.NETWORK if candidate.network else properties.MIXER
+    suite = properties.NETWORK if subject.network else properties.MIXER
     known = [prop.name for prop in suite]
     for name in only or ():
         if name not in known:
             raise SpecError(f"--only: no property is called {name!r}{nearest(name, known)}")
-    return [(prop, prop.judge(candidate)) for prop in suite if not only or prop.name in only]
+    return [(prop, prop.check(subject)) for prop in suite if not only or prop.name in only]
 
 
-def rows(title: str, judged: list[tuple[Property, Result]]) -> list[dict[str, Any]]:
+def rows(title: str, results: list[tuple[Property, Result]]) -> list[dict[str, Any]]:
     """A row per property; what somebody's code calls itself or says is plain text in any format."""
     return [
         {
@@ -70,7 +70,7 @@ def rows(title: str, judged: list[tuple[Property, Result]]) -> list[dict[str, An
             "case": table.plain(result.case), "detail": _plain_lines(result.detail),
             "picture": _plain_lines(result.picture), "meaning": prop.meaning,
         }
-        for prop, result in judged
+        for prop, result in results
     ]  # fmt: skip
 
 
@@ -106,11 +106,11 @@ def main(argv: list[str] | None = None) -> int:
     indices = () if args.index is None else (args.index,)
     found = [
         row
-        for title, candidate in subjects.find(
+        for title, subject in subjects.find(
             args.what, dim=args.dim, heads=args.heads, indices=indices, against=args.against,
             img_size=args.img_size,
         )
-        for row in rows(title, judge(candidate, args.only))
+        for row in rows(title, check(subject, args.only))
     ]  # fmt: skip
     failed = sum(row["verdict"] == "FAIL" for row in found)
     style = cli.chosen_format(args)

@@ -20,7 +20,7 @@ from transom.errors import SpecError, nearest
 
 if TYPE_CHECKING:
     from analysis.counting.report import Report
-    from analysis.models.lookup import Subject
+    from analysis.models.lookup import ModelFactory
 
 EPILOG = """examples:
   python -m analysis.compare --backbone swin_t cswin_t pale_t "swin_t/3=pale"
@@ -86,12 +86,12 @@ def main(argv: list[str] | None = None) -> int:
         raise SpecError(f"column {wanting[0]!r} is measured: add --measure")
     from analysis.models import lookup
 
-    subjects = [lookup.find(name) for name in args.backbone]
-    jobs = [(s, size) for s in subjects for size in args.img_size or [s.img_size]]
+    factories = [lookup.find(name) for name in args.backbone]
+    jobs = [(s, size) for s in factories for size in args.img_size or [s.img_size]]
     from transom.progress import bar
 
     progress = bar(jobs, unit="row")
-    rows = [row_of(subject, size, trace=args.trace) for subject, size in progress]
+    rows = [row_of(factory, size, trace=args.trace) for factory, size in progress]
     failed = not all(row["agree"] for row in rows)
     if args.measure:
         failed |= not _measure(rows, [(s.name, size) for s, size in jobs], args)
@@ -166,26 +166,28 @@ def _sort(text: str | None) -> Callable[[list[table.Row]], list[table.Row]] | No
     return sort
 
 
-def row_of(subject: Subject, img_size: tuple[int, int], *, trace: bool = False) -> dict[str, Any]:
+def row_of(
+    factory: ModelFactory, img_size: tuple[int, int], *, trace: bool = False
+) -> dict[str, Any]:
     """One row; a model that fails keeps its row, with the reason as note."""
     from analysis.counting.report import count
 
     h, w = img_size
-    library, _, bare = subject.name.rpartition(":") if subject.foreign else ("transom", "", "")
+    library, _, bare = factory.name.rpartition(":") if factory.foreign else ("transom", "", "")
     row: dict[str, Any] = dict.fromkeys(name for name in COLUMNS if name not in MEASURED)
     row |= {
-        "model": bare or subject.name, "library": library,
+        "model": bare or factory.name, "library": library,
         "infer_img_size": h if h == w else f"{h}x{w}",
     }  # fmt: skip
     try:
-        model = subject.make(img_size)
-        report = count(model, img_size, name=subject.name, trace=trace or subject.foreign)
+        model = factory.make(img_size)
+        report = count(model, img_size, name=factory.name, trace=trace or factory.foreign)
     except Exception as error:  # whatever a foreign model raises is the reason of its row
         reason = " ".join(str(error).split()) or type(error).__name__
         return {**row, "agree": False, "note": f"failed: {reason}"}
     row |= _counts(report)
-    if not subject.foreign:
-        row |= _published(subject, img_size)
+    if not factory.foreign:
+        row |= _published(factory, img_size)
     return row
 
 
@@ -207,14 +209,14 @@ def _counts(report: Report) -> dict[str, Any]:
 _TAKEN = {"imagenet": ("top1",), "ade20k": ("miou_ss",), "coco": ("box_ap", "mask_ap")}
 
 
-def _published(subject: Subject, img_size: tuple[int, int]) -> dict[str, Any]:
+def _published(factory: ModelFactory, img_size: tuple[int, int]) -> dict[str, Any]:
     """What the authors report for exactly this variant, and where; top-1 only at its own size."""
-    name = variants.ALIASES.get(subject.name, subject.name)
+    name = variants.ALIASES.get(factory.name, factory.name)
     found: dict[str, Any] = {}
     sources: dict[str, list[str]] = {}
     for task, columns in _TAKEN.items():
         entry = published.best(name, task)
-        if entry is None or (task == "imagenet" and img_size != subject.img_size):
+        if entry is None or (task == "imagenet" and img_size != factory.img_size):
             continue
         shown = [column.removesuffix("_ss") for column in columns]
         found |= {short: entry[column] for short, column in zip(shown, columns, strict=True)}

@@ -55,20 +55,20 @@ def main(argv: list[str] | None = None) -> int:
     cli.load_plugins(args.plugin)
     from analysis.models import lookup
 
-    subjects = [lookup.find(name) for name in args.backbone]  # every name, before any work
+    factories = [lookup.find(name) for name in args.backbone]  # every name, before any work
     from analysis.counting.report import CONVENTION, Budget, count
 
     budget = Budget(args.max_memory, args.max_seconds)
     reports = []
-    for subject in subjects:
-        size = args.img_size or subject.img_size
+    for factory in factories:
+        size = args.img_size or factory.img_size
         try:
-            model = subject.make(size)
+            model = factory.make(size)
         except (SpecError, KeyboardInterrupt):
             raise
         except Exception as error:  # whatever a foreign constructor raises
-            raise SpecError(f"{subject.name}: cannot be built: {error}") from None
-        reports.append(count(model, size, name=subject.name, budget=budget))
+            raise SpecError(f"{factory.name}: cannot be built: {error}") from None
+        reports.append(count(model, size, name=factory.name, budget=budget))
     cli.emit(render(reports, cli.chosen_format(args), args.by, CONVENTION), args.out)
     return cli.AGREED if all(report.agree for report in reports) else cli.DIFFER
 

@@ -506,8 +506,8 @@ MISTAKES = [
     ),
     Mistake(
         "analysis/counting/report.py",
-        "need = weights + witness.peak_bytes",
-        "need = witness.peak_bytes",
+        "need = weights + torch_tally.peak_bytes",
+        "need = torch_tally.peak_bytes",
         "test_flops.py::test_a_budget_of_memory_holds_the_weights",
         "a budget without the weights",
     ),
@@ -555,8 +555,8 @@ MISTAKES = [
     ),
     Mistake(
         "analysis/counting/scaling.py",
-        'even = [row for row in rows if not row["padding_%"]]',
-        'even = [row for row in rows if row["padding_%"] < 50]',
+        'unpadded = [row for row in rows if not row["padding_%"]]',
+        'unpadded = [row for row in rows if row["padding_%"] < 50]',
         "test_sweep.py::test_sizes_that_do_not_divide_are_left_out_or_named",
         "padded points in the exponents",
     ),
@@ -800,7 +800,7 @@ MISTAKES = [
     ),
     Mistake(
         "analysis/compare.py",
-        'or (task == "imagenet" and img_size != subject.img_size)',
+        'or (task == "imagenet" and img_size != factory.img_size)',
         "or False",
         "test_compare.py::test_published_numbers_are_those_of_the_file",
         "accuracies of another image size",

@@ -23,7 +23,7 @@ class Costs:
     what: object = None
 
     def at(self, over, value, img_size):
-        return SimpleNamespace(spent=lambda: SimpleNamespace(total=dict(self.by_value)[value]))
+        return SimpleNamespace(macs=lambda: SimpleNamespace(total=dict(self.by_value)[value]))
 
 
 def costs(name, **values):
@@ -72,7 +72,7 @@ def test_the_exact_point_is_after_the_last_exception():
         for text in ("window:size=4", "full")
     )
     spent = {
-        s.name: [s.at("resolution", 4 * n, (1, 1)).spent().total for n in range(1, 10)]
+        s.name: [s.at("resolution", 4 * n, (1, 1)).macs().total for n in range(1, 10)]
         for s in (window, full)
     }
     dearer = [f > w for f, w in zip(spent["full"], spent["window:size=4"], strict=True)]

@@ -168,13 +168,13 @@ def test_backbones_cross_where_every_size_was_tried():
     a, b = (Series(name, parse_backbone(name)) for name in ("swin_t", "full_t"))
     values = [224, 448]
     found = crossings.crossing(a, b, "resolution", values, (224, 224))
-    cost = {s.name: [s.at("resolution", n, (1, 1)).spent().total for n in range(4, 449, 4)]
+    cost = {s.name: [s.at("resolution", n, (1, 1)).macs().total for n in range(4, 449, 4)]
             for s in (a, b)}  # fmt: skip
     fails = [i for i in range(112) if cost["full_t"][i] <= cost["swin_t"][i]]
     assert found["exact"] == 4 * (fails[-1] + 2) == 140
     assert found["sampled"] is None and found["verdict"] == "crosses"
     # every image of one grid costs the same: 137 to 140 pixels
-    at = lambda s, n: s.at("resolution", n, (1, 1)).spent().total  # noqa: E731
+    at = lambda s, n: s.at("resolution", n, (1, 1)).macs().total  # noqa: E731
     assert at(b, 137) > at(a, 137) and at(b, 136) <= at(a, 136)
 
 
@@ -229,7 +229,7 @@ def test_no_smaller_image_costs_more(name):
         name, parse_backbone("/".join(["axial_t", *(f"{i}={name}" for i in range(1, 5))]))
     )
     for series in (alone(name), whole):
-        costs = [series.at("resolution", 4 * n, (1, 1)).spent().total for n in range(1, 65)]
+        costs = [series.at("resolution", 4 * n, (1, 1)).macs().total for n in range(1, 65)]
         assert costs == sorted(costs)
 
 

@@ -1,1 +1,1 @@
-"""Properties that must hold of any mixer or network, and what they are judged on."""
+"""Properties that must hold of any mixer or network, and the subjects that are checked."""

@@ -1,9 +1,8 @@
 """Channels treated as an axis of the map, which is what a missing permute looks like.
 
 A pooling that takes (b, h, w, c) for (b, c, h, w) slides along the width and the channels, within
-each row: every size runs and every shape is right.  A linear layer before or behind it hides which
-channels met, so what is looked at is every map that is made on the way, as it comes from those
-before it.
+each row: every size runs and every shape is right.  A linear layer before or after it hides which
+channels met, so the check looks at every intermediate map, as a function of the maps before it.
 """
 
 from __future__ import annotations
@@ -14,35 +13,35 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from analysis.checking.judging import FAIL, PASS, Candidate, Result, by, first_tensor
-from analysis.models.influence import THRESHOLD, extent, some_tokens, support
+from analysis.checking.checks import FAIL, PASS, Result, Subject, first_tensor, size_text
+from analysis.models.influence import THRESHOLD, extent, sample_tokens, support
 
-BACK = 4  # a map is held to so many maps before it, and to the input
-SIZES = ((9, 11), (10, 13))  # whatever the channels are, one of them tells all three axes apart
+BACK = 4  # earlier maps, besides the input, whose influence on a map is measured
+SIZES = ((9, 11), (10, 13))  # for any number of channels, all three axes of one size differ
 
 
-def axes(c: Candidate) -> Result:
+def axes(subject: Subject) -> Result:
     """Fails where the channels of a map read neighbouring channels of an earlier map, the next
-    channel the next ones, and it mixes tokens along one axis only, or the module mixes none.
+    channel the next ones, and tokens are mixed along one axis only, or by no part of the module.
 
     A dense layer, a norm and the block of a head read one set for many channels; a depthwise layer
     and a shift read one channel for each.
     """
-    if c.region is not None:
+    if subject.region is not None:
         return Result(PASS, "its region() says which axes are mixed")
-    told = (size for size in SIZES if c.channels not in size and not c.trouble(size))
-    size = next(told, c.usable[-1])
-    x = c.input(size).requires_grad_()
+    distinct = (size for size in SIZES if subject.channels not in size)
+    size = next((s for s in distinct if not subject.problem(s)), subject.usable[-1])
+    x = subject.input(size).requires_grad_()
     with _Maps(x) as maps:
-        y = first_tensor(c.at(torch.float64)(x.clone()))
-    found = [made for made in (*maps.found, y) if made.requires_grad]
-    for i, made in enumerate(found):
+        y = first_tensor(subject.at(torch.float64)(x.clone()))
+    found = [out for out in (*maps.found, y) if out.requires_grad]
+    for i, later in enumerate(found):
         for earlier in (x, *found[max(0, i - BACK) : i]):
-            if steps := _steps(made, earlier):
-                mixed = _mixed(made, earlier)
+            if steps := _steps(later, earlier):
+                mixed = _mixed(later, earlier)
                 if sum(mixed) == 1 or not any(_mixed(y, x)):
-                    return Result(FAIL, _complaint(mixed, steps), by(size))
-    return Result(PASS, by(size))
+                    return Result(FAIL, _complaint(mixed, steps), size_text(size))
+    return Result(PASS, size_text(size))
 
 
 def _complaint(mixed: tuple[bool, bool], steps: list[int]) -> str:
@@ -55,7 +54,7 @@ def _complaint(mixed: tuple[bool, bool], steps: list[int]) -> str:
 
 
 class _Maps(TorchFunctionMode):
-    """Keeps the maps of the shape of x that torch's functions return, as long as it is active."""
+    """Records the maps of the shape of x that torch's functions return while it is active."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
@@ -72,13 +71,13 @@ class _Maps(TorchFunctionMode):
 def _mixed(y: Tensor, x: Tensor) -> tuple[bool, bool]:
     """Whether a token of the map y depends on several rows and on several columns of x."""
     h, w = y.shape[1:3]
-    sides = [extent(reach) for reach in support(y, x, some_tokens(h, w, 9))]
+    sides = [extent(reach) for reach in support(y, x, sample_tokens(h, w, 9))]
     return max(rows for rows, _ in sides) > 1, max(cols for _, cols in sides) > 1
 
 
 def _steps(y: Tensor, x: Tensor) -> list[int]:
-    """From a channel of y to the neighbouring channels of x that it depends on, where the next
-    channel takes the same steps; else nothing."""
+    """Offsets from a channel of y to the neighbouring channels of x that it depends on, if the
+    next channel has equal offsets; else an empty list."""
     middle = x.shape[-1] // 2
     first, second = ((_channels(y, k, x) - k).tolist() for k in (middle, middle - 1))
     neighbours = len(first) > 1 and first[-1] - first[0] == len(first) - 1

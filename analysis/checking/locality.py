@@ -1,4 +1,4 @@
-"""Who depends on whom: regions, masks, batches and moved windows, by gradients and by values."""
+"""Checks of dependence: regions, masks, batches and moved windows, by gradients and by values."""
 
 from __future__ import annotations
 
@@ -8,52 +8,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis.checking.judging import (
+from analysis.checking.checks import (
     FAIL,
     MEASURED,
+    MODULE_ERRORS,
     PASS,
-    RAISED,
     SKIPPED,
-    Candidate,
     Result,
     Size,
-    apart,
-    by,
+    Subject,
+    dtype_name,
+    first_failure,
     first_tensor,
-    kind,
-    over,
+    relative_error,
     run,
+    size_text,
 )
-from analysis.models.influence import describe, influence, picture, probes, some_tokens
+from analysis.models.influence import describe, influence, picture, probes, sample_tokens
 
 QUERIES, QUERIES_OF_LARGE = 48, 12  # per map
 
 
-def locality(c: Candidate) -> Result:
-    if c.network:
-        return _inside(c)
-    double = c.at(torch.float64)
-    if c.region is None:
-        h, w = size = c.usable[-1]
-        return _measured(double, c.input(size), f"no region() to hold it to; on {h}x{w}: ")
-    asked = dict.fromkeys(c.usable, QUERIES) | dict.fromkeys(c.usable_large, QUERIES_OF_LARGE)
-    for size, most in asked.items():
-        inputs = (c.input(size, seed=seed) for seed in range(4))
-        if result := _against(c.region, double, inputs, most):
-            return result._replace(case=by(size))
-    return over(list(asked), lambda size: "")
+def locality(subject: Subject) -> Result:
+    if subject.network:
+        return _inside(subject)
+    double = subject.at(torch.float64)
+    if subject.region is None:
+        h, w = size = subject.usable[-1]
+        return _measured(double, subject.input(size), f"no region() to hold it to; on {h}x{w}: ")
+    queries = dict.fromkeys(subject.usable, QUERIES)
+    queries |= dict.fromkeys(subject.usable_large, QUERIES_OF_LARGE)
+    for size, most in queries.items():
+        inputs = (subject.input(size, seed=seed) for seed in range(4))
+        if result := _against(subject.region, double, inputs, most):
+            return result._replace(case=size_text(size))
+    return first_failure(list(queries), lambda size: "")
 
 
 def _against(
     region: Any, module: Any, inputs: Iterator[Tensor], most: int = QUERIES
 ) -> Result | None:
-    """None if the influence is the region, no token more and no token less.
+    """None if the influence equals the region; else the failure, with its worst query drawn.
 
-    Pairs that are missing are looked for in further inputs: a maximum or a ReLU may hide them.
+    Missing pairs are looked for in further inputs: a maximum or a ReLU may block a gradient.
     """
     x = next(inputs)
     h, w = x.shape[1:3]
-    queries = some_tokens(h, w, most)
+    queries = sample_tokens(h, w, most)
     stated = torch.stack([region(h, w, query) for query in queries])
     if stated.shape != (len(queries), h, w) or stated.dtype != torch.bool:
         shape = tuple(stated.shape[1:])
@@ -77,7 +78,7 @@ def _against(
 def _measured(module: Any, x: Tensor, prefix: str) -> Result:
     h, w = x.shape[1:3]
     most = 256 if h * w <= 256 else min(QUERIES, max(9, 60_000 // (h * w)))
-    queries = some_tokens(h, w, most)
+    queries = sample_tokens(h, w, most)
     found = influence(module, x, queries)
     query = queries.index((0, 0))
     return Result(
@@ -85,15 +86,15 @@ def _measured(module: Any, x: Tensor, prefix: str) -> Result:
     )
 
 
-def _inside(c: Candidate) -> Result:
-    """Our mixers where they stand against their regions; foreign blocks as they are."""
-    inside = probes(c.at(torch.float64), c.input(c.usable[-1]))
-    lines, judged, drawn = [], 0, ""
+def _inside(subject: Subject) -> Result:
+    """Compares our mixers inside a network with their regions; measures foreign blocks."""
+    inside = probes(subject.at(torch.float64), subject.input(subject.usable[-1]))
+    lines, compared, drawn = [], 0, ""
     for probe in inside:
         h, w = probe.x.shape[1:3]
         place = f"{probe.name} on {h}x{w}"
         if states_region(probe.module):
-            judged += 1
+            compared += 1
             inputs = iter([probe.x, torch.randn_like(probe.x)])
             if result := _against(probe.module.region, probe.run, inputs):
                 return result._replace(case=place)
@@ -103,59 +104,60 @@ def _inside(c: Candidate) -> Result:
         if not drawn or "ACROSS" in measured.detail:
             drawn = f"{place}\n{measured.picture}" if h * w <= 1024 else ""
     if lines:
-        also = [f"{judged} mixers keep their regions"] if judged else []
+        also = [f"{compared} mixers keep their regions"] if compared else []
         return Result(MEASURED, "\n".join(also + lines), picture=drawn)
-    if not judged:
+    if not compared:
         return Result(SKIPPED, "no block that keeps the shape of its map was found")
-    return Result(PASS, f"{judged} mixers, each on its own map")
+    return Result(PASS, f"{compared} mixers, each on its own map")
 
 
 def states_region(module: Any) -> bool:
-    """Whether it declares a region: the method is optional, and the base class refuses."""
+    """Whether a module declares a region; the method is optional, and the base class raises."""
     try:
         module.region(1, 1, (0, 0))
     except (AttributeError, NotImplementedError):
         return False
-    except RAISED:  # it does, and `locality` says what it raises
+    except MODULE_ERRORS:  # the region is declared; `locality` reports what it raises
         return True
     return True
 
 
-def large_numbers(c: Candidate) -> Result:
-    """What is hidden at ordinary sizes stays hidden when logits reach thousands.
+def large_numbers(subject: Subject) -> Result:
+    """Tokens that are masked at ordinary logits stay masked when logits reach thousands.
 
     Tokens outside the influence set are 0 once and 16 times the others once; a mask of -100 lets
     their share of the softmax through.
     """
-    config = getattr(c.module, "config", None)
+    config = getattr(subject.module, "config", None)
     penalty = getattr(config, "mask_value", None)
     worst = 0.0
 
     def test(size: Size) -> str:
         nonlocal worst
-        queries = some_tokens(*size, 5)
-        reach = influence(c.at(torch.float64), c.input(size), queries)
+        queries = sample_tokens(*size, 5)
+        reach = influence(subject.at(torch.float64), subject.input(size), queries)
         for dtype, limit in ((torch.float32, 1e-5), (torch.float16, 2e-3)):
-            x = 8 * c.input(size, dtype=dtype)
+            module, name = subject.at(dtype), dtype_name(dtype)
+            x = 8 * subject.input(size, dtype=dtype)
             for query, inside in zip(queries, reach, strict=True):
                 if bool(inside.all()):
                     continue
                 seen = [
-                    run(c.at(dtype), torch.where(inside[None, :, :, None], x, other))[0][query]
+                    run(module, torch.where(inside[None, :, :, None], x, other))[0][query]
                     for other in (torch.zeros_like(x), 16 * x.flip(1, 2))
                 ]
                 if not (seen[0].isfinite().all() and seen[1].isfinite().all()):
-                    return f"{kind(dtype)}: NaN or Inf at {query} for inputs of size 8 and 128"
-                error = apart(seen[1].double(), seen[0].double())
+                    return f"{name}: NaN or Inf at {query} for inputs of size 8 and 128"
+                error = relative_error(seen[1].double(), seen[0].double())
                 worst = max(worst, error)
                 if error > limit and penalty is None:
                     return (
-                        f"{kind(dtype)}: the output at {query} changes by {error:.1e} of itself "
+                        f"{name}: the output at {query} changes by {error:.1e} of itself "
                         "with tokens that it must not see: a finite mask leaks"
                     )
         return ""
 
-    result = over(c.usable[-3:], test)
+    result = first_failure(subject.usable[-3:], test)
     if worst and penalty is not None and result.verdict == PASS:
         return Result(
             SKIPPED, f"mask_value={penalty:g} is asked for; it leaks {worst:.1e} of an output"
@@ -163,11 +165,11 @@ def large_numbers(c: Candidate) -> Result:
     return result
 
 
-def batch(c: Candidate) -> Result:
+def batch(subject: Subject) -> Result:
     """Images of a batch do not meet, and an image has one output in any batch."""
 
     def test(size: Size) -> str:
-        module, x = c.at(torch.float64), c.input(size, 3).requires_grad_()
+        module, x = subject.at(torch.float64), subject.input(size, 3).requires_grad_()
         y = first_tensor(module(x))
         weights = torch.randn(
             y[1].shape, generator=torch.Generator().manual_seed(2), dtype=y.dtype
@@ -177,33 +179,34 @@ def batch(c: Candidate) -> Result:
             top = max(float(grad[i].abs().amax()) for i in (0, 2)) / float(grad[1].abs().amax())
             return f"the output of an image has a gradient of {top:.1e} in its neighbour"
         together = y.detach()
-        error = max(apart(run(module, x[i : i + 1]), together[i : i + 1]) for i in range(3))
-        error = max(error, apart(run(module, x.flip(0)), together.flip(0)))
+        alone = [run(module, x[i : i + 1]) for i in range(3)]
+        error = max(relative_error(alone[i], together[i : i + 1]) for i in range(3))
+        error = max(error, relative_error(run(module, x.flip(0)), together.flip(0)))
         return "" if error <= 1e-10 else f"alone or in another order: {error:.1e} apart"
 
-    return over(c.usable[-1:] if c.foreign else c.usable[-3:], test)
+    return first_failure(subject.usable[-1:] if subject.foreign else subject.usable[-3:], test)
 
 
-def translation(c: Candidate) -> Result:
-    """Where every region is one window of a plain tiling, whole windows may change places."""
-    if c.groups is None or c.region is None:
+def translation(subject: Subject) -> Result:
+    """Windows of a plain tiling may be exchanged without a change of their outputs."""
+    if subject.groups is None or subject.region is None:
         return Result(SKIPPED, "it declares no windows")
-    gh, gw = c.groups
+    gh, gw = subject.groups
     h, w = size = (2 * gh, 2 * gw)
-    if size not in c.usable:
-        return Result(SKIPPED, f"{by(size)} does not run")
-    for i, j in some_tokens(h, w, 16):
+    if size not in subject.usable:
+        return Result(SKIPPED, f"{size_text(size)} does not run")
+    for i, j in sample_tokens(h, w, 16):
         tile = torch.zeros(h, w, dtype=torch.bool)
         tile[i // gh * gh :, j // gw * gw :][:gh, :gw] = True
-        if not torch.equal(c.region(h, w, (i, j)), tile):
+        if not torch.equal(subject.region(h, w, (i, j)), tile):
             return Result(SKIPPED, "its regions are not the windows of a plain tiling")
 
     def test(size: Size) -> str:
-        x, module = c.input(size, dtype=torch.float32), c.module
+        x, module = subject.input(size, dtype=torch.float32), subject.module
         for steps in ((gh, 0), (0, gw), (gh, gw)):
             moved = run(module, x.roll(steps, (1, 2)))
-            if (error := apart(moved, run(module, x).roll(steps, (1, 2)))) > 1e-6:
+            if (error := relative_error(moved, run(module, x).roll(steps, (1, 2)))) > 1e-6:
                 return f"windows moved by {steps}: {error:.1e} apart"
         return ""
 
-    return over([size], test)
+    return first_failure([size], test)

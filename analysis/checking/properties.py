@@ -1,8 +1,8 @@
-"""What must hold of any mixer, or of any network, as small functions on a `Candidate`.
+"""Properties of any mixer, or of any network, as small functions on a `Subject`.
 
-    for prop in MIXER: result = prop.judge(candidate)
+    for prop in MIXER: result = prop.check(subject)
 
-Everything is measured with parameters drawn at random and in evaluation mode.
+Everything is measured with random parameters and in evaluation mode.
 """
 
 from __future__ import annotations
@@ -16,47 +16,48 @@ import torch
 from torch import Tensor
 
 from analysis.checking.axes import axes
-from analysis.checking.judging import (
+from analysis.checking.checks import (
     FAIL,
     MEASURED,
     PASS,
     SKIPPED,
-    Candidate,
     Property,
     Result,
     Size,
-    apart,
-    by,
-    few,
+    Subject,
+    dtype_name,
+    first_failure,
+    first_names,
     first_tensor,
-    kind,
-    over,
+    relative_error,
     run,
+    size_text,
 )
 from analysis.checking.locality import batch, large_numbers, locality, translation
 from analysis.counting import counters
-from analysis.models.influence import some_tokens
+from analysis.models.influence import sample_tokens
 
 
-def any_size(c: Candidate) -> Result:
-    if not c.foreign:
-        return over(c.sizes + c.large, c.trouble)
-    own = c.sizes[-1]
-    if problem := c.trouble(own):
-        return Result(FAIL, problem, by(own))
-    other = (own[0] + 1, own[1] + 37)
-    problem = c.trouble(other)
-    return Result(MEASURED, f"{by(own)} runs; {by(other)} " + (problem or "runs too"))
+def any_size(subject: Subject) -> Result:
+    if not subject.foreign:
+        return first_failure(subject.sizes + subject.large, subject.problem)
+    native = subject.sizes[-1]
+    if problem := subject.problem(native):
+        return Result(FAIL, problem, size_text(native))
+    other = (native[0] + 1, native[1] + 37)
+    problem = subject.problem(other)
+    detail = f"{size_text(native)} runs; {size_text(other)} " + (problem or "runs too")
+    return Result(MEASURED, detail)
 
 
-SUMMED = 1e-5  # of the largest value, in float32: other kernels sum in another order
-# A constant added to every key adds the same to every logit of a row: the softmax forgets it.
+SUMMED = 1e-5  # of the largest value, in float32: kernels differ in the order of their sums
+# A constant added to every key shifts all logits of a row alike, which the softmax ignores.
 KEY_BIAS = re.compile(r"(^|[._])k(ey)?(_proj)?[._](.*\.)?bias$")
 
 
-def gradients(c: Candidate) -> Result:
+def gradients(subject: Subject) -> Result:
     def test(size: Size) -> str:
-        module, x = c.at(torch.float64), c.input(size, 2)
+        module, x = subject.at(torch.float64), subject.input(size, 2)
         y = first_tensor(module(x))
         weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=y.dtype)
         named = dict(module.named_parameters())
@@ -67,19 +68,19 @@ def gradients(c: Candidate) -> Result:
         )
         sizes = [float(grad.abs().amax()) if grad.numel() else 1.0 for grad in grads]
         if bad := [n for n, s in zip(named, sizes, strict=True) if not s < float("inf")]:
-            return f"not finite: {few(bad)}"
+            return f"not finite: {first_names(bad)}"
         dead = [
             n for n, s in zip(named, sizes, strict=True)
             if s <= 1e-14 * max(sizes) and not KEY_BIAS.search(n)
         ]  # fmt: skip
-        return f"no gradient reaches {few(dead)}" if dead else ""
+        return f"no gradient reaches {first_names(dead)}" if dead else ""
 
-    result = over(c.usable[-1:], test)
-    count = sum(1 for _ in c.module.parameters())
+    result = first_failure(subject.usable[-1:], test)
+    count = sum(1 for _ in subject.module.parameters())
     return result._replace(detail=f"{count} tensors") if result.verdict == PASS else result
 
 
-# -- the same numbers, asked for in another way --------------------------------------------------
+# -- equal results by other layouts, dtypes, counters and compilers ------------------------------
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "channels first": lambda x: x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
@@ -91,49 +92,50 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def layouts(c: Candidate) -> Result:
+def layouts(subject: Subject) -> Result:
     def test(size: Size) -> str:
         for name, view in LAYOUTS.items():
-            x = view(c.input(size, 2, torch.float32))
-            kept = x.clone(memory_format=torch.contiguous_format)
-            found = run(c.module, x)
-            if not torch.equal(x, kept):
+            x = view(subject.input(size, 2, torch.float32))
+            original = x.clone(memory_format=torch.contiguous_format)
+            found = run(subject.module, x)
+            if not torch.equal(x, original):
                 return f"{name}: the input was written to"
-            if (error := apart(found, run(c.module, kept))) > SUMMED:
+            if (error := relative_error(found, run(subject.module, original))) > SUMMED:
                 return f"{name}: {error:.1e} apart from the same map, contiguous"
         return ""
 
-    return over(c.usable[-2:], test)
+    return first_failure(subject.usable[-2:], test)
 
 
-def half_precision(c: Candidate) -> Result:
+def half_precision(subject: Subject) -> Result:
     def test(size: Size) -> str:
         for dtype in (torch.bfloat16, torch.float16):
-            x = c.input(size, dtype=dtype)
+            x = subject.input(size, dtype=dtype)
             inputs = {
                 "zeros": 0 * x, "ones": torch.ones_like(x), "x 1000": 1000 * x, "x 1e-6": 1e-6 * x,
             }  # fmt: skip
             for name, values in inputs.items():
-                if not run(c.at(dtype), values).isfinite().all():
-                    return f"{kind(dtype)}: NaN or Inf from {name}"
+                if not run(subject.at(dtype), values).isfinite().all():
+                    return f"{dtype_name(dtype)}: NaN or Inf from {name}"
         return ""
 
-    return over(c.usable[-2:], test)
+    return first_failure(subject.usable[-2:], test)
 
 
-def counts(c: Candidate) -> Result:
+def counts(subject: Subject) -> Result:
     """cost() = fvcore on a real forward = torch on the meta device, in multiply-adds."""
     unknown: set[str] = set()
     stated = False
 
     def test(size: Size) -> str:
         nonlocal stated
-        shape = tuple(c.input(size).shape)
-        trace, witness = counters.traced(c.module, shape), counters.on_meta(c.module, shape)
-        unknown.update(trace.uncounted, witness.uncounted)
-        found = {"fvcore": trace.macs[""], "torch": witness.macs[""]}
+        shape = tuple(subject.input(size).shape)
+        by_fvcore = counters.traced(subject.module, shape)
+        by_torch = counters.on_meta(subject.module, shape)
+        unknown.update(by_fvcore.uncounted, by_torch.uncounted)
+        found = {"fvcore": by_fvcore.macs[""], "torch": by_torch.macs[""]}
         try:
-            cost: Any = c.module.cost(*size)  # type: ignore[operator]
+            cost: Any = subject.module.cost(*size)  # type: ignore[operator]
             total = sum(part.macs for part in cost) if isinstance(cost, list) else cost.total
             found, stated = {"cost()": total, **found}, True
         except (NotImplementedError, AttributeError):
@@ -142,63 +144,63 @@ def counts(c: Candidate) -> Result:
             return ""
         return ", ".join(f"{name} {value:,}" for name, value in found.items())
 
-    result = over(c.usable[-2:], test)
+    result = first_failure(subject.usable[-2:], test)
     if result.verdict == FAIL:
         return result
     if unknown:
-        return Result(SKIPPED, f"no counter knows {few(sorted(unknown))}")
+        return Result(SKIPPED, f"no counter knows {first_names(sorted(unknown))}")
     return result if stated else result._replace(detail=result.detail + "; no cost() to agree with")
 
 
-def compiles(c: Candidate) -> Result:
+def compiles(subject: Subject) -> Result:
     def test(size: Size) -> str:
-        x = c.input(size, 2, torch.float32)
+        x = subject.input(size, 2, torch.float32)
         torch._dynamo.reset()
         try:
-            found = run(torch.compile(c.module, backend="aot_eager", fullgraph=True), x)  # type: ignore[arg-type]
+            found = run(torch.compile(subject.module, backend="aot_eager", fullgraph=True), x)  # type: ignore[arg-type]
         finally:
             torch._dynamo.reset()
-        error = apart(found, run(c.module, x))
+        error = relative_error(found, run(subject.module, x))
         return "" if error <= SUMMED else f"{error:.1e} apart from eager"
 
-    return over(_awkward(c), test)
+    return first_failure(_awkward(subject), test)
 
 
-def exports(c: Candidate) -> Result:
+def exports(subject: Subject) -> Result:
     def test(size: Size) -> str:
-        x = c.input(size, 2, torch.float32)
+        x = subject.input(size, 2, torch.float32)
         with torch.no_grad():
-            program = torch.export.export(c.module, (x,)).module()
-        error = apart(run(program, x), run(c.module, x))
+            program = torch.export.export(subject.module, (x,)).module()
+        error = relative_error(run(program, x), run(subject.module, x))
         return "" if error <= SUMMED else f"{error:.1e} apart from eager"
 
-    return over(_awkward(c), test)
+    return first_failure(_awkward(subject), test)
 
 
-def _awkward(c: Candidate) -> list[Size]:
+def _awkward(subject: Subject) -> list[Size]:
     """One size that no window divides, if there is one."""
-    return c.usable[-1:]
+    return subject.usable[-1:]
 
 
-def equals_registered(c: Candidate) -> Result:
-    """Values in float64 and regions, with the same parameters."""
-    if c.reference is None:
-        return Result(SKIPPED, c.unlike)
-    ours, double = copy.deepcopy(c.reference).double(), c.at(torch.float64)
+def equals_registered(subject: Subject) -> Result:
+    """Compares outputs in float64 and regions with those of the registered mixer."""
+    if subject.reference is None:
+        return Result(SKIPPED, subject.no_reference)
+    ours, double = copy.deepcopy(subject.reference).double(), subject.at(torch.float64)
 
     def test(size: Size) -> str:
-        x = c.input(size)
-        error = apart(run(double, x), run(ours, x))
+        x = subject.input(size)
+        error = relative_error(run(double, x), run(ours, x))
         if error > 1e-10:
             return f"{error:.1e} apart with the same parameters"
-        if c.region is None:
+        if subject.region is None:
             return ""
-        for query in some_tokens(*size, 9):
-            if not torch.equal(c.region(*size, query), ours.region(*size, query)):  # type: ignore[operator]
+        for query in sample_tokens(*size, 9):
+            if not torch.equal(subject.region(*size, query), ours.region(*size, query)):  # type: ignore[operator]
                 return f"another region() at {query}"
         return ""
 
-    return over(c.usable, test)
+    return first_failure(subject.usable, test)
 
 
 # -- the suites ------------------------------------------------------------------------------

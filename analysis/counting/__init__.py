@@ -1,1 +1,1 @@
-"""Costs: three counters, the operators they know, the papers' formulas, and how cost grows."""
+"""Costs: counters, cost rules of operators, the papers' formulas, growth and crossings."""

@@ -1,6 +1,6 @@
-"""Two counters that know nothing of our formulas: fvcore on a real forward, torch on meta.
+"""Two counters independent of our formulas: fvcore on a real forward, torch on the meta device.
 
-Both give, for one image, MACs and norm elements per module; modules are named as in
+Both give MACs and norm elements per module for one image; modules are named as in
 `named_modules`, and the count of a module includes its children.
 """
 
@@ -24,24 +24,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from analysis.counting.operator_costs import FREE, HANDLES, NORM, UNKNOWN
+from analysis.counting.operator_costs import COST_RULES, FREE, NORM, UNKNOWN
 
 
 @dataclass
 class Tally:
-    """One counter's word on one forward of one image."""
+    """Costs of one forward of one image by one counter."""
 
-    macs: Counter[str] = field(default_factory=Counter)  # by module; "" is the whole
+    macs: Counter[str] = field(default_factory=Counter)  # by module; "" is the model
     norms: Counter[str] = field(default_factory=Counter)  # elements, by module
     operators: Counter[str] = field(default_factory=Counter)  # MACs by operator
     uncounted: tuple[str, ...] = ()
-    peak_bytes: int = 0  # largest memory of activations alive together
-    activations: int = 0  # elements that convolutions, linear layers and matrix products give
+    peak_bytes: int = 0  # most memory of activations that are alive together
+    activations: int = 0  # elements that convolutions, linear layers and matrix products write
 
 
 @contextlib.contextmanager
 def _quiet_eval(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients or warnings; every module's mode comes back."""
+    """Evaluation mode without gradients or warnings; restores every module's mode."""
     modes = {module: module.training for module in model.modules()}
     logging.disable(logging.WARNING)
     try:
@@ -63,12 +63,12 @@ _NAMES = """
     _native_batch_norm_legit_no_training _fused_rms_norm cudnn_batch_norm
 """  # not every version of torch has all of them
 _NORMS = frozenset(getattr(_aten, name) for name in _NAMES.split() if hasattr(_aten, name))
-_APART = {norm: lambda x, *args, **kwargs: math.prod(x) for norm in _NORMS}
+_NORM_COSTS = {norm: lambda x, *args, **kwargs: math.prod(x) for norm in _NORMS}
 _VECTORS = {  # torch's counter has no vector products
     _aten.mv: lambda matrix, vector, **kwargs: 2 * math.prod(matrix),
     _aten.dot: lambda left, right, **kwargs: 2 * math.prod(left),
 }
-# Products that torch's counter does not know; whatever is not aten is unknown by itself.
+# Products that torch's counter does not know; operators outside aten are always unknown.
 _UNKNOWN = """
     vdot addmv addr ger outer _trilinear _cdist_forward linalg_matmul matrix_exp
     _native_multi_head_attention _transformer_encoder_layer_fwd
@@ -76,8 +76,8 @@ _UNKNOWN = """
 _UNKNOWN_PRODUCTS = frozenset(_UNKNOWN.split())
 
 
-class _Watch(TorchDispatchMode):
-    """Notes operators that the counter would pass over, and how much memory lives together."""
+class _Observer(TorchDispatchMode):
+    """Records operators that the counter skips, and the most memory that is alive together."""
 
     def __init__(self, inputs: list[Tensor]) -> None:
         super().__init__()
@@ -109,9 +109,9 @@ class _Watch(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _without_data(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Meta tensors in the place of every parameter and buffer; each comes back, shared or not."""
+    """Replaces every parameter and buffer by a meta tensor, and restores them, shared ones too."""
     meta: dict[int, Tensor] = {}
-    taken = [
+    replaced = [
         (store, name, tensor)
         for module in model.modules()
         for store in (module._parameters, module._buffers)
@@ -119,31 +119,34 @@ def _without_data(model: nn.Module) -> Iterator[list[Tensor]]:
         if tensor is not None
     ]
     try:
-        for store, name, tensor in taken:
+        for store, name, tensor in replaced:
             if id(tensor) not in meta:
                 meta[id(tensor)] = torch.empty_like(tensor, device="meta")
             store[name] = meta[id(tensor)]  # type: ignore[assignment]
         yield list(meta.values())
     finally:
-        for store, name, tensor in taken:
+        for store, name, tensor in replaced:
             store[name] = tensor  # type: ignore[assignment]
 
 
 def on_meta(model: nn.Module, shape: tuple[int, ...]) -> Tally:
-    """torch.utils.flop_counter on tensors without data: any size, at once, no memory."""
-    # torch imports it inside a first call, and up to 2.6 that runs products of its own
+    """Counts with torch.utils.flop_counter on tensors without data, at any size.
+
+    shape: (b, c, h, w) of images, or (b, h, w, c) of a mixer's map.
+    """
+    # torch imports it inside a first call; up to torch 2.6 that import runs matrix products
     importlib.import_module("torch._dynamo")
-    counter = FlopCounterMode(display=False, custom_mapping=_APART | _VECTORS)
+    counter = FlopCounterMode(display=False, custom_mapping=_NORM_COSTS | _VECTORS)
     with _without_data(model) as state, _quiet_eval(model):
         dtype = next((t.dtype for t in state if t.is_floating_point()), torch.float32)
         x = torch.empty(shape, device="meta", dtype=dtype)
-        watch = _Watch([x, *state])
-        with counter, watch:
+        observer = _Observer([x, *state])
+        with counter, observer:
             model(x)
     tally = Tally(
-        uncounted=tuple(sorted(watch.unknown)),
-        peak_bytes=watch.peak,
-        activations=watch.activations,
+        uncounted=tuple(sorted(observer.unknown)),
+        peak_bytes=observer.peak,
+        activations=observer.activations,
     )
     root = type(model).__name__
     for module, by_operator in counter.get_flop_counts().items():
@@ -168,7 +171,7 @@ def on_meta(model: nn.Module, shape: tuple[int, ...]) -> Tally:
 
 
 def materialised(model: nn.Module) -> nn.Module:
-    """The model itself, or zeros in the place of parameters that are on meta: counts do not
+    """The model; if it is on the meta device, a copy on the CPU with zeros, since counts do not
     depend on values."""
     if not any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         return model
@@ -181,7 +184,7 @@ def materialised(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def _slow_multihead() -> Iterator[None]:
-    """nn.MultiheadAttention's fused path is one opaque operator; its plain path is counted."""
+    """Disables the fused path of nn.MultiheadAttention, which is one opaque operator."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -191,7 +194,7 @@ def _slow_multihead() -> Iterator[None]:
 
 
 def traced(model: nn.Module, shape: tuple[int, ...]) -> Tally:
-    """fvcore's analysis of a traced forward, with our handles and no other."""
+    """Counts with fvcore on a traced forward, by the rules of `operator_costs` only."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from fvcore.nn.jit_analysis import JitModelAnalysis
@@ -204,7 +207,7 @@ def traced(model: nn.Module, shape: tuple[int, ...]) -> Tally:
     x = torch.zeros(shape, device=like.device, dtype=like.dtype)
     with _quiet_eval(real), _slow_multihead():
         analysis = JitModelAnalysis(real, (x,))
-        analysis.clear_op_handles().set_op_handle(**HANDLES)
+        analysis.clear_op_handles().set_op_handle(**COST_RULES)
         analysis.set_op_handle(**dict.fromkeys(FREE))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.tracer_warnings("none")
@@ -226,8 +229,8 @@ def traced(model: nn.Module, shape: tuple[int, ...]) -> Tally:
 
 
 def parameters(model: nn.Module) -> Counter[str]:
-    """Parameters per module, children included; shared ones once for the whole and once for each
-    module that holds them."""
+    """Parameters per module, children included; a shared parameter counts once in each module that
+    holds it, and once in the model ("")."""
     seen: defaultdict[str, dict[int, int]] = defaultdict(dict)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         path = name.split(".")[:-1]

@@ -1,4 +1,4 @@
-"""Where one series of costs overtakes another: between samples, exactly, and by the formulas."""
+"""Crossings of two cost series: between sampled points, exactly, and by the papers' formulas."""
 
 from __future__ import annotations
 
@@ -14,29 +14,40 @@ from backbones.specs.spec import BackboneSpec
 
 def crossing(a: Series, b: Series, over: str, values: Sequence[Number],
              img_size: tuple[int, int], times: float = 1.0) -> Row:  # fmt: skip
-    """From where on the one that costs more at the last value costs over `times` the other.
+    """The crossing from which the series that is dearer at the last value costs over `times` the
+    other.
 
-    sampled: where the straight lines between the values cross, in log-log.  exact: the smallest
-    resolution (a multiple of the stem's stride) or size from which it does so up to the last
-    value without exception, padding included; not for groups that scale.  tokens: the same by
-    the papers' formulas for two mixers, as a real number, padding left out.  verdict: crosses;
-    always; never; equal.
+    Args:
+        a: a series.
+        b: another.
+        over: the axis, of `scaling.AXES`.
+        values: values of the axis in rising order; pixels, tokens or factors.
+        img_size: (height, width) in pixels where the resolution is not swept.
+        times: the factor.
+
+    Returns:
+        A row.  more, less: names of the dearer and the cheaper series.  sampled: the value where
+        the straight lines between the points cross, in log-log.  exact: the smallest resolution (a
+        multiple of the stem's stride) or size from which on the dearer one costs over `times` the
+        other without exception, padding included; None for groups that scale.  tokens: the
+        crossing of two mixers by the papers' formulas, a real number, without padding.  verdict:
+        crosses, always, never or equal.
     """
-    spent = functools.cache(lambda s, value: s.at(over, value, img_size).spent().total)
-    more, less = (a, b) if spent(a, values[-1]) >= spent(b, values[-1]) else (b, a)
-    found: Row = {"more": more.name, "less": less.name, "times": times, "sampled": None,
+    macs = functools.cache(lambda s, value: s.at(over, value, img_size).macs().total)
+    more, less = (a, b) if macs(a, values[-1]) >= macs(b, values[-1]) else (b, a)
+    row: Row = {"more": more.name, "less": less.name, "times": times, "sampled": None,
                   "exact": None, "tokens": None}  # fmt: skip
 
     def above(low: Number, high: Number) -> bool:
-        return bool(spent(more, low) > times * spent(less, high))
+        return bool(macs(more, low) > times * macs(less, high))
 
     if not above(values[-1], values[-1]):
-        return {**found, "verdict": "never" if times != 1 else "equal"}
+        return {**row, "verdict": "never" if times != 1 else "equal"}
     first = max((i for i, value in enumerate(values) if not above(value, value)), default=None)
     if first is not None:
         low, high = values[first : first + 2]
-        gaps = [math.log(spent(more, v) / spent(less, v) / times) for v in (low, high)]
-        found["sampled"] = float(low) * (float(high) / float(low)) ** (
+        gaps = [math.log(macs(more, v) / macs(less, v) / times) for v in (low, high)]
+        row["sampled"] = float(low) * (float(high) / float(low)) ** (
             gaps[0] / (gaps[0] - gaps[1])
         )
     if over in SQUARE and not (a.scale or b.scale):
@@ -47,16 +58,19 @@ def crossing(a: Series, b: Series, over: str, values: Sequence[Number],
             return above(low * step, high * step) if over == "resolution" or low == high else False
 
         last = last_failure(holds, 1, -(-int(values[-1]) // step))
-        found["exact"] = None if last is None else (last + 1) * step
+        row["exact"] = None if last is None else (last + 1) * step
     if over == "resolution":
-        found["tokens"] = tokens_by_formula(more, less, times)
-    crossed = found["sampled"] is not None or found["exact"] is not None
-    return {**found, "verdict": "crosses" if crossed else "always"}
+        row["tokens"] = tokens_by_formula(more, less, times)
+    crossed = row["sampled"] is not None or row["exact"] is not None
+    return {**row, "verdict": "crosses" if crossed else "always"}
 
 
 def last_failure(holds: Callable[[int, int], bool], low: int, high: int) -> int | None:
-    """The largest number from low to high that fails.  `holds` of an interval may say no too
-    often, but not of a single number, and never yes where one fails."""
+    """The largest number from low to high for which `holds` is false; None if there is none.
+
+    holds: takes an interval; exact for a single number, and for a longer one true only if it holds
+    everywhere inside.
+    """
     if holds(low, high):
         return None
     if low == high:
@@ -67,8 +81,9 @@ def last_failure(holds: Callable[[int, int], bool], low: int, high: int) -> int 
 
 
 def tokens_by_formula(more: Series, less: Series, times: float = 1.0) -> float | None:
-    """The tokens of the square grid where the papers' formulas of two mixers meet, by bisection
-    on its side up to 4096; None if they do not meet or are not two mixers of fixed size."""
+    """Tokens of the square grid where the papers' formulas of two mixers are equal, by bisection
+    on its side up to 4096; None if they never are, or for series that are no mixers of fixed
+    size."""
     if more.scale or less.scale:
         return None
 
@@ -79,10 +94,10 @@ def tokens_by_formula(more: Series, less: Series, times: float = 1.0) -> float |
                 return None
             # the formulas are polynomials: a real side is as good as a whole one
             real: Any = side
-            made = paper_formulas.formula(series.what.mixers[0], real, real, series.what.dim)
-            if made is None:
+            formula = paper_formulas.formula(series.what.mixers[0], real, real, series.what.dim)
+            if formula is None:
                 return None
-            costs.append(made.macs)
+            costs.append(formula.macs)
         return costs[0] - times * costs[1]
 
     low, high = 0.5, 4096.0

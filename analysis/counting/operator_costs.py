@@ -1,10 +1,10 @@
-"""What every operator of a traced graph costs: exact handles for fvcore, and what is free.
+"""Cost rules of the operators of a traced graph for fvcore, and the operators that are free.
 
-fvcore's own handles miss fused attention, count a broadcast product by its first operand only
-and round einsum to four digits, so none of them is used.  A handle returns {operator: MACs};
-norms return {"norm": elements}, which is kept apart; what cannot be counted returns
-{"?operator": 1}, which is an error downstream.  An operator with neither a handle nor a place in
-FREE is such an error too.
+fvcore's built-in handles miss fused attention, count a broadcast product by its first operand only
+and round einsum to four digits, so none of them is used.  A rule returns {operator: MACs}; norms
+return {"norm": elements}, which are counted separately; a call that a rule cannot read returns
+{"?operator": 1}, which is an error downstream, and so is an operator that is neither in COST_RULES
+nor in FREE.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-Handle = Callable[[list[Any], list[Any]], Counter]
+CostRule = Callable[[list[Any], list[Any]], Counter]
 
 NORM, UNKNOWN = "norm", "?"
 
@@ -26,20 +26,20 @@ def _shape(value: Any) -> list[int]:
     return sizes
 
 
-def _count(name: str, rule: Callable[[list[Any], list[Any]], int]) -> Handle:
-    """Guards a rule: what it cannot read is named, not skipped."""
+def _count(name: str, rule: Callable[[list[Any], list[Any]], int]) -> CostRule:
+    """Wraps a rule, so that a call it cannot read is named instead of skipped."""
 
-    def handle(inputs: list[Any], outputs: list[Any]) -> Counter:
+    def cost_rule(inputs: list[Any], outputs: list[Any]) -> Counter:
         try:
             return Counter({name: rule(inputs, outputs)})
         except (ValueError, IndexError, AttributeError, TypeError, RuntimeError):
             return Counter({f"{UNKNOWN}aten::{name}": 1})
 
-    return handle
+    return cost_rule
 
 
 def _product(left: int) -> Callable[[list[Any], list[Any]], int]:
-    """Every element of the result sums over the last axis of operand `left`."""
+    """Elements of the result times the length of the last axis of operand `left`."""
     return lambda inputs, outputs: math.prod(_shape(outputs[0])) * _shape(inputs[left])[-1]
 
 
@@ -56,7 +56,7 @@ def _sdpa(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
-    """Two operands: one product per point of the indices that meet or stay."""
+    """Two operands: one product per combination of the shared and the remaining indices."""
     equation = inputs[0].toIValue().replace(" ", "")
     shapes = [_shape(value) for value in inputs[1].node().inputs()]
     left, arrow, right = equation.partition("->")
@@ -64,15 +64,15 @@ def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
     if len(shapes) != 2 or not arrow or "." in equation:
         raise ValueError("only two operands with a stated result are counted")
     sizes = dict(zip("".join(terms), [s for shape in shapes for s in shape], strict=True))
-    met = set(terms[0]) & set(terms[1]) | set(right)
-    return math.prod(sizes[i] for i in met)
+    indices = set(terms[0]) & set(terms[1]) | set(right)
+    return math.prod(sizes[i] for i in indices)
 
 
 def _norm(inputs: list[Any], outputs: list[Any]) -> Counter:
     return Counter({NORM: math.prod(_shape(inputs[0]))})
 
 
-HANDLES: dict[str, Handle] = {
+COST_RULES: dict[str, CostRule] = {
     "aten::linear": _count("linear", _product(0)),
     "aten::matmul": _count("matmul", _product(0)),
     "aten::mm": _count("matmul", _product(0)),

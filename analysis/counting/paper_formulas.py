@@ -1,7 +1,7 @@
 """The complexity formulas of the papers, in plain integers.
 
-They share nothing with the code that they validate: h, w tokens, c channels, MAC = 1.  They hold
-where the sizes divide; elsewhere the difference is padding.
+They are independent of the code that they validate.  h, w: tokens; c: channels; results in MACs.
+They hold where the sizes divide; elsewhere the difference is padding.
 """
 
 from __future__ import annotations
@@ -86,6 +86,14 @@ FORMULAS: dict[str, Callable[..., Formula]] = {
 
 
 def formula(config: MixerConfig, h: int, w: int, c: int, index: int = 0) -> Formula | None:
-    """What the papers say this mixer costs; None for a plug-in."""
+    """MACs of a mixer by its paper's formula; None for a plug-in.
+
+    Args:
+        config: of the mixer.
+        h: rows of the map, in tokens.
+        w: columns of the map, in tokens.
+        c: channels.
+        index: of the block; only `token_mlp` depends on its parity.
+    """
     rule = FORMULAS.get(name_of(type(config)))
     return None if rule is None else rule(config, h, w, c, index)

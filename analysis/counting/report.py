@@ -1,4 +1,4 @@
-"""Three counts of one model, and whether they agree."""
+"""Counts of one model by three counters, and whether they are equal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONVENTION = (
     "one image, one forward; norms apart in elements; softmax, activations and sums are free"
 )
 COLUMNS = ("projection", "mixing", "position", "mlp", "resample", "head")
-COUNTED_AT = 10e9  # MACs a second: what a slow processor manages, for the time budget
+COUNTED_AT = 10e9  # MACs a second of a slow processor, for the time budget
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Budget:
     memory: int = 4 * 2**30  # bytes
     seconds: float = 30.0
 
-    def refuses(self, weights: int, witness: Tally) -> str:
-        """Why a forward is too much, or nothing.  weights: bytes of the parameters."""
-        need = weights + witness.peak_bytes
+    def refuses(self, weights: int, torch_tally: Tally) -> str:
+        """Why a forward is beyond the budget, or "".  weights: bytes of the parameters."""
+        need = weights + torch_tally.peak_bytes
         if need > self.memory:
             return (
                 f"a real forward needs about {need / 2**30:,.1f} GiB, more than "
                 f"--max-memory {self.memory / 2**30:.3g}G"
             )
-        seconds = witness.macs[""] / COUNTED_AT
+        seconds = torch_tally.macs[""] / COUNTED_AT
         if seconds > self.seconds:
             return (
                 f"a real forward takes about {seconds:,.0f} s, more than "
@@ -119,16 +119,16 @@ class Report:
         given = {
             "formula": self.macs_formula, "fvcore": self.macs_fvcore, "torch": self.macs_torch,
         }  # fmt: skip
-        made = {name: value for name, value in given.items() if value is not None}
-        word = {1: "one count", 2: "two counts", 3: "three counts"}[len(made)]
-        if len(made) == 1:
-            line = f"{word} and no witness: {' '.join(made)} {self.macs:,} MACs"
-        elif len(set(made.values())) == 1:
-            line = f"{word} agree: {' = '.join(made)} = {self.macs:,} MACs"
+        counts = {name: value for name, value in given.items() if value is not None}
+        word = {1: "one count", 2: "two counts", 3: "three counts"}[len(counts)]
+        if len(counts) == 1:
+            line = f"{word} and no witness: {' '.join(counts)} {self.macs:,} MACs"
+        elif len(set(counts.values())) == 1:
+            line = f"{word} agree: {' = '.join(counts)} = {self.macs:,} MACs"
         else:
             parts = [
                 f"{name} {value:,} ({(value - self.macs_torch) / max(self.macs_torch, 1):+.3%})"
-                for name, value in made.items()
+                for name, value in counts.items()
             ]
             line = "counts differ: " + ", ".join(parts)
         line += f"; uncounted operators: {', '.join(self.uncounted) or 'none'}"
@@ -202,62 +202,65 @@ def count(
     except ValueError as error:
         raise SpecError(f"img_size={img_size!r}: expected {error}") from None
     budget, notes = budget or Budget(), []
-    ours = model if isinstance(model, HierarchicalBackbone) else None
-    name = name or (ours.spec.name if ours else type(model).__name__)
-    shape = (1, ours.spec.in_channels if ours else getattr(model, "in_chans", 3), h, w)
+    backbone = model if isinstance(model, HierarchicalBackbone) else None
+    name = name or (backbone.spec.name if backbone else type(model).__name__)
+    shape = (1, backbone.spec.in_channels if backbone else getattr(model, "in_chans", 3), h, w)
 
     try:
-        witness = counters.on_meta(model, shape)
+        torch_tally = counters.on_meta(model, shape)
     except Exception as error:
         raise _cannot_run(name, h, w, error) from None
     parts: list[Macs] | None = None
-    if ours is None:
+    if backbone is None:
         notes.append("no formula: not one of ours")
     else:
         try:
-            parts = ours.cost(h, w)
+            parts = backbone.cost(h, w)
         except NotImplementedError:
             notes.append("no formula: a mixer states no cost")
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    traced: Tally | None = None
-    if trace and (refused := budget.refuses(weights, witness)):
+    fvcore_tally: Tally | None = None
+    if trace and (refused := budget.refuses(weights, torch_tally)):
         notes.append(f"fvcore skipped: {refused}")
     elif trace:
         try:
-            traced = counters.traced(model, shape)
+            fvcore_tally = counters.traced(model, shape)
         except Exception as error:
             raise _cannot_run(name, h, w, error) from None
 
-    stages = _stages(ours, parts, witness, (h, w)) if ours else _children(model, witness)
-    made = [tally for tally in (witness, traced) if tally is not None]
-    totals = [tally.macs[""] for tally in made]
+    if backbone:
+        stages = _stages(backbone, parts, torch_tally, (h, w))
+    else:
+        stages = _children(model, torch_tally)
+    tallies = [tally for tally in (torch_tally, fvcore_tally) if tally is not None]
+    totals = [tally.macs[""] for tally in tallies]
     if parts is not None:
         totals.append(sum(part.macs for part in parts))
-    uncounted = tuple(sorted({op for tally in made for op in tally.uncounted}))
+    uncounted = tuple(sorted({op for tally in tallies for op in tally.uncounted}))
     agree = len(totals) > 1 and len(set(totals)) == 1 and not uncounted
-    if len({tally.norms[""] for tally in made}) > 1:
+    if len({tally.norms[""] for tally in tallies}) > 1:
         agree = False
         notes.append("the counters see different norms")
-    if ours and agree and (wrong := _modules_differ(ours, parts, made)):
+    if backbone and agree and (wrong := _modules_differ(backbone, parts, tallies)):
         agree = False
         notes.append(f"totals agree, but not in {wrong}")
     return Report(
         backbone=name,
         img_size=(h, w),
         params=counters.parameters(model)[""],
-        macs=witness.macs[""],
+        macs=torch_tally.macs[""],
         macs_formula=None if parts is None else sum(part.macs for part in parts),
-        macs_fvcore=None if traced is None else traced.macs[""],
-        macs_torch=witness.macs[""],
-        norm_elements=witness.norms[""],
-        activations=witness.activations,
+        macs_fvcore=None if fvcore_tally is None else fvcore_tally.macs[""],
+        macs_torch=torch_tally.macs[""],
+        norm_elements=torch_tally.norms[""],
+        activations=torch_tally.activations,
         padding_macs=None if parts is None else sum(part.padding for part in parts),
         uncounted=uncounted,
         agree=agree,
         note="; ".join(notes),
         stages=stages,
-        blocks=_blocks(model, parts, witness),
-        operators=_operators(traced or witness),
+        blocks=_blocks(model, parts, torch_tally),
+        operators=_operators(fvcore_tally or torch_tally),
     )
 
 
@@ -280,68 +283,68 @@ def _tabulate(parts: Iterable[Macs], **labels: Any) -> dict[str, Any]:
 
 
 def _stages(
-    model: HierarchicalBackbone, parts: list[Macs] | None, witness: Tally, img_size: tuple[int, int]
+    model: HierarchicalBackbone, parts: list[Macs] | None, tally: Tally, img_size: tuple[int, int]
 ) -> list[dict[str, Any]]:
     """A row per stage (the stem is in the first), one for the final norm and head, the total."""
     params, rows = counters.parameters(model), []
     grids = model.spec.grids(img_size)
     for i, (stage, (h, w)) in enumerate(zip(model.spec.stages, grids, strict=True)):
         modules = [f"stages.{i}", f"out_norms.{i}", *(["stem"] if i == 0 else [])]
-        rows.append(_row(str(i + 1), modules, parts, witness, params))
+        rows.append(_row(str(i + 1), modules, parts, tally, params))
         rows[-1] |= {
             "grid": f"{h}x{w}", "dim": stage.dim, "depth": stage.depth, "heads": stage.heads,
             "mixers": stage.pattern(),
         }  # fmt: skip
-    rows.append(_row("head", ["norm", "head"], parts, witness, params))
-    rows.append(_row("total", [""], parts, witness, params))
+    rows.append(_row("head", ["norm", "head"], parts, tally, params))
+    rows.append(_row("total", [""], parts, tally, params))
     return rows
 
 
 def _row(
-    label: str, modules: list[str], parts: list[Macs] | None, witness: Tally, params: dict[str, int]
+    label: str, modules: list[str], parts: list[Macs] | None, tally: Tally, params: dict[str, int]
 ) -> dict[str, Any]:
     labels = {
         "stage": label, "grid": "", "dim": None, "depth": None, "heads": None, "mixers": "",
         "params": sum(params[m] for m in modules),
     }  # fmt: skip
     if parts is None:
-        counts = {"macs": sum(witness.macs[m] for m in modules)}
+        counts = {"macs": sum(tally.macs[m] for m in modules)}
     else:
         counts = _tabulate(part for part in parts if _inside(part.module, modules))
-    return {**labels, **counts, "norm_elements": sum(witness.norms[m] for m in modules)}
+    return {**labels, **counts, "norm_elements": sum(tally.norms[m] for m in modules)}
 
 
 def _inside(module: str, modules: list[str]) -> bool:
     return any(not m or module == m or module.startswith(m + ".") for m in modules)
 
 
-def _children(model: nn.Module, witness: Tally) -> list[dict[str, Any]]:
+def _children(model: nn.Module, tally: Tally) -> list[dict[str, Any]]:
     """A row per child of a foreign model, the elements of its lists one by one."""
     names: list[str] = []
     for name, child in model.named_children():
         inner = [f"{name}.{key}" for key, _ in child.named_children()]
         names += inner if isinstance(child, (nn.Sequential, nn.ModuleList)) and inner else [name]
     params = counters.parameters(model)
-    rows = [_row(name, [name], None, witness, params) for name in names]
-    return [*rows, _row("total", [""], None, witness, params)]
+    rows = [_row(name, [name], None, tally, params) for name in names]
+    return [*rows, _row("total", [""], None, tally, params)]
 
 
-def _blocks(model: nn.Module, parts: list[Macs] | None, witness: Tally) -> list[dict[str, Any]]:
+def _blocks(model: nn.Module, parts: list[Macs] | None, tally: Tally) -> list[dict[str, Any]]:
     """A row per block, stem, downsampling and head of ours."""
     if parts is None:
         return [
-            {"block": name, "macs": witness.macs[name], "norm_elements": witness.norms[name]}
+            {"block": name, "macs": tally.macs[name], "norm_elements": tally.norms[name]}
             for name, module in model.named_modules()
-            if name and witness.macs[name] and name.count(".") <= 3
+            if name and tally.macs[name] and name.count(".") <= 3
         ]
     grouped: defaultdict[str, list[Macs]] = defaultdict(list)
     for part in parts:
         words = part.module.split(".")
         grouped[".".join(words[:4] if "blocks" in words else words[:3])].append(part)
     rows = []
-    for block, own in grouped.items():
-        norms = witness.norms[block] + (witness.norms["norm"] if block == "head" else 0)
-        rows.append({**_tabulate(own, block=block), "norm_elements": norms})
+    for block, block_parts in grouped.items():
+        norms = tally.norms[block] + (tally.norms["norm"] if block == "head" else 0)
+        rows.append({**_tabulate(block_parts, block=block), "norm_elements": norms})
     return rows
 
 

@@ -1,7 +1,7 @@
 """How cost grows: series of points, and the exponents that fit them.
 
-A series is a backbone or one mixer.  Varied is one thing: the resolution, the size of its windows,
-stripes and pales, its width or its depth.  MACs of one forward of one image.
+A series is a backbone or one mixer.  One axis is varied: the resolution, the size of its windows,
+stripes and pales, its width or its depth.  Costs are MACs of one forward of one image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transom.fields import write
 if TYPE_CHECKING:
     from torch import nn
 
-STRIDE = 4  # pixels to a token of a mixer that stands alone
+STRIDE = 4  # pixels per token of a mixer without a backbone
 AXES = ("resolution", "size", "width", "depth")
 SQUARE = "resolution", "size"  # axes of whole numbers, between which a crossing can be exact
 
@@ -30,8 +30,8 @@ Row = dict[str, Any]
 Number = int | Fraction
 
 
-class Spent(NamedTuple):
-    """MACs of one image: all, in the mixing of tokens, in positions, and on pads."""
+class PointMacs(NamedTuple):
+    """MACs of one image: the total, and those for mixing tokens, for positions and on pads."""
 
     total: int
     mixing: int
@@ -43,14 +43,14 @@ class Spent(NamedTuple):
 class Series:
     """One line of the figure.
 
-    what: a backbone, or one block whose mixer stands alone.  scale: groups grow with the image, as
-    size * image / base, so that their number stays; otherwise they are what they are.
+    what: a backbone, or a block of which only the mixer counts.  scale: groups grow with the
+    image, as size * image / base, so that their number is constant; otherwise their size is.
     """
 
     name: str
     what: BackboneSpec | StageSpec
     scale: bool = False
-    base: tuple[int, int] = (224, 224)  # the image that the stated sizes are for
+    base: tuple[int, int] = (224, 224)  # image in pixels that the stated sizes are for
 
     @property
     def stages(self) -> tuple[StageSpec, ...]:
@@ -58,18 +58,18 @@ class Series:
 
     @property
     def sizes(self) -> str:
-        """The windows, stripes and pales, each once; empty where there are none."""
+        """The sizes of windows, stripes and pales, each once; "" where there are none."""
         mixers = [mixer for stage in self.stages for mixer in stage.mixers]
         found = [write(mixer.size) for mixer in mixers if hasattr(mixer, "size")]
         return " ".join(dict.fromkeys(found))
 
     @property
     def step(self) -> int:
-        """Pixels to a token of the first map."""
+        """Pixels per token of the first map."""
         return self.what.patch_size if isinstance(self.what, BackboneSpec) else STRIDE
 
     def edited(self, change: Callable[[StageSpec], StageSpec]) -> Series:
-        """With every stage changed.  Raises SpecError with the stage."""
+        """The series with every stage changed.  Raises SpecError with the stage."""
         stages = []
         for number, stage in enumerate(self.stages, start=1):
             place = f": stage {number}" if isinstance(self.what, BackboneSpec) else ""
@@ -82,7 +82,7 @@ class Series:
         return replace(self, what=stages[0])
 
     def with_sizes(self, change: Callable[[tuple[int, int]], tuple[int, int]]) -> Series:
-        """Other windows, stripes and pales, (height, width) each, wherever a mixer has them."""
+        """The series with the (height, width) of all windows, stripes and pales changed."""
 
         def resized(mixer: Any) -> Any:
             size = getattr(mixer, "size", None)
@@ -95,7 +95,7 @@ class Series:
         )  # fmt: skip
 
     def at_image(self, side: int) -> Series:
-        """With the groups that this policy gives an image of side x side pixels."""
+        """The series with the groups that its policy gives an image of side x side pixels."""
         if not self.scale:
             return self
         spec, (h, w) = self.what, self.base
@@ -107,23 +107,25 @@ class Series:
         return known.with_sizes(lambda size: (grown(size[0], h), grown(size[1], w)))
 
     def multiplied(self, factor: Fraction, *fields: str) -> Series:
-        """With fields of every stage times a factor.  Raises SpecError for broken numbers."""
+        """The series with fields of every stage times a factor.  Raises SpecError for a result that
+        is no integer."""
 
         def change(stage: StageSpec) -> StageSpec:
-            made: dict[str, Any] = {f: getattr(stage, f) * factor for f in fields}
-            for field, value in made.items():
+            scaled: dict[str, Any] = {f: getattr(stage, f) * factor for f in fields}
+            for field, value in scaled.items():
                 if value.denominator > 1:
                     what = f"{factor} x {getattr(stage, field)} {field}"
                     raise SpecError(f"{what} is no whole number")
-                made[field] = int(value)
-            return replace(stage, **made)
+                scaled[field] = int(value)
+            return replace(stage, **scaled)
 
         return self.edited(change)
 
     def at(self, over: str, value: Number, img_size: tuple[int, int]) -> Point:
-        """This series where the axis `over` has this value; img_size where it is not varied.
+        """The point of the series where the axis `over` has this value.
 
-        A width multiplies the heads, each as wide as before.  Raises SpecError.
+        img_size: (height, width) in pixels where the resolution is not varied.  A width multiplies
+        the heads and keeps the channels per head.  Raises SpecError.
         """
         if over == "resolution":
             return Point(self.at_image(int(value)), (int(value), int(value)))
@@ -137,7 +139,7 @@ class Series:
         return Point(self.multiplied(Fraction(value), "depth"), img_size)
 
 
-@functools.lru_cache(maxsize=16)  # a search for a crossing comes back to the same few
+@functools.lru_cache(maxsize=16)  # a search for a crossing evaluates few models many times
 def _model(what: BackboneSpec | StageSpec) -> nn.Module:
     import torch
 
@@ -151,7 +153,7 @@ def _model(what: BackboneSpec | StageSpec) -> nn.Module:
 
 
 class Point(NamedTuple):
-    """A series at one value: what is built, and for which image in pixels."""
+    """A series at one value of its axis, and the (height, width) of the image in pixels."""
 
     series: Series
     image: tuple[int, int]
@@ -162,13 +164,13 @@ class Point(NamedTuple):
         h, w = self.image
         return -(-h // self.series.step), -(-w // self.series.step)
 
-    def spent(self) -> Spent:
-        """What the model states by its formulas; nothing is run.  Raises SpecError."""
+    def macs(self) -> PointMacs:
+        """MACs by the formulas that the modules state; nothing is run.  Raises SpecError."""
         model: Any = _model(self.series.what)
         try:
             if isinstance(self.series.what, StageSpec):
                 cost = model.cost(*self.grid)
-                return Spent(cost.total, cost.mixing, cost.position, cost.padding)
+                return PointMacs(cost.total, cost.mixing, cost.position, cost.padding)
             parts = model.cost(*self.image)
         except NotImplementedError:
             raise SpecError(f"{self.series.name}: a mixer states no cost to sweep") from None
@@ -177,37 +179,40 @@ class Point(NamedTuple):
             for column in ("mixing", "position")
         )
         total, padding = sum(part.macs for part in parts), sum(part.padding for part in parts)
-        return Spent(total, mixing, position, padding)
+        return PointMacs(total, mixing, position, padding)
 
     def measure(self) -> Row:
-        """By formula, and by torch's counter on the meta device.  agree: both counts, and for a
-        mixer whose sizes divide the paper's formula too.  Raises SpecError."""
+        """A row with the MACs by formula and by torch's counter on the meta device.
+
+        agree: both counts are equal, and equal to the paper's formula for a mixer whose sizes
+        divide.  Raises SpecError.
+        """
         from analysis.counting import counters
 
-        spent, what = self.spent(), self.series.what
-        paper, shape = None, (1, *self.grid, self.series.stages[0].dim)
+        macs, what = self.macs(), self.series.what
+        formula, shape = None, (1, *self.grid, self.series.stages[0].dim)
         if isinstance(what, BackboneSpec):
             shape = (1, what.in_channels, *self.image)
         else:
-            paper = paper_formulas.formula(what.mixers[0], *self.grid, what.dim)
+            formula = paper_formulas.formula(what.mixers[0], *self.grid, what.dim)
         try:
-            witness = counters.on_meta(_model(what), shape)
+            torch_tally = counters.on_meta(_model(what), shape)
         except RuntimeError as error:  # more elements than can be numbered
             reason = str(error).strip().splitlines()[0]
             place = "x".join(map(str, self.image))
             raise SpecError(f"{self.series.name} on {place} pixels: {reason}") from None
-        agree = spent.total == witness.macs[""] and not witness.uncounted
-        if paper and paper.divides:
-            agree = agree and paper.macs == spent.total - spent.position
+        agree = macs.total == torch_tally.macs[""] and not torch_tally.uncounted
+        if formula and formula.divides:
+            agree = agree and formula.macs == macs.total - macs.position
         return {
-            "macs_formula": spent.total, "macs_torch": witness.macs[""], "mixing": spent.mixing,
-            "padding_%": round(100 * spent.padding / max(spent.total, 1), 4),
-            "peak_bytes": witness.peak_bytes, "agree": agree,
+            "macs_formula": macs.total, "macs_torch": torch_tally.macs[""], "mixing": macs.mixing,
+            "padding_%": round(100 * macs.padding / max(macs.total, 1), 4),
+            "peak_bytes": torch_tally.peak_bytes, "agree": agree,
         }  # fmt: skip
 
 
 def row_of(series: Series, over: str, value: Number, img_size: tuple[int, int]) -> Row:
-    """A series, its axis, where it stands (the first map's tokens and channels), its cost."""
+    """A row: the series, its axis and value, tokens and channels of the first map, costs."""
     point = series.at(over, value, img_size)
     (h, w), (rows, cols) = point.image, point.grid
     shown = value if isinstance(value, int) else round(float(value), 4)
@@ -219,24 +224,24 @@ def row_of(series: Series, over: str, value: Number, img_size: tuple[int, int]) 
 
 
 def default_values(series: Series, over: str, img_size: tuple[int, int]) -> list[Number]:
-    """Resolutions that windows of 7 divide, up to 2016, and 2048; sizes; every width from a half
-    to twice and every depth from a half to three times that can be built."""
+    """Values of an axis that can be built: resolutions of 224 to 2016 pixels by 224, and 2048;
+    sizes from 4 to 28; widths from 1/2 to 2; depths from 1/2 to 3."""
     if over == "resolution":
         return [*range(224, 2017, 224), 2048]
     if over == "size":
         return [4, 7, 8, 12, 14, 16, 20, 24, 28]
-    tries = [Fraction(n, 2) for n in (1, 2, 3, 4, 6)]
+    factors = [Fraction(n, 2) for n in (1, 2, 3, 4, 6)]
     if over == "width":
         heads = series.stages[0].heads
-        tries = [Fraction(n, heads) for n in range((heads + 1) // 2, 2 * heads + 1)]
-    known: list[Number] = []
-    for factor in tries:
+        factors = [Fraction(n, heads) for n in range((heads + 1) // 2, 2 * heads + 1)]
+    buildable: list[Number] = []
+    for factor in factors:
         try:
             series.at(over, factor, img_size)
         except SpecError:
             continue
-        known.append(factor)
-    return known or [Fraction(1)]
+        buildable.append(factor)
+    return buildable or [Fraction(1)]
 
 
 # -- exponents -------------------------------------------------------------------------------
@@ -250,24 +255,24 @@ def exponent(xs: Sequence[float], ys: Sequence[float]) -> float | None:
 
 
 def exponents(rows: Sequence[Row]) -> Row:
-    """The exponents of one series, against tokens or whatever else is varied.
+    """The exponents of one series over tokens, or over the axis that is varied.
 
-    Points without padding are fitted, where there are two; otherwise all, and `fitted` says so:
-    pads make a curve jump.
+    Points without padding are fitted where there are two or more, otherwise all, since padding
+    makes a curve jump; `fitted` states which.
     """
-    even = [row for row in rows if not row["padding_%"]]
-    used = even if len(even) > 1 else list(rows)
+    unpadded = [row for row in rows if not row["padding_%"]]
+    fitted_rows = unpadded if len(unpadded) > 1 else list(rows)
     by = "tokens" if rows[0]["over"] == "resolution" else "value"
-    xs = [row[by] for row in used]
-    if len(used) < len(rows):
-        fitted = f"{len(used)} of {len(rows)} points, the sizes that divide"
-    elif len(even) == len(rows):
+    xs = [row[by] for row in fitted_rows]
+    if len(fitted_rows) < len(rows):
+        fitted = f"{len(fitted_rows)} of {len(rows)} points, the sizes that divide"
+    elif len(unpadded) == len(rows):
         fitted = f"all {len(rows)} points, no padding"
     else:
         worst = max(row["padding_%"] for row in rows)
         fitted = f"all {len(rows)} points, padded by up to {worst:.3g}%"
     return {
         "series": rows[0]["series"], "against": by if by == "tokens" else rows[0]["over"],
-        "mixing": exponent(xs, [row["mixing"] for row in used]),
-        "total": exponent(xs, [row["macs_formula"] for row in used]), "fitted": fitted,
+        "mixing": exponent(xs, [row["mixing"] for row in fitted_rows]),
+        "total": exponent(xs, [row["macs_formula"] for row in fitted_rows]), "fitted": fitted,
     }  # fmt: skip

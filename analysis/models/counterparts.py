@@ -65,7 +65,7 @@ def make(library: str, spec: BackboneSpec, ours: HierarchicalBackbone) -> nn.Mod
     spec: as parsed, before `resolve`.  Drop path is off, as it is in ours.  Raises WeightsError.
     """
     source = "timm" if library == FUSED else library
-    theirs = reference_models.original(source, spec, None)
+    theirs = reference_models.reference_model(source, spec, None)
     body: Any = theirs.model if source == "transformers" else theirs  # without our wrapper
     state = body.state_dict()
     starts, end = _starts(state)

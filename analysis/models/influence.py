@@ -47,7 +47,7 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
-def some_tokens(h: int, w: int, most: int) -> list[Token]:
+def sample_tokens(h: int, w: int, most: int) -> list[Token]:
     """Every token of a small map; of a larger one corners, the centre and others at random."""
     every = [(i, j) for i in range(h) for j in range(w)]
     if len(every) <= most:

@@ -53,23 +53,23 @@ def erf(
     """(H, W) per backbone: the mean gradient over `seeds` models and images of noise."""
     if weights is not None and len(names) > 1:
         raise SpecError("--weights: for one --backbone")
-    subjects = [lookup.find(name) for name in names]
+    factories = [lookup.find(name) for name in names]
     panels, woken = [], set()
-    for subject in subjects:
-        size = img_size or subject.img_size
+    for factory in factories:
+        size = img_size or factory.img_size
         total = torch.zeros(size, dtype=torch.float64)
         for seed in range(seeds):
-            gradient, asleep = _field(subject, size, stage, seed, weights, source)
+            gradient, asleep = _field(factory, size, stage, seed, weights, source)
             total += gradient / gradient.sum().clamp(min=1e-300) / seeds
             if asleep:
-                woken.add(subject.name)
+                woken.add(factory.name)
         ratios = area_ratios(total, SHARES)
         seen = float((total > 0).double().mean())
         text = f"{_percent(seen)} of the pixels are seen\n" + "\n".join(
             f"{share:.0%} of the gradient in {_percent(ratio)}"
             for share, ratio in zip(SHARES, ratios, strict=True) if share in (0.5, 0.99)
         )  # fmt: skip
-        panels.append(Panel(subject.name, total, text))
+        panels.append(Panel(factory.name, total, text))
     where = f"stage {stage}" if stage else "the last stage"
     drawn = f"mean of {seeds} gradients" if seeds > 1 else "one gradient"
     heading = f"What the centre unit of {where} reads: {drawn}, {_origin(weights)}"
@@ -93,16 +93,16 @@ def _percent(part: float) -> str:
 
 
 def _field(
-    subject: lookup.Subject, size: Grid, stage: int | None, seed: int, weights: Path | None,
+    factory: lookup.ModelFactory, size: Grid, stage: int | None, seed: int, weights: Path | None,
     source: str,
 ) -> tuple[Tensor, int]:  # fmt: skip
     """(H, W) float64 gradient of one drawn model, and how many of its norms were woken."""
-    if subject.foreign and weights is not None:
-        raise SpecError(f"--weights: {subject.name} is not one of ours")
+    if factory.foreign and weights is not None:
+        raise SpecError(f"--weights: {factory.name} is not one of ours")
     try:
         torch.manual_seed(seed)
-        model: Any = subject.make(size) if subject.foreign else load(
-            subject.name, size, weights, source, seed
+        model: Any = factory.make(size) if factory.foreign else load(
+            factory.name, size, weights, source, seed
         )  # fmt: skip
         model.eval().requires_grad_(False)
         asleep = 0 if weights is not None else maps.wake(model)
@@ -110,15 +110,15 @@ def _field(
         x = torch.randn(1, 3, *size)
 
         def features(x: Tensor) -> list[Tensor]:
-            if subject.foreign:
+            if factory.foreign:
                 return maps.maps_of(model, x)
             return [level.permute(0, 2, 3, 1) for level in model.features(x)]
 
-        return maps.field(features, x, stage, subject.name).double(), asleep
+        return maps.field(features, x, stage, factory.name).double(), asleep
     except SpecError:
         raise
     except Exception as error:  # whatever a foreign model raises is the reason
-        raise SpecError(f"{subject.name} at {shape(size)}: {error}") from None
+        raise SpecError(f"{factory.name} at {shape(size)}: {error}") from None
 
 
 def bias(

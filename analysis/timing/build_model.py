@@ -81,12 +81,12 @@ def model_of(entry: Entry) -> tuple[nn.Module, nn.Module]:
     """
     torch.manual_seed(0)
     if entry.kind == "mixer":
-        made = attention.create(entry.what, dim=entry.dim, heads=entry.heads, index=entry.index)
-        return randomise(made), made
+        mixer = attention.create(entry.what, dim=entry.dim, heads=entry.heads, index=entry.index)
+        return randomise(mixer), mixer
     if entry.kind == "named":
-        found = lookup.find(entry.what)
-        if found.foreign:
-            model = found.make(entry.size).eval()
+        factory = lookup.find(entry.what)
+        if factory.foreign:
+            model = factory.make(entry.size).eval()
             counterparts.still(model)
             return model, model
     spec = parse(entry.what)
