@@ -21,7 +21,21 @@ AGREED, DIFFER, BAD_REQUEST = 0, 1, 2
 
 
 def parser(module: str, doc: str | None, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser for ``python -m module`` with the option --plugin."""
+    """A parser for ``python -m module`` with the option --plugin.
+
+    Args:
+        module: dotted name of the command's module.
+        doc: description, usually the module's docstring.
+        epilog: examples and exit codes.
+
+    Returns:
+        The parser; `load_plugins` imports what its --plugin collects.
+
+    Example:
+        >>> from transom import cli
+        >>> cli.parser("my.command", "Counts.").parse_args(["--plugin", "my_mixers"]).plugin
+        ['my_mixers']
+    """
     command = argparse.ArgumentParser(
         prog=f"python -m {module}", description=doc, epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -90,7 +104,20 @@ def chosen_format(args: argparse.Namespace) -> str:
 
 
 def emit(text: str, out: Path | None) -> None:
-    """Prints the text, or replaces the file `out` by it.  Raises SpecError."""
+    """Prints a text, or replaces a file by it; control characters become spaces.
+
+    Args:
+        text: without the last line end.
+        out: path of the file; None prints.
+
+    Raises:
+        SpecError: if the file cannot be written.
+
+    Example:
+        >>> from transom import cli
+        >>> cli.emit("3 rows agree", None)
+        3 rows agree
+    """
     if out is None:
         print(harmless(text))
     else:
@@ -100,7 +127,10 @@ def emit(text: str, out: Path | None) -> None:
 def run(main: Callable[[], int]) -> None:
     """Runs a command and ends the process with its exit code.
 
-    A SpecError is one line on stderr and code 2, a closed pipe is 141, an interrupt 130.
+    Args:
+        main: returns the exit code.  Where it raises, the code is 2 for a SpecError, whose line
+            goes to stderr, 141 for a closed pipe and 130 for an interrupt.
+
     Importing torch makes millions of objects that live to the end; searching them for garbage and
     destroying them one by one costs a quarter of a short command, so neither is done.
     """

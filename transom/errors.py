@@ -34,13 +34,32 @@ LONGEST_WORD = 64  # no name is longer, and comparing longer ones takes long
 
 
 def one_line(text: str) -> str:
-    """A user's text as part of an error: at most 80 characters, control characters escaped."""
+    """A user's text as part of an error: at most 80 characters, control characters escaped.
+
+    Args:
+        text: any length, any characters.
+
+    Returns:
+        One printable line.
+
+    Example:
+        >>> from transom.errors import one_line
+        >>> print(one_line("pale\\n"))
+        pale\\n
+    """
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:81])
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """The tail of an error about an unknown name: the nearest name, and all that are allowed.
+
+    Args:
+        word: the unknown name.
+        allowed: the known names.
+
+    Returns:
+        Text that begins with a semicolon, to be appended to a sentence.
 
     Example:
         >>> from transom.errors import nearest

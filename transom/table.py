@@ -112,7 +112,19 @@ def csv(rows: Sequence[Row]) -> str:
 
 
 def read_csv(text: str) -> list[dict[str, str]]:
-    """Rows of text cells from what `csv` wrote, without the apostrophes it added."""
+    """Reads what `csv` wrote, without the apostrophes that it added.
+
+    Args:
+        text: csv with a header line.
+
+    Returns:
+        A dict of text cells per row.
+
+    Example:
+        >>> from transom.table import csv, read_csv
+        >>> read_csv(csv([{"mixer": "pale", "formula": "=1"}]))
+        [{'mixer': 'pale', 'formula': '=1'}]
+    """
     import csv as reader
     import io
 
