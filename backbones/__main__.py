@@ -10,7 +10,7 @@ counted by: python -m analysis.flops --backbone NAME"""
 
 
 def rows() -> list[dict[str, Any]]:
-    """A dict per variant, in the order of the families."""
+    """A row per variant, in the order of the families."""
     aliases = {target: alias for alias, target in variants.ALIASES.items()}
     found = []
     for name in variants.names():
@@ -28,7 +28,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def listing() -> str:
-    """For reading: the variants under their sources."""
+    """Text for the terminal: the variants under their sources."""
     lines: list[str] = []
     source = None
     for row in rows():

@@ -1,6 +1,6 @@
 """Converts weights of Swin, Swin V2, Swin-MLP and CSWin to a .safetensors file of ours.
 
-Where they lie in a file is found by structure, whose they are by the keys, and the backbone by
+The state dict in a file is found by its structure, the library by the keys, and the backbone by
 the shapes; what these do not tell is asked for by name.  Nothing in a file is ever run, and
 nothing is written unless everything fits.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from backbones.weights.key_rules import PARTIAL, SOURCES, TARGETS, WAYS
+from backbones.weights.key_rules import METHODS, PARTIAL, SOURCES, TARGETS
 from transom import cli, files
 from transom.errors import SpecError, one_line
 from transom.fields import read_number, read_size
@@ -53,14 +53,14 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r}: expected {error}; one a stage") from None
 
 
-def _renaming(text: str) -> tuple[str, str]:
+def _rename_pair(text: str) -> tuple[str, str]:
     old, equals, new = text.partition("=")
     if not equals or not old.strip("."):
         raise argparse.ArgumentTypeError(f"{text!r}: expected OLD=NEW, parts of names")
     return old, new
 
 
-def arguments() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("backbones.convert", __doc__, EPILOG)
     parser.add_argument("file", help=".safetensors, .pth or hf:owner/name")
     parser.add_argument("--to", action=files.OutFile, required=True, metavar="OUT.safetensors")
@@ -74,32 +74,33 @@ def arguments() -> argparse.ArgumentParser:
                         "--spec; fitting: whatever fits by name and shape.  The rest starts fresh")
     parser.add_argument("--drop", action="append", default=[], metavar="NAME",
                         help="leave this tensor out; * stands for anything; repeatable")
-    parser.add_argument("--rename", action="append", default=[], type=_renaming, metavar="OLD=NEW",
+    parser.add_argument("--rename", action="append", default=[], type=_rename_pair,
+                        metavar="OLD=NEW",
                         help="exchange a part of all names, such as attn.core=attn; repeatable")
     parser.add_argument("--as", dest="target", choices=TARGETS,
                         help="write the names and layout of this library instead of ours")
-    told = parser.add_argument_group("what the shapes do not tell (one value, or one a stage)")
-    told.add_argument("--source-window", type=_sizes, metavar="SIZES", help="8 or 1,2,7,7")
-    told.add_argument("--pretrained-window", type=_windows_or_none, metavar="SIZES",
+    unstated = parser.add_argument_group("what the shapes do not tell (one value, or one a stage)")
+    unstated.add_argument("--source-window", type=_sizes, metavar="SIZES", help="8 or 1,2,7,7")
+    unstated.add_argument("--pretrained-window", type=_windows_or_none, metavar="SIZES",
                       help="12,12,12,6; 0: the window itself")  # fmt: skip
-    told.add_argument("--source-img-size", type=cli.image_size, metavar="SIZE")
-    told.add_argument("--qk-scale", type=_numbers, metavar="NUMBERS",
+    unstated.add_argument("--source-img-size", type=cli.image_size, metavar="SIZE")
+    unstated.add_argument("--qk-scale", type=_numbers, metavar="NUMBERS",
                       help="0.25 or one a stage; default: heads' channels ** -0.5")
-    told.add_argument("--heads", type=_counts, metavar="COUNTS", help="3,6,12,24")
-    changed = parser.add_argument_group("what the new file has otherwise")
-    changed.add_argument("--img-size", type=cli.image_size, metavar="SIZE")
-    changed.add_argument("--window", type=cli.image_size, metavar="SIZE")
-    changed.add_argument("--num-classes", type=int, metavar="N", help="a new head; 0: none")
-    changed.add_argument("--in-channels", type=cli.count_from_one, metavar="N")
-    changed.add_argument("--resize", choices=WAYS, default="bicubic", help="default: bicubic")
-    changed.add_argument("--check", nargs="?", const=True, metavar="IO.safetensors",
+    unstated.add_argument("--heads", type=_counts, metavar="COUNTS", help="3,6,12,24")
+    target = parser.add_argument_group("what the new file has otherwise")
+    target.add_argument("--img-size", type=cli.image_size, metavar="SIZE")
+    target.add_argument("--window", type=cli.image_size, metavar="SIZE")
+    target.add_argument("--num-classes", type=int, metavar="N", help="a new head; 0: none")
+    target.add_argument("--in-channels", type=cli.count_from_one, metavar="N")
+    target.add_argument("--resize", choices=METHODS, default="bicubic", help="default: bicubic")
+    target.add_argument("--check", nargs="?", const=True, metavar="IO.safetensors",
                          help="compare with the source model, or with its stored input and logits")
     cli.add_output(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = arguments().parse_args(argv)
+    args = build_parser().parse_args(argv)
     cli.load_plugins(args.plugin)
     if not args.file.startswith("hf:") and not os.path.lexists(args.file):
         reason = "No such file or directory; expected a .safetensors or .pth file"

@@ -1,4 +1,4 @@
-"""What changed between two backbones, and what each stage's change costs."""
+"""Compares two backbones: the fields that differ, and the cost of each stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ exit code: 0, or 2 when the request cannot be answered"""
 
 
 def changes(a: BackboneSpec, b: BackboneSpec) -> list[dict[str, str]]:
-    """A row per field that differs: where, field, a, b.  Names do not count."""
+    """A row (where, field, a, b) per field that differs, except the names."""
     rows = []
     for field in fields_of(BackboneSpec):
         if field not in ("name", "stages") and getattr(a, field) != getattr(b, field):
@@ -67,7 +67,7 @@ def costs(a: BackboneSpec, b: BackboneSpec, img_size: tuple[int, int]) -> list[d
 def main(argv: list[str] | None = None) -> int:
     parser = cli.parser("backbones.diff", __doc__, EPILOG)
     parser.add_argument("a", help="a notation, a variant, an alias or a .toml file")
-    parser.add_argument("b", help="the same")
+    parser.add_argument("b", help="a notation, a variant, an alias or a .toml file")
     parser.add_argument("--img-size", type=cli.image_size, metavar="SIZE", help="default: a's")
     cli.add_output(parser)
     args = parser.parse_args(argv)

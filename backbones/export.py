@@ -1,4 +1,4 @@
-"""A backbone as a file that runs without this code: ONNX, or torch.export's .pt2.
+"""Writes a backbone to a file that runs without this code: ONNX, or torch.export's .pt2.
 
 Weights are those of --weights, or as initialised.  With --dynamic batch,size one graph holds for
 every batch and every height and width of which the last stage still makes two rows and columns.
@@ -35,11 +35,11 @@ exit code: 0 written (with --check: and equal to eager), 1 --check found more th
 TOLERANCE = {"onnx": 1e-4, "pt2": 1e-5}
 DYNAMIC = ("batch", "size")
 MAX_BATCH, MAX_SIZE = 1024, 8192
-TRACED = (3, 1000, 1300)  # of a dynamic graph: no padding, shift or group of it is trivial
+TRACED = (3, 1000, 1300)  # (b, h, w) of a dynamic graph: padding, shifts and groups all occur
 
 
 class Request(NamedTuple):
-    """What a graph holds for: one image or any batch, the size of the spec or any."""
+    """Sizes that a graph leaves free: any batch, any image size."""
 
     batch: bool
     size: bool
@@ -119,30 +119,30 @@ def program(model: nn.Module, spec: BackboneSpec, request: Request) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """The first line that says something, short enough for a cell of a table."""
+    """Type and first line of an error, short enough for a cell of a table."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return one_line(f"{type(error).__name__}: {lines[0] if lines else ''}")
 
 
 def write(graph: Any, format: str, out: Path) -> None:
-    """As `files.write` does: whole or as it was.  Raises SpecError."""
+    """Writes a graph to a file, which is replaced at once by `files.write`.  Raises SpecError."""
     import torch
 
     try:
         with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder, "model")
+            temporary = Path(folder, "model")
             if format == "pt2":
-                with made.open("wb") as stream:
+                with temporary.open("wb") as stream:
                     torch.export.save(graph, stream)
             else:
-                onnx_program(graph).save(str(made), external_data=False)
-            files.write(out, made.read_bytes())
+                onnx_program(graph).save(str(temporary), external_data=False)
+            files.write(out, temporary.read_bytes())
     except OSError as error:
         raise SpecError(f"--out {out}: {error.strerror or error}") from None
 
 
 def onnx_program(graph: Any) -> Any:
-    """Raises SpecError when ONNX has no operator for what the graph does."""
+    """The graph as an ONNX program.  Raises SpecError where ONNX lacks an operator."""
     import torch
 
     try:
@@ -168,7 +168,8 @@ def runner(format: str, file: Path) -> Any:
 
 
 def largest_difference(run: Any, model: nn.Module, inputs: Sequence[Tensor]) -> float:
-    """Between a graph and eager, over all inputs; another shape or NaN is infinitely wrong."""
+    """Largest difference of a graph and the eager model over all inputs; another shape or NaN is
+    infinite."""
     import torch
 
     worst = 0.0

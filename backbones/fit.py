@@ -1,7 +1,7 @@
 """The spec of a budget: scales a backbone's widths or depths to given MACs or parameters.
 
-Widths grow at a fixed head dimension, by whole heads; depths by whole blocks.  All stages grow by
-one factor, then single ones by a step.  The nearest spec is printed with its remaining error.
+Widths grow by heads of a fixed dimension, depths by blocks.  All stages grow by one factor, then
+single stages by a step.  The nearest spec is printed with its remaining error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 def amount(text: str) -> int:
     """``4.5G``, ``28M`` or a whole number."""
-    digits, unit = _parted(text)
+    digits, unit = _split_unit(text)
     try:
         value = float(digits) * _UNITS[unit]
     except (ValueError, KeyError):
@@ -43,21 +43,21 @@ def amount(text: str) -> int:
     return round(value)
 
 
-def _parted(text: str) -> tuple[str, str]:
+def _split_unit(text: str) -> tuple[str, str]:
     digits = text.rstrip("KMGT")
     return digits, text[len(digits) :]
 
 
-def check_unit(text: str, own: int, option: str) -> None:
-    """Refuses an amount without a unit that only a unit brings near the backbone's own.
+def check_unit(text: str, current: int, option: str) -> None:
+    """Refuses an amount without a unit that only a unit brings near the backbone's amount.
 
     Args:
-        text: what `amount` reads.
-        own: parameters or MACs of the backbone as it is.
-        option: the option that says it.
+        text: the amount, as `amount` reads it.
+        current: parameters or MACs of the backbone before it is scaled.
+        option: the option that has the text.
 
     Raises:
-        SpecError: with the unit that was meant.
+        SpecError: a unit is missing; the message has the unit that was meant.
 
     Example:
         >>> check_unit("4.5", 4_203_000_000, "--macs")
@@ -66,17 +66,17 @@ def check_unit(text: str, own: int, option: str) -> None:
     """
 
     def times_off(unit: str) -> float:
-        return max(float(digits) * _UNITS[unit] / own, own / (float(digits) * _UNITS[unit]))
+        return max(float(digits) * _UNITS[unit] / current, current / (float(digits) * _UNITS[unit]))
 
-    digits, unit = _parted(text)
+    digits, unit = _split_unit(text)
     meant = min(_UNITS, key=times_off)
     if not unit and times_off(unit) > OTHER_KIND > times_off(meant):
-        way = f"did you mean {digits}{meant}?"
-        raise SpecError(f"{option} {one_line(text)}: the backbone has {own:,}; {way}")
+        hint = f"did you mean {digits}{meant}?"
+        raise SpecError(f"{option} {one_line(text)}: the backbone has {current:,}; {hint}")
 
 
 def counts_of(spec: BackboneSpec, by: str) -> list[int]:
-    """What is scaled: heads or blocks of every stage."""
+    """Heads (by="width") or blocks (by="depth") of every stage."""
     return [stage.depth if by == "depth" else stage.heads for stage in spec.stages]
 
 
@@ -96,7 +96,7 @@ def with_counts(spec: BackboneSpec, by: str, counts: Sequence[int]) -> BackboneS
 
 
 def step_of(stage: StageSpec, by: str) -> int:
-    """What can be added at a time: a block, a head, or two heads where two branches share them."""
+    """Smallest change of a count: a block, a head, or two heads where two branches share them."""
     if by == "width":
         try:
             for mixer in stage.mixers:
@@ -107,7 +107,7 @@ def step_of(stage: StageSpec, by: str) -> int:
 
 
 def uniform(spec: BackboneSpec, by: str) -> list[tuple[int, ...]]:
-    """The counts of every factor, in growing order: all stages by the same one, then rounded."""
+    """Counts of all stages scaled by one factor and rounded, for every factor in growing order."""
     counts, steps = counts_of(spec, by), [step_of(stage, by) for stage in spec.stages]
     edges = {  # factors at which some stage's rounding changes
         step * (k + 0.5) / count
@@ -166,10 +166,10 @@ def fit(
         chain = (0, *counts, 0)
         keys = [(i, *chain[i : i + 2]) for i in range(len(counts) + 1)]
         if any(key not in parts for key in keys):
-            candidate = with_counts(spec, by, counts)
-            if candidate is None:
+            scaled = with_counts(spec, by, counts)
+            if scaled is None:
                 return math.inf
-            parts.update(zip(keys, (getattr(s, what) for s in stage_sizes(candidate)), strict=True))
+            parts.update(zip(keys, (getattr(s, what) for s in stage_sizes(scaled)), strict=True))
         return sum(parts[key] for key in keys)
 
     def error(counts: tuple[int, ...]) -> float:
@@ -183,23 +183,27 @@ def fit(
     original = counts_of(spec, by)
 
     def rank(counts: tuple[int, ...]) -> tuple[bool, float, float]:
-        """Within the tolerance the shape counts, beyond it the distance."""
+        """Orders by distortion within the tolerance, and by distance beyond it."""
         logs = [math.log(c / o) for c, o in zip(counts, original, strict=True)]
-        far = error(counts) > TOLERANCE * target
-        bent = max(logs) - min(logs)
-        return far, error(counts) if far else bent, bent if far else error(counts)
+        too_far = error(counts) > TOLERANCE * target
+        distortion = max(logs) - min(logs)
+        if too_far:
+            return True, error(counts), distortion
+        return False, distortion, error(counts)
 
     starts = ladder[low], ladder[high]
-    best = min((c for start in starts for c in _around(spec, by, start)), key=rank)
+    best = min((c for start in starts for c in _neighbours(spec, by, start)), key=rank)
     found = with_counts(spec, by, best)
     if found is None:
         raise SpecError(f"{one_line(spec.name)}: no {by} can be built near this budget")
     return found, int(size(best))
 
 
-def _around(spec: BackboneSpec, by: str, counts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """The counts, and those with one or two stages larger or smaller by a quarter at most, or by
-    the one step that a small stage has."""
+def _neighbours(spec: BackboneSpec, by: str, counts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The counts, and counts with one or two stages larger or smaller.
+
+    A stage changes by a quarter of its count at most, a small stage by one step.
+    """
     steps = [step_of(stage, by) for stage in spec.stages]
     reach = [max(1, c // (4 * s)) for c, s in zip(counts, steps, strict=True)]
     for moves in itertools.product(*(range(-r, r + 1) for r in reach)):
@@ -208,7 +212,7 @@ def _around(spec: BackboneSpec, by: str, counts: tuple[int, ...]) -> Iterator[tu
             yield tuple(max(c, s) for c, s in zip(moved, steps, strict=True))
 
 
-def _known(text: str) -> str:
+def _amount_text(text: str) -> str:
     amount(text)
     return text
 
@@ -217,8 +221,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.parser("backbones.fit", __doc__, EPILOG)
     parser.add_argument("spec", help="a notation, a variant, an alias or a .toml file")
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--macs", type=_known, metavar="AMOUNT", help="such as 4.5G, at --img-size")
-    budget.add_argument("--params", type=_known, metavar="AMOUNT", help="such as 28M")
+    budget.add_argument("--macs", type=_amount_text, metavar="AMOUNT",
+                        help="such as 4.5G, at --img-size")  # fmt: skip
+    budget.add_argument("--params", type=_amount_text, metavar="AMOUNT", help="such as 28M")
     parser.add_argument("--by", choices=("width", "depth"), default="width", help="default: width")
     parser.add_argument("--img-size", type=cli.image_size, metavar="SIZE", help="default: own")
     cli.add_output(parser)

@@ -1,6 +1,6 @@
 """Learning rates and weight decay of every parameter, for backbones of ours inside any module.
 
-Two rules say which parameters are not decayed.
+Two rules exempt parameters from weight decay.
 
   authors  the dense recipes of Swin and CSWin (custom_keys with decay_mult 0): relative position
            tables, absolute positions and whatever has "norm" in its name.  The batch norms of
@@ -69,29 +69,29 @@ def groups(
         raise SpecError(f"undecayed={undecayed!r} is no rule{nearest(str(undecayed), RULES)}")
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise SpecError(f"layer_decay={layer_decay}: expected a factor above 0, at most 1, or None")
-    inside = _inside(model)
-    below = _layers_below_the_heads(inside)
-    made: dict[tuple[float, float], list[nn.Parameter]] = {}
+    layer_by_name = _backbone_parameters(model)
+    exponents = _decay_exponents(layer_by_name)
+    grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         owner = model.get_submodule(name.rpartition(".")[0])
-        own = name in inside
+        in_backbone = name in layer_by_name
         if undecayed == "timm":
-            free = parameter.ndim <= 1 or name.endswith(".bias")
+            exempt = parameter.ndim <= 1 or name.endswith(".bias")
         else:
-            free = "norm" in name and (own or not isinstance(owner, _BatchNorm))
-        decay = 0.0 if free or (own and is_position(name)) else weight_decay
-        rate = lr if layer_decay is None else lr * layer_decay ** below.get(name, 0)
-        made.setdefault((rate, decay), []).append(parameter)
+            exempt = "norm" in name and (in_backbone or not isinstance(owner, _BatchNorm))
+        decay = 0.0 if exempt or (in_backbone and is_position(name)) else weight_decay
+        rate = lr if layer_decay is None else lr * layer_decay ** exponents.get(name, 0)
+        grouped.setdefault((rate, decay), []).append(parameter)
     return [
         {"params": params, "lr": rate, "weight_decay": decay}
-        for (rate, decay), params in made.items()
+        for (rate, decay), params in grouped.items()
     ]
 
 
-def _inside(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Of every parameter of a backbone: where that backbone stands, and its place inside."""
+def _backbone_parameters(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """(prefix of its backbone, layer inside it) of every parameter of a backbone, by name."""
     stems = [name for name, part in model.named_modules() if isinstance(part, Stem)]
     roots = [name.removesuffix("stem") for name in stems if re.search(r"(^|\.)stem$", name)]
     if not roots:
@@ -102,13 +102,13 @@ def _inside(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
     found = {}
     for root in roots:
         for name, _ in model.named_parameters():
-            if name.startswith(root) and (place := _place(name[len(root) :])):
-                found[name] = root, place
+            if name.startswith(root) and (layer := _layer_of(name[len(root) :])):
+                found[name] = root, layer
     return found
 
 
-def _place(name: str) -> tuple[int, ...]:
-    """Sorts as timm sorts `matcher`'s layers; () outside them."""
+def _layer_of(name: str) -> tuple[int, ...]:
+    """Layer of a parameter, which sorts as timm sorts `matcher`'s layers; () outside them."""
     for number, patterns in enumerate(matcher().values()):
         for pattern, end in [(patterns, None)] if isinstance(patterns, str) else patterns:
             if found := re.match(pattern, name):
@@ -116,13 +116,13 @@ def _place(name: str) -> tuple[int, ...]:
     return ()
 
 
-def _layers_below_the_heads(inside: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, int]:
-    """How often layer_decay counts: 1 for a backbone's last block, most for its stem."""
+def _decay_exponents(layer_by_name: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, int]:
+    """Exponent of layer_decay by name: 1 for a backbone's last block, the largest for its stem."""
     layers: dict[str, list[tuple[int, ...]]] = {}
-    for root, place in sorted(set(inside.values())):
-        if place[-1:] != LAST:
-            layers.setdefault(root, []).append(place)
+    for root, layer in sorted(set(layer_by_name.values())):
+        if layer[-1:] != LAST:
+            layers.setdefault(root, []).append(layer)
     return {
-        name: 1 if place[-1:] == LAST else len(layers[root]) - layers[root].index(place)
-        for name, (root, place) in inside.items()
+        name: 1 if layer[-1:] == LAST else len(layers[root]) - layers[root].index(layer)
+        for name, (root, layer) in layer_by_name.items()
     }

@@ -24,13 +24,14 @@ def strip(spec: BackboneSpec, img_size: tuple[int, int]) -> str:
     from backbones.model.sizes import stage_sizes, total
 
     sizes = stage_sizes(spec, img_size)
-    whole = total(sizes)
+    overall = total(sizes)
     configs = list(dict.fromkeys(c for stage in spec.stages for c, _ in stage.blocks()))
     letters = {config: _letter(i) for i, config in enumerate(configs)}
     widest = max(stage.dim for stage in spec.stages)
     h, w = img_size
     lines = [
-        f"{table.plain(spec.name)} at {h}x{w}: {whole.params:,} parameters, {whole.macs:,} MACs",
+        f"{table.plain(spec.name)} at {h}x{w}: {overall.params:,} parameters, "
+        f"{overall.macs:,} MACs",
         f"{spec.stem} stem /{spec.patch_size}, {spec.downsample} downsampling, {spec.norm} norm, "
         f"{spec.position} position",
         "",
@@ -38,7 +39,7 @@ def strip(spec: BackboneSpec, img_size: tuple[int, int]) -> str:
     for i, (stage, (rows, cols)) in enumerate(zip(spec.stages, spec.grids(img_size), strict=True)):
         bar = "=" * max(1, round(WIDEST * stage.dim / widest))
         blocks = "".join(letters[config] for config, _ in stage.blocks())
-        share = sizes[i].macs / whole.macs
+        share = sizes[i].macs / overall.macs
         lines.append(
             f"stage {i + 1}  {f'{rows}x{cols}':>9}  {bar:<{WIDEST}}  {stage.dim:>5} channels  "
             f"{stage.heads:>3} heads  {share:>4.0%} of MACs  blocks {blocks}"

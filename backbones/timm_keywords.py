@@ -1,5 +1,8 @@
-"""Keywords of timm's Swin that are fields of our notation: passed where the backbone is so already,
-otherwise refused with the notation that builds what they ask for."""
+"""Keywords of timm's SwinTransformer that are fields of our notation.
+
+A keyword is accepted where the backbone has its value already, otherwise it is refused with the
+notation of the backbone that it asks for.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ Fields = dict[str, Any]  # of a stage, or of the backbone
 COUNTS = ("depths", "num_heads")  # as many as there are stages
 DROPOUTS = ("proj_drop_rate", "attn_drop_rate", "drop_block_rate")
 ANY_SIZE = ("strict_img_size", "dynamic_img_size")  # every size runs, whatever they say
-PARTS = {  # the values that mean what ours is
+PARTS = {  # the values that our backbones have
     "norm_layer": ("LayerNorm", "layernorm"),
     "embed_layer": ("PatchEmbed",),
     "weight_init": ("", "skip", "reset"),
@@ -34,16 +37,16 @@ WHY = {
 }
 
 
-def check(spec: BackboneSpec, asked: Mapping[str, Any]) -> None:
-    """Passes keywords that ask for what the backbone is already.
+def check(spec: BackboneSpec, keywords: Mapping[str, Any]) -> None:
+    """Accepts keywords of timm's SwinTransformer only if the backbone has these values already.
 
     Args:
         spec: the backbone that is being built.
-        asked: keywords of timm's SwinTransformer, beyond those that TimmBackbone has itself.
+        keywords: arguments of timm's SwinTransformer that TimmBackbone has not itself.
 
     Raises:
-        SpecError: they ask for another backbone; the message has the notation that builds it.
-        TypeError: timm's Swin has no such keyword.
+        SpecError: the keywords ask for another backbone; the message has its notation.
+        TypeError: timm's SwinTransformer has no such keyword.
 
     Example:
         >>> from backbones.specs.notation import parse
@@ -52,89 +55,89 @@ def check(spec: BackboneSpec, asked: Mapping[str, Any]) -> None:
         Traceback (most recent call last):
         transom.errors.SpecError: patch_size=2: say spec="swin_t/patch_size=2"
     """
-    own: Fields = {name: getattr(spec, name) for name in fields_of(BackboneSpec)}
+    backbone: Fields = {name: getattr(spec, name) for name in fields_of(BackboneSpec)}
     fields = fields_of(StageSpec)
     stages = [{name: getattr(stage, name) for name in fields} for stage in spec.stages]
     other, why = [], []
-    for name, value in asked.items():
+    for name, value in keywords.items():
         if name not in KEYWORDS:
             raise TypeError(f"unexpected keyword argument {name!r}{nearest(name, KEYWORDS)}")
         if value is None:
             continue
         shown = f"{name}={one_line(getattr(value, '__name__', repr(value)))}"
         if name in COUNTS and isinstance(value, (list, tuple)) and len(value) != len(stages):
-            base = re.sub(r"/stages=\d", "", _written(spec, spec))
+            base = re.sub(r"/stages=\d", "", _notation_of(spec, spec))
             raise SpecError(f'{shown}: say spec="{base}/stages={len(value)}", then {name} again')
-        before = str((own, stages))
+        before = str((backbone, stages))
         try:
-            unlike = KEYWORDS[name](name, value, own, stages)
+            differs = KEYWORDS[name](name, value, backbone, stages)
         except SpecError as error:
             raise SpecError(f"{shown}: {error}") from None
         except (TypeError, ValueError) as error:
             raise SpecError(f"{shown}: expected {one_line(str(error))}") from None
-        if unlike or str((own, stages)) != before:
+        if differs or str((backbone, stages)) != before:
             other.append(shown)
             why += [WHY[name]] if name in WHY else []
     if not other:
         return
-    place = ", ".join(other)
+    keywords_asked = ", ".join(other)
     try:
-        built = from_dict({**own, "stages": stages})
+        built = from_dict({**backbone, "stages": stages})
     except SpecError as error:
-        pair = ("embed_dim" in asked) != ("num_heads" in asked)
+        pair = ("embed_dim" in keywords) != ("num_heads" in keywords)
         hint = "; embed_dim and num_heads go together" if pair else ""
-        raise SpecError(f"{place}: {error}{hint}") from None
+        raise SpecError(f"{keywords_asked}: {error}{hint}") from None
     reason = f" ({'; '.join(why)})" if why else ""
-    raise SpecError(f'{place}: say spec="{_written(built, spec)}"{reason}')
+    raise SpecError(f'{keywords_asked}: say spec="{_notation_of(built, spec)}"{reason}')
 
 
-def _written(built: BackboneSpec, spec: BackboneSpec) -> str:
-    """The notation of what is built, from the variant that `spec` was made of where it had one."""
+def _notation_of(built: BackboneSpec, spec: BackboneSpec) -> str:
+    """The shortest notation of `built`, from the variant in the name of `spec` if it has one."""
     base = spec.name.partition("/")[0]
     return difference(base, built) if variants.known(base) else to_notation(built)
 
 
-# Each writes what a keyword asks for into the fields of the backbone or of its stages, and is true
-# where ours is otherwise and has no field for it.
+# Each function writes the value of a keyword into the fields of the backbone or of its stages; it
+# returns True where our backbones differ and have no such field.
 
 
-def _dropout(name: str, value: Any, own: Fields, stages: list[Fields]) -> bool:
+def _dropout(name: str, value: Any, backbone: Fields, stages: list[Fields]) -> bool:
     rate = read_number(value)
-    own["drop_path"] = max(own["drop_path"], rate)
+    backbone["drop_path"] = max(backbone["drop_path"], rate)
     return rate != 0
 
 
-def _part(name: str, value: Any, own: Fields, stages: list[Fields]) -> bool:
+def _named_part(name: str, value: Any, backbone: Fields, stages: list[Fields]) -> bool:
     return getattr(value, "__name__", value) not in PARTS[name]
 
 
-def _any_size(name: str, value: Any, own: Fields, stages: list[Fields]) -> None:
+def _any_size(name: str, value: Any, backbone: Fields, stages: list[Fields]) -> None:
     read_flag(value)
 
 
-def _always_partition(name: str, value: Any, own: Fields, stages: list[Fields]) -> None:
-    own["small_maps"] = "pad" if read_flag(value) else own["small_maps"]
+def _always_partition(name: str, value: Any, backbone: Fields, stages: list[Fields]) -> None:
+    backbone["small_maps"] = "pad" if read_flag(value) else backbone["small_maps"]
 
 
-def _absolute(name: str, value: Any, own: Fields, stages: list[Fields]) -> None:
-    if read_flag(value) != (own["position"] == "absolute"):
-        own["position"] = "absolute" if value else "none"
+def _absolute(name: str, value: Any, backbone: Fields, stages: list[Fields]) -> None:
+    if read_flag(value) != (backbone["position"] == "absolute"):
+        backbone["position"] = "absolute" if value else "none"
 
 
-def _patch_size(name: str, value: Any, own: Fields, stages: list[Fields]) -> None:
-    own["patch_size"] = value
+def _patch_size(name: str, value: Any, backbone: Fields, stages: list[Fields]) -> None:
+    backbone["patch_size"] = value
 
 
 def _stage_field(field: str) -> Callable[..., None]:
-    def write(name: str, value: Any, own: Fields, stages: list[Fields]) -> None:
-        for stage, one in zip(stages, _per_stage(value, stages), strict=True):
-            stage[field] = one
+    def write(name: str, value: Any, backbone: Fields, stages: list[Fields]) -> None:
+        for stage, item in zip(stages, _per_stage(value, stages), strict=True):
+            stage[field] = item
 
     return write
 
 
 def _per_stage(value: Any, stages: list[Fields]) -> list[Any]:
-    """One value for all, or one for each."""
+    """A list with one value per stage, of such a list or of one value for all."""
     if not isinstance(value, (list, tuple)):
         return [value] * len(stages)
     if len(value) != len(stages):
@@ -142,20 +145,23 @@ def _per_stage(value: Any, stages: list[Fields]) -> list[Any]:
     return list(value)
 
 
-def _widths(name: str, value: Any, own: Fields, stages: list[Fields]) -> None:
-    """One width is the first stage's, and doubles."""
-    one = not isinstance(value, (list, tuple))
-    widths = [value * 2**i for i in range(len(stages))] if one else value
-    _stage_field("dim")(name, widths, own, stages)
+def _widths(name: str, value: Any, backbone: Fields, stages: list[Fields]) -> None:
+    """Sets the widths; a single number is the width of the first stage, and doubles."""
+    single = not isinstance(value, (list, tuple))
+    widths = [value * 2**i for i in range(len(stages))] if single else value
+    _stage_field("dim")(name, widths, backbone, stages)
 
 
-def _head_dim(name: str, value: Any, own: Fields, stages: list[Fields]) -> None:
-    for stage, one in zip(stages, _per_stage(value, stages), strict=True):
-        stage["heads"] = max(stage["dim"] // one, 1)
+def _head_dim(name: str, value: Any, backbone: Fields, stages: list[Fields]) -> None:
+    for stage, item in zip(stages, _per_stage(value, stages), strict=True):
+        stage["heads"] = max(stage["dim"] // item, 1)
 
 
-def _window_size(name: str, value: Any, own: Fields, stages: list[Fields]) -> None:
-    """A side, (height, width), or one of them for each stage; mixers without a size give way."""
+def _window_size(name: str, value: Any, backbone: Fields, stages: list[Fields]) -> None:
+    """Sets windows of one side, of (height, width), or of either per stage.
+
+    A stage whose mixers have no size gets windows instead.
+    """
     pair = isinstance(value, (list, tuple)) and len(value) == 2
     for stage, size in zip(stages, _per_stage([value] * len(stages) if pair else value, stages),
                            strict=True):  # fmt: skip
@@ -165,12 +171,12 @@ def _window_size(name: str, value: Any, own: Fields, stages: list[Fields]) -> No
         ) if sized else (WindowConfig(size=size),)  # fmt: skip
 
 
-def _qkv_bias(name: str, value: Any, own: Fields, stages: list[Fields]) -> None:
-    def told(config: MixerConfig) -> MixerConfig:
+def _qkv_bias(name: str, value: Any, backbone: Fields, stages: list[Fields]) -> None:
+    def with_bias(config: MixerConfig) -> MixerConfig:
         return replace(config, qkv_bias=value) if isinstance(config, SoftmaxConfig) else config
 
     for stage in stages:
-        stage["mixers"] = tuple(map(told, stage["mixers"]))
+        stage["mixers"] = tuple(map(with_bias, stage["mixers"]))
 
 
 KEYWORDS: dict[str, Callable[..., bool | None]] = {
@@ -186,5 +192,5 @@ KEYWORDS: dict[str, Callable[..., bool | None]] = {
     "always_partition": _always_partition,
     **dict.fromkeys(ANY_SIZE, _any_size),
     **dict.fromkeys(DROPOUTS, _dropout),
-    **dict.fromkeys(PARTS, _part),
+    **dict.fromkeys(PARTS, _named_part),
 }

@@ -1,4 +1,4 @@
-"""Every variant as a timm model: ``import backbones.timm_models`` registers them.
+"""Registers every variant as a timm model, by ``import backbones.timm_models``.
 
     timm.create_model("transom_pale_t", features_only=True)
     timm.create_model("transom", spec="swin_t/3=pale:size=7")

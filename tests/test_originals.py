@@ -11,8 +11,9 @@ from backbones.weights import reference_models
 
 
 def test_the_window_is_the_one_before_any_shrinks():
-    assert reference_models._nominal(backbones.parse("swinv2_t_w16")) == (16, 16)  # 16 16 16 8
-    assert reference_models._nominal(backbones.parse("swin_b_384")) == (12, 12)
+    windows_16_16_16_8 = backbones.parse("swinv2_t_w16")
+    assert reference_models._nominal_window(windows_16_16_16_8) == (16, 16)
+    assert reference_models._nominal_window(backbones.parse("swin_b_384")) == (12, 12)
 
 
 def test_every_stage_has_its_own_pretrained_window():

@@ -227,7 +227,7 @@ def test_a_peer_that_cannot_be_built_counts_as_failed(inline, capsys, monkeypatc
     def none(*args):
         raise WeightsError("timm is not installed")
 
-    monkeypatch.setattr("backbones.weights.reference_models.original", none)
+    monkeypatch.setattr("backbones.weights.reference_models.reference_model", none)
     argv = ["--backbone", TINY, "--peers", "timm", "--no-peak", "--no-memory", *LITTLE]
     code, found = shown(capsys, speed.main, *argv)
     ours, timm = found["rows"]

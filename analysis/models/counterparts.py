@@ -1,8 +1,8 @@
-"""The same backbone in timm, torchvision or transformers, on the very weights of ours.
+"""Counterparts of our backbones in timm, torchvision or transformers, with our weights.
 
-The converters lead from their names to ours only.  The way back is found by sending numbers
-through them: every element of their state gets its own number, and where it arrives in ours says
-which of our values belongs there.
+The converters map their state to ours only.  The inverse is found by converting numbers: every
+element of their state gets a unique number, and its position in our state tells which of our
+values belongs to that element.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from backbones.specs.spec import BackboneSpec
 from backbones.weights import match, reference_models
 from transom.errors import SpecError, nearest
 
-FUSED = "timm-fused"  # timm with its fused attention on, which it leaves off for Swin
+FUSED = "timm-fused"  # timm with its fused attention on, which is off by default for Swin
 LIBRARIES = (*reference_models.LIBRARIES, FUSED)
-_FREE = ("name", "stages", "img_size", "in_channels", "num_classes", "patch_size", "drop_path",
+_ANY_VALUE = ("name", "stages", "img_size", "in_channels", "num_classes", "patch_size", "drop_path",
          "small_maps")  # fmt: skip
 
 
-def has_one(spec: BackboneSpec) -> bool:
-    """Is this Swin or Swin V2 as these libraries build them, at any width, depth and window?"""
-    like = parse("swinv2_t_w8" if spec.norm == "res_post" else "swin_t").to_dict()
-    own = spec.to_dict()
-    if any(own.get(key) != like.get(key) for key in {*own, *like} - set(_FREE)):
+def has_counterpart(spec: BackboneSpec) -> bool:
+    """True for Swin and Swin V2 as these libraries build them, at any width, depth and window."""
+    published = parse("swinv2_t_w8" if spec.norm == "res_post" else "swin_t").to_dict()
+    fields = spec.to_dict()
+    fixed = {*fields, *published} - set(_ANY_VALUE)
+    if any(fields.get(key) != published.get(key) for key in fixed):
         return False
     v2 = spec.norm == "res_post"
     for i, stage in enumerate(spec.stages):
@@ -48,11 +49,12 @@ def has_one(spec: BackboneSpec) -> bool:
 
 
 def require(library: str, what: str) -> None:
-    """Raises SpecError, one line that names what exists, where there is no counterpart."""
+    """Raises SpecError, with the backbones that have one, where there is no counterpart."""
     if library not in LIBRARIES:
         raise SpecError(f"--peers: no library is called {library!r}{nearest(library, LIBRARIES)}")
-    if not has_one(parse(what)):
-        known = ", ".join(name for name in variants.names() if has_one(variants.get(name).spec))
+    if not has_counterpart(parse(what)):
+        specs = {name: variants.get(name).spec for name in variants.names()}
+        known = ", ".join(name for name, spec in specs.items() if has_counterpart(spec))
         raise SpecError(
             f"{library} has no counterpart of {what}; there are counterparts of {known}, at any "
             "size, depth and width"
@@ -60,27 +62,33 @@ def require(library: str, what: str) -> None:
 
 
 def make(library: str, spec: BackboneSpec, ours: HierarchicalBackbone) -> nn.Module:
-    """The library's own model on the weights of ours, in float32 on the CPU, in eval mode.
+    """A library's model with our weights, in float32 on the CPU, in eval mode, without drop path.
 
-    spec: as parsed, before `resolve`.  Drop path is off, as it is in ours.  Raises WeightsError.
+    Args:
+        library: one of `LIBRARIES`.
+        spec: as parsed, before `resolve`.
+        ours: the backbone whose weights are copied.
+
+    Raises:
+        WeightsError: if the states do not match.
     """
     source = "timm" if library == FUSED else library
     theirs = reference_models.reference_model(source, spec, None)
     body: Any = theirs.model if source == "transformers" else theirs  # without our wrapper
     state = body.state_dict()
-    starts, end = _starts(state)
-    arrived = match.convert(ours, _numbered(state, starts, source), source)
+    first, end = _numbers(state)
+    arrived = match.convert(ours, _numbered(state, first, source), source)
     values = torch.zeros(end)
-    own = ours.state_dict()
+    our_state = ours.state_dict()
     for name in list(arrived):
-        places = arrived.pop(name).flatten().long()
-        values[places] = own[name].detach().flatten().float().cpu()
+        numbers = arrived.pop(name).flatten().long()
+        values[numbers] = our_state[name].detach().flatten().float().cpu()
     parameters = {name for name, _ in body.named_parameters()}
     with torch.no_grad():
-        for key in parameters & set(starts):
+        for key in parameters & set(first):
             tensor = state[key]
-            tensor.copy_(values[starts[key] : starts[key] + tensor.numel()].view_as(tensor))
-    still(theirs)
+            tensor.copy_(values[first[key] : first[key] + tensor.numel()].view_as(tensor))
+    disable_drops(theirs)
     if library == FUSED:
         for module in theirs.modules():
             if hasattr(module, "fused_attn"):
@@ -88,30 +96,30 @@ def make(library: str, spec: BackboneSpec, ours: HierarchicalBackbone) -> nn.Mod
     return theirs.eval()
 
 
-def _starts(state: dict[str, Tensor]) -> tuple[dict[str, int], int]:
-    """The number of the first element of every tensor of floats; 0 is nobody's."""
-    starts, n = {}, 1
+def _numbers(state: dict[str, Tensor]) -> tuple[dict[str, int], int]:
+    """(number of the first element by float tensor, total + 1); numbers count from 1."""
+    first, n = {}, 1
     for key, tensor in state.items():
         if tensor.is_floating_point():
-            starts[key], n = n, n + tensor.numel()
-    return starts, n
+            first[key], n = n, n + tensor.numel()
+    return first, n
 
 
-def _numbered(state: dict[str, Tensor], starts: dict[str, int], source: str) -> dict[str, Tensor]:
+def _numbered(state: dict[str, Tensor], first: dict[str, int], source: str) -> dict[str, Tensor]:
     out = dict(state)
     cosine = any(key.endswith("logit_scale") for key in state)
-    for key, start in starts.items():
+    for key, start in first.items():
         shape = state[key].shape
-        # float64 has a number of its own for each of 2^53
-        n = torch.arange(start, start + shape.numel(), dtype=torch.float64).view(shape)
+        # float64 holds integers up to 2^53 exactly
+        numbers = torch.arange(start, start + shape.numel(), dtype=torch.float64).view(shape)
         if source == "torchvision" and cosine and key.endswith("attn.qkv.bias"):
-            n.chunk(3)[1].zero_()  # Swin V2 has no key bias: they keep one that is always 0
-        out[key] = n
+            numbers.chunk(3)[1].zero_()  # Swin V2 has no key bias; theirs is always 0
+        out[key] = numbers
     return out
 
 
-def still(model: nn.Module) -> None:
-    """Switches off what drops at random in training, which would be another amount of work."""
+def disable_drops(model: nn.Module) -> None:
+    """Sets every drop probability to 0, so that training does a fixed amount of work."""
     for module in model.modules():
         for name in ("drop_prob", "p", "drop_path_rate"):
             if isinstance(getattr(module, name, None), float):

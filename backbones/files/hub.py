@@ -12,7 +12,7 @@ from transom.errors import one_line
 def fetch(name: str, file: str = "model.safetensors") -> Path:
     """The local copy of a file of ``hf:owner/name`` or ``hf:owner/name@revision``.
 
-    huggingface_hub is imported here alone, and only safetensors are asked for.
+    Only here huggingface_hub is imported.  Raises WeightsError where the file cannot be fetched.
     """
     match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
     if match is None:

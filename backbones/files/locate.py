@@ -1,5 +1,5 @@
-"""Where in a checkpoint the weights of a backbone lie: found by their structure, at any depth and
-under any name."""
+"""Finds the state dict of a backbone in a checkpoint by its structure, at any depth and under any
+name."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from backbones.files.standins import StandIn, kind
 from backbones.files.storage import WeightsError
 from transom.errors import nearest, one_line
 
-DEEPEST, MOST = 8, 4096  # of tables inside tables, and of all
+DEEPEST, MOST = 8, 4096  # levels of nested tables, and tables in all
 # The stem's kernel, which every source has exactly once, and what stands before its name.
 STEM = re.compile(
     r"((?:.*?\.)??)(?:stem\.conv|stage1_conv_embed\.0|features\.0\.0|patch_embed\.proj(?:ection)?|"
     r"(?:swin(?:v2)?\.)?embeddings\.patch_embeddings\.projection)\.weight"
 )
 COPY = re.compile(r"(.+)_k\.")  # MoCo's and MoBY's name for the momentum copy of an encoder
-STATED = ("qk_scale",)  # what a configuration beside the weights tells and no shape does
+STATED = ("qk_scale",)  # settings that a configuration beside the weights tells and no shape does
 
 
 def bodies(state: Mapping[Any, Any]) -> list[str]:
-    """What stands before the keys of every backbone in a state dict: "" or ``module.backbone.``.
+    """Prefixes of the keys of every backbone in a state dict, such as "" or ``module.backbone.``.
 
-    Momentum copies (``encoder_k.`` beside ``encoder.``) do not count.
+    Momentum copies (``encoder_k.`` beside ``encoder.``) are left out.
     """
     found = []
     for key, value in state.items():
@@ -38,8 +38,11 @@ def bodies(state: Mapping[Any, Any]) -> list[str]:
 
 
 class Located(NamedTuple):
-    """state: tensors by name.  beside: kinds of everything else, by name.  stated: values of
-    STATED that a configuration beside them holds, as text."""
+    """A state dict and what lies beside it in its checkpoint.
+
+    state: tensors by name.  beside: types of all other values, by name.  stated: values of the
+    STATED settings in a configuration, as text.
+    """
 
     state: dict[str, Tensor]
     beside: dict[str, str]
@@ -47,15 +50,19 @@ class Located(NamedTuple):
 
 
 def locate(checkpoint: Any, entry: str | None = None) -> Located:
-    """The state dict in a checkpoint: a table that has tensors under names, by itself or inside
-    others (``{"ema": {"module": {...}}}``).
+    """Finds the state dict in a checkpoint, such as ``{"ema": {"module": {...}}}``.
+
+    A state dict is a table that has tensors under names.
 
     Args:
-        checkpoint: what torch.load gave.
-        entry: which one of several, as the names on the way to it, ``ema.module``.
+        checkpoint: the object that torch.load returned.
+        entry: names on the way to one of several state dicts, ``ema.module``.
+
+    Returns:
+        The state dict and what lies beside it.
 
     Raises:
-        WeightsError: if there is none, or several.
+        WeightsError: the checkpoint has no state dict, or several.
 
     Example:
         >>> import torch
@@ -101,8 +108,10 @@ def _leads(entry: str, path: tuple[str, ...]) -> bool:
 def _tables(
     table: Mapping[Any, Any], path: tuple[str, ...], seen: set[int]
 ) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """Tables that hold tensors, each once.  Numbered ones, as optimizers have them, are not
-    entered."""
+    """Paths and tables that hold tensors, each once.
+
+    Tables under numbers, as optimizers have them, are left out.
+    """
     if id(table) in seen or len(seen) >= MOST or len(path) > DEEPEST:
         return
     seen.add(id(table))
@@ -114,7 +123,7 @@ def _tables(
 
 
 def _stated(value: Any, depth: int) -> Iterator[tuple[str, str]]:
-    """Numbers under the names of STATED, in tables and stand-ins."""
+    """(name, text) of every STATED setting, in tables and stand-ins."""
     inner = value.content if isinstance(value, StandIn) else value
     if not isinstance(inner, Mapping) or depth > DEEPEST or len(inner) > MOST:
         return

@@ -1,8 +1,8 @@
 """Files of weights, read without running anything in them.
 
-What a file is, its first bytes say and not its ending.  A .safetensors file is preferred.  A file
-of torch.save is read by torch's restricted unpickler alone, only in torch's zip format, and in a
-process of its own with limits; there is no way around it.
+The first bytes of a file tell its format, not its ending.  A file of torch.save is read by torch's
+restricted unpickler alone, only in torch's zip format, and in a process with limits; there is no
+way around it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def located(path: str | Path, entry: str | None = None) -> Located:
 
 
 def is_zip(path: Path) -> bool:
-    """True of a zip, as torch.save writes one; False of a .safetensors file.
+    """True for a zip, as torch.save writes it; False for a .safetensors file.
 
     Raises WeightsError for any other content.
     """
@@ -94,7 +94,7 @@ def is_zip(path: Path) -> bool:
 
 
 def metadata(path: str | Path) -> dict[str, str]:
-    """The texts in the header of a .safetensors file; {} for any other kind."""
+    """The texts in the header of a .safetensors file; {} for a zip."""
     path = Path(path)
     regular(path)
     with _disk_errors(path):
@@ -105,7 +105,7 @@ def metadata(path: str | Path) -> dict[str, str]:
 
 
 def regular(path: Path) -> None:
-    """Refuses what is no file before it is opened: a FIFO would never answer."""
+    """Refuses folders and devices before they are opened: reading a FIFO would never end."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
@@ -119,7 +119,7 @@ def regular(path: Path) -> None:
 
 @contextlib.contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
-    """Not permitted, not readable, or no room for what is read from it."""
+    """Turns an OSError into a WeightsError with the path."""
     try:
         yield
     except OSError as error:
@@ -130,7 +130,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The JSON header, its length checked before it is read."""
+    """The JSON header of a .safetensors file, whose length is checked before it is read."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         first = file.read(8)
@@ -169,7 +169,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _zip(path: Path, entry: str | None) -> Located:
-    """By a child with limits, which writes what it read as safetensors."""
+    """Reads a zip of torch.save in a limited process, which writes its tensors as safetensors."""
     numbers = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if numbers is None or (int(numbers[1]), int(numbers[2])) < SAFE_TORCH:
         needs = ".".join(map(str, SAFE_TORCH))
@@ -184,9 +184,9 @@ def _zip(path: Path, entry: str | None) -> Located:
         )
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "read.safetensors"
-        told = [os.path.abspath(path), str(out), *([] if entry is None else [entry])]
+        arguments = [os.path.abspath(path), str(out), *([] if entry is None else [entry])]
         try:
-            sandbox.run("backbones.files.reading", told, path.stat().st_size)
+            sandbox.run("backbones.files.reading", arguments, path.stat().st_size)
             more = json.loads(_header(out)["__metadata__"][FOUND])
             return Located(_safetensors(out), more["beside"], more["stated"])
         except sandbox.Stopped as error:
@@ -196,8 +196,11 @@ def _zip(path: Path, entry: str | None) -> Located:
             raise WeightsError(f"{shown(path)}: as read: {cause}") from None
 
 
-def _read_isolated(path: Path, out: Path, entry: str | None) -> None:
-    """The child's part.  Raises WeightsError without the path."""
+def _read_in_sandbox(path: Path, out: Path, entry: str | None) -> None:
+    """Reads a zip in the limited process and writes its tensors to a .safetensors file.
+
+    Raises WeightsError, whose message does not have the path.
+    """
     from safetensors.torch import save_file
 
     sandbox.limit(path.stat().st_size)
@@ -206,8 +209,8 @@ def _read_isolated(path: Path, out: Path, entry: str | None) -> None:
         loaded = standins.load(path)
     except WeightsError:
         raise
-    except Exception as error:  # whatever their bytes make the reader raise, it is their fault
-        # what it is about, without torch's advice to read it unsafely
+    except Exception as error:  # hostile bytes can make the reader raise anything
+        # the cause, without torch's advice to read the file unsafely
         inner = error.__context__ or error
         cause = one_line(" ".join(str(inner).split()).split(". ")[0] or type(inner).__name__)
         raise WeightsError(f"refused by torch's safe reader: {cause}") from None
@@ -225,9 +228,9 @@ def _read_isolated(path: Path, out: Path, entry: str | None) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """``python -m backbones.files.reading FILE OUT [ENTRY]``: for isolation.run alone."""
+    """``python -m backbones.files.reading FILE OUT [ENTRY]``, which only `sandbox.run` calls."""
     try:
-        _read_isolated(Path(argv[0]), Path(argv[1]), argv[2] if len(argv) > 2 else None)
+        _read_in_sandbox(Path(argv[0]), Path(argv[1]), argv[2] if len(argv) > 2 else None)
     except WeightsError as error:
         print(shown(str(error)))
         return sandbox.REFUSED
@@ -235,7 +238,7 @@ def main(argv: list[str]) -> int:
 
 
 def _check_zip(path: Path) -> None:
-    """torch's own files are zips of stored entries: what is packed may grow without end."""
+    """Refuses zips with packed entries: they may unpack to any size, and torch stores entries."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -243,19 +246,21 @@ def _check_zip(path: Path) -> None:
         cause = f"no file of torch.save in its zip format ({one_line(str(error))})"
         raise WeightsError(f"cannot be read: {cause}; save it as safetensors") from None
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    whole = sum(entry.file_size for entry in entries)
-    if packed or whole > path.stat().st_size or len(entries) > MOST_ENTRIES:
-        cause = f"its {len(entries)} entries are packed, or larger ({whole} bytes) than the file"
+    unpacked_size = sum(entry.file_size for entry in entries)
+    if packed or unpacked_size > path.stat().st_size or len(entries) > MOST_ENTRIES:
+        cause = f"its {len(entries)} entries are packed, or larger "
+        cause += f"({unpacked_size} bytes) than the file"
         raise WeightsError(f"refused: {cause}; torch.save writes no such file")
 
 
 def _check_tensor(key: str, tensor: Tensor) -> None:
-    """A tensor whose numbers are all there: an expanded one of 2^40 takes no room in a file."""
-    place = one_line(key)
+    """Refuses tensors with fewer stored numbers than elements: an expanded tensor of 2^40 elements
+    takes no room in a file."""
+    name = one_line(key)
     if tensor.layout != torch.strided or tensor.is_quantized:
-        raise WeightsError(f"{place} is sparse or quantized; only plain tensors are read")
+        raise WeightsError(f"{name} is sparse or quantized; only plain tensors are read")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise WeightsError(f"{place} claims {tensor.numel()} numbers, more than are stored")
+        raise WeightsError(f"{name} claims {tensor.numel()} numbers, more than are stored")
 
 
 if __name__ == "__main__":

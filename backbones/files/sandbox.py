@@ -1,7 +1,7 @@
-"""A process of its own for files that may be hostile, with limits of memory, time and output.
+"""A process for files that may be hostile, with limits of memory, time and output.
 
-The limits are the kernel's (setrlimit), set by the child after its imports, from what it already
-uses; Linux alone says how much that is, so elsewhere nothing is started.
+The child sets the kernel's limits (setrlimit) after its imports, on top of what it already uses;
+only Linux tells how much that is, so no process is started elsewhere.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from transom.packages import HOME
 
 MEMORY = 512 * 2**20, 4  # bytes, and in sizes of the file: read, copied, serialized
 OUTPUT = 64 * 2**20, 2
-SECONDS = 1, 50e6  # of computing, and bytes a second
-WAIT = 120, 10e6  # for the process to end, starting included
+SECONDS = 1, 50e6  # of CPU time, and bytes of the file per second
+WAIT = 120, 10e6  # seconds until the process has ended, and bytes of the file per second
 STATUS = Path("/proc/self/statm")
 REFUSED = 3  # the exit code that comes with a line for the user
 
 
 class Stopped(Exception):
-    """The child gave no result: one line that says why."""
+    """The child gave no result; the message is one line with the reason."""
 
 
 def supported() -> bool:
-    """Whether this system sets the limits."""
+    """True if this system can set the limits."""
     try:
         import resource  # noqa: F401  (not on Windows)
     except ImportError:
@@ -38,13 +38,13 @@ def supported() -> bool:
 
 
 def run(module: str, arguments: Sequence[str], size: int) -> None:
-    """``python -m module ARGUMENTS``, which calls `limit` with the size (bytes) of its input.
+    """Runs ``python -m module ARGUMENTS``, which calls `limit` with the size of its input in bytes.
 
-    It finds what this process finds, and reads nothing from the current folder.
+    The child imports from the paths of this process, and nothing from the current folder.
     Raises Stopped.
     """
     ours = str(HOME)
-    path = os.pathsep.join([ours, *(os.path.abspath(place) for place in sys.path if place)])
+    path = os.pathsep.join([ours, *(os.path.abspath(folder) for folder in sys.path if folder)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-P", "-W", "ignore", "-m", module, *arguments]
     try:
@@ -68,7 +68,7 @@ def run(module: str, arguments: Sequence[str], size: int) -> None:
 
 
 def limit(size: int) -> None:
-    """Limits this process, for an input of `size` bytes, from now on."""
+    """Limits memory, time and output of this process, for an input of `size` bytes."""
     import resource
 
     pages = int(STATUS.read_text().split()[0])

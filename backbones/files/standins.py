@@ -1,8 +1,8 @@
-"""Objects of foreign classes in a .pth file, each replaced by one that does nothing.
+"""Stand-ins for objects of foreign classes in a .pth file, which do nothing.
 
 Training scripts put their arguments, configurations and counters beside the tensors.  Their
-classes are never imported and nothing is called: torch's restricted unpickler is told that every
-such name stands for a class of ours.
+classes are never imported and nothing is called: torch's restricted unpickler gets a class of ours
+for every such name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from attention.execution.torch_private import fillable
 from backbones.files.storage import WeightsError
 from transom.errors import one_line
 
-# Modules that hold what acts, and no data: a file that names one of them is not weights.
+# Modules of functions that act (run, read, write, connect): a file that names one is not weights.
 ACTS = (
     "_io", "_posixsubprocess", "_socket", "asyncio", "code", "commands", "ctypes", "distutils",
     "ftplib", "http", "imp", "importlib", "io", "marshal", "multiprocessing", "nt", "os", "pdb",
@@ -24,21 +24,21 @@ ACTS = (
     "subprocess", "sys", "tempfile", "timeit", "torch.hub", "torch.utils.cpp_extension", "urllib",
     "venv", "webbrowser", "xmlrpc", "zipimport",
 )  # fmt: skip
-DATA = {  # what builtins holds of data, and the look-up by which methods are written
+DATA = {  # the data types of builtins, and getattr, by which pickles name methods
     "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int", "list",
     "object", "range", "set", "slice", "str", "tuple",
 }  # fmt: skip
 
 
 class StandIn:
-    """Takes everything that an unpickler does to an object, and keeps what was set by name."""
+    """An object that accepts all that an unpickler does, and stores the values set by name."""
 
     content: dict[str, Any]
 
     def __new__(cls, *args: Any, **fields: Any) -> StandIn:
-        made = object.__new__(cls)
-        made.content = {}
-        return made
+        stand_in = object.__new__(cls)
+        stand_in.content = {}
+        return stand_in
 
     def __init__(self, *args: Any, **fields: Any) -> None: ...
 
@@ -57,7 +57,7 @@ class StandIn:
 
 
 def load(path: Path) -> Any:
-    """What a file of torch.save holds, in a process of its own (see `isolation`).
+    """The content of a file of torch.save; to be called in a process that `sandbox.limit` limits.
 
     Raises WeightsError for names of functions that act, and whatever torch raises.
     """
@@ -72,7 +72,7 @@ def load(path: Path) -> Any:
 
 
 def acts(name: str) -> bool:
-    """True of a function or class that does something, by its module."""
+    """True if a function or class may act, by the module in its name."""
     module, _, last = name.rpartition(".")
     if module in ("builtins", "__builtin__"):
         return last not in DATA
@@ -80,7 +80,7 @@ def acts(name: str) -> bool:
 
 
 def kind(value: Any) -> str:
-    """What something beside the tensors is, for a report."""
+    """Name of the type of a value beside the tensors, for a report."""
     if isinstance(value, StandIn):
         return f"{one_line(type(value).of)} (not read)"  # type: ignore[attr-defined]
     return type(value).__name__

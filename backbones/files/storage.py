@@ -1,7 +1,7 @@
 """Files of weights, written whole or not at all.
 
-Beside what is written stands a SHA-256 manifest, ``FILE.sha256`` as sha256sum prints it, which
-every later reading must agree with.
+A SHA-256 manifest, ``FILE.sha256`` as sha256sum prints it, stands beside every written file, and
+later readings compare the file with it.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class WeightsError(SpecError):
 
 
 def shown(path: str | Path) -> str:
-    """A path in an error: whole (the user has to find it), and one line."""
+    """A path as part of an error: one line, not shortened, since the user has to find it."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path)[:4096])
 
 
 @contextlib.contextmanager
 def about(path: Path | None) -> Iterator[None]:
-    """Puts the path before an error about what a file holds, unless it is there."""
+    """Context that puts the path before a SpecError that does not have it."""
     try:
         yield
     except SpecError as error:
@@ -66,7 +66,10 @@ def manifest_of(path: Path) -> Path:
 
 
 def verify(path: Path) -> None:
-    """Compares a file with its manifest, if one stands beside it (or beside a link's target)."""
+    """Compares a file with the manifest beside it, or beside a link's target, if there is one.
+
+    Raises WeightsError if they differ.
+    """
     for manifest in {manifest_of(path), manifest_of(path.resolve())}:
         if not os.path.lexists(manifest):
             continue
@@ -86,7 +89,7 @@ def write(state: Mapping[str, Tensor], path: str | Path, texts: Mapping[str, str
     """Writes a .safetensors file and its manifest; at every moment the old or the new file loads.
 
     A link's target is replaced and keeps its mode.  texts: the metadata of the header.
-    Raises WeightsError.  Returns the file written.
+    Returns the file written, links resolved.  Raises WeightsError.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save
@@ -100,14 +103,14 @@ def write(state: Mapping[str, Tensor], path: str | Path, texts: Mapping[str, str
     try:
         old = digest(target) if target.is_file() else None
         mode = stat.S_IMODE(target.stat().st_mode) if old else None
-        whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-        # the bytes, not save_file: that has a temporary file of its own, left behind by a kill
-        temporary.write_bytes(save(whole, metadata=dict(texts)))
+        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+        # not save_file, whose temporary file a kill would leave behind under an unknown name
+        temporary.write_bytes(save(tensors, metadata=dict(texts)))
         if mode is not None:
             temporary.chmod(mode)
         _sync(temporary)
         new = digest(temporary)
-        # both digests while either file may stand there, then the one that does
+        # both digests are valid until the file is replaced, then only the new one
         _write_manifest(target, [new] if old is None else [new, old])
         temporary.replace(target)
         _sync(target.parent)
@@ -123,7 +126,7 @@ def write(state: Mapping[str, Tensor], path: str | Path, texts: Mapping[str, str
 
 
 def _free(folder: Path) -> str:
-    """The room that is left, as the end of an error; nothing where it cannot be told."""
+    """Free disk space as the end of an error; "" where the system does not tell it."""
     try:
         return f" ({shutil.disk_usage(folder).free / 1e6:.1f} MB are free there)"
     except OSError:
@@ -172,7 +175,7 @@ def _alive(process: int) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A small text file, whole or as it was.  Raises WeightsError."""
+    """Writes a small text file by replacing it at once.  Raises WeightsError."""
     temporary = _temporary(path)
     try:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -187,7 +190,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_text(path: Path, longest: int = 2**20) -> str:
-    """A small text file.  Raises WeightsError."""
+    """Content of a text file of at most `longest` bytes.  Raises WeightsError."""
     try:
         if not path.is_file() or path.stat().st_size > longest:
             raise OSError(f"no file, or none below {longest} bytes")

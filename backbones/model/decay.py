@@ -1,4 +1,4 @@
-"""Which parameters of a backbone are never decayed, and the layers that rates are graded by."""
+"""Parameters of a backbone that are never decayed, and the layers of layer-wise learning rates."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ POSITION = re.compile(
 )  # fmt: skip
 STEM = r"^stem"
 STAGES = r"^stages[._](\d+)"  # timm's wrappers call stages.0 stages_0
-LAST = (99999,)  # in timm's matchers: one layer with what stands before
+LAST = (99999,)  # in timm's matchers: the layer of the pattern before
 
 
 def is_position(name: str) -> bool:
-    """Whether a backbone's parameter is a bias table, log-CPB, logit scale or absolute position."""
+    """True if a parameter is a bias table, log-CPB, logit scale or absolute position."""
     return POSITION.match(name) is not None
 
 
 def matcher(coarse: bool = False) -> dict[str, Any]:
     """timm's layers of a backbone: the stem, then every stage, or every block.
 
-    What matches nothing (heads, norms per level) is a last layer of its own.
+    Parameters that match no layer (heads, norms per level) form the last one.
     """
     blocks: Any = STAGES
     if not coarse:

@@ -1,4 +1,4 @@
-"""Parameters and MACs of a spec, stage by stage, without its weights ever existing."""
+"""Counts parameters and MACs of a spec, stage by stage, on the meta device."""
 
 from __future__ import annotations
 

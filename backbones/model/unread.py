@@ -1,7 +1,8 @@
 """Parameters that a forward does not read, made part of its graph for distributed training.
 
-DistributedDataParallel waits for a gradient of every parameter: one that nothing reads stops it in
-the second step.  Without a process group nothing is added, and such a parameter has no gradient.
+DistributedDataParallel waits for a gradient of every parameter: a parameter that nothing reads
+stops it in the second step.  Without a process group nothing is added, and such a parameter has
+no gradient.
 """
 
 from __future__ import annotations

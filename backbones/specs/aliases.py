@@ -1,4 +1,4 @@
-"""Saved names: the table [aliases] of ./transom.toml, ``mine = "swin_t/3=pale"``."""
+"""Aliases of backbones: the table [aliases] of ./transom.toml, ``mine = "swin_t/3=pale"``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = Path("transom.toml")
 
 
 LONGEST = 65536  # bytes of a file; nobody writes more by hand
-MOST_DOTS = 1000  # a key of n parts takes n^2 to read: 64 kB of them, minutes and gigabytes
+MOST_DOTS = 1000  # a key of n parts takes n^2 to read: 64 kB of dots take minutes and gigabytes
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -34,7 +34,10 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def quoted(text: str) -> str:
-    """Text as TOML writes it: as JSON does, what is not seen by its number.  Raises SpecError."""
+    """Text as TOML writes it: as JSON does, but with escapes for characters that do not print.
+
+    Raises SpecError for text that is no Unicode.
+    """
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise SpecError(f"{one_line(text)!r} is no Unicode text, which a TOML file must be")
     written = json.dumps(text, ensure_ascii=False)
@@ -55,9 +58,9 @@ def read() -> dict[str, str]:
 
 
 def save(name: str, text: str) -> None:
-    """Adds or replaces one alias; the file is whole at every moment.
+    """Adds or replaces one alias; the file is replaced at once.
 
-    Raises SpecError, and for an alias that would stand for itself.
+    Raises SpecError if the file cannot be read or written, or the alias would stand for itself.
     """
     if not name.isidentifier():
         raise SpecError(f"{one_line(name)!r} cannot be an alias: letters, digits and _ only")

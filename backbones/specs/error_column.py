@@ -1,4 +1,4 @@
-"""The column of an error: where in a notation the token stands that cannot be read."""
+"""Finds the column of the token in a notation that an error is about."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from transom.errors import SpecError
 
 
 class Edit(NamedTuple):
-    """One edit as it was written.  column: of its first character, from 1.  stage: 0 for none."""
+    """One edit of a notation.
+
+    column: of its first character, from 1.  stage: from 1; 0 for a field of the backbone.  text:
+    the edit as it was written.
+    """
 
     column: int
     stage: int
@@ -25,25 +29,28 @@ def at(column: int, error: SpecError) -> SpecError:
     return SpecError(f"{error}, at column {column}", error.token)
 
 
-def located(error: SpecError, cls: type, group: list[Edit]) -> SpecError:
-    """The error with the column of its token, if it is about one: the first of these edits, in
-    the order in which fields are read, that cannot be read by itself."""
+def located(error: SpecError, cls: type, edits: list[Edit]) -> SpecError:
+    """The error with the column of its token, if it has one.
+
+    The token is in the first edit, in the order in which the fields of `cls` are read, that cannot
+    be read by itself.
+    """
     if not error.token:
         return error
     read = {field.name: field.metadata["read"] for field in dataclasses.fields(cls)}
     order = list(read)
-    for made in sorted(group, key=lambda made: order.index(made.field)):
-        if _reads(read[made.field], made.value):
+    for edit in sorted(edits, key=lambda edit: order.index(edit.field)):
+        if _reads(read[edit.field], edit.value):
             continue
-        column = made.column + len(made.text) - len(made.value)
-        if made.field == "mixers" and error.token != made.value:
-            for part in made.value.split("+"):
+        column = edit.column + len(edit.text) - len(edit.value)
+        if edit.field == "mixers" and error.token != edit.value:
+            for part in edit.value.split("+"):
                 if not _reads(registry.parse, part):
-                    column += _inside(part, error.token)
+                    column += _offset_in(part, error.token)
                     break
                 column += len(part) + 1
         return at(column, error)
-    return at(group[0].column, error)
+    return at(edits[0].column, error)
 
 
 def _reads(read: Callable[[str], Any], value: str) -> bool:
@@ -54,8 +61,8 @@ def _reads(read: Callable[[str], Any], value: str) -> bool:
     return True
 
 
-def _inside(part: str, token: str) -> int:
-    """Where in the notation of one mixer the token is: its name, an option, a key or a value."""
+def _offset_in(part: str, token: str) -> int:
+    """Offset in the notation of a mixer of a token: its name, an option, a key or a value."""
     name, _, rest = part.partition(":")
     if token == part or not _reads(registry.config_class, name):
         return 0
@@ -67,11 +74,11 @@ def _inside(part: str, token: str) -> int:
             found.append((-1, -start, start))  # of an option that is given twice, the later
         elif key not in order:
             found += [(0, start, start)] if token == key else []
-        elif token == value and not _reads(functools.partial(_alone, name, key), value):
+        elif token == value and not _reads(functools.partial(_one_option, name, key), value):
             found.append((order.index(key), start, start + len(key) + 1))
         start += len(item) + 1
     return min(found)[2] if found else 0
 
 
-def _alone(name: str, key: str, text: str) -> Any:
+def _one_option(name: str, key: str, text: str) -> Any:
     return registry.make_config(name, **{key: text})

@@ -7,7 +7,7 @@
     stages=3  the first 3 stages, or more: each new one doubles the width of the one before
     mixer     name, then :option=value,option=value
 
-A .toml file has the fields of `BackboneSpec`, whole, or a base and what differs from it:
+A .toml file has all fields of `BackboneSpec`, or a base and the fields that differ from it:
 
     base = "swin_t"
     [stages.3]
@@ -109,70 +109,73 @@ def _from_file(path: Path, depth: int) -> BackboneSpec:
 
 
 def _from_table(data: Mapping[str, Any], depth: int) -> BackboneSpec:
-    """All fields, or a base and the fields that differ; stages then by their number."""
+    """The spec of a table with all fields, or with a base and the fields that differ.
+
+    Beside a base, stages are tables by their number.
+    """
     stages = data.get("stages", {})
     if "base" not in data:
-        place = one_line(str(data.get("name", "backbone")))
+        label = one_line(str(data.get("name", "backbone")))
         if isinstance(stages, (list, tuple)):
             if len(stages) > MOST_STAGES:
                 found = f"{len(stages)} stages; a backbone has 2 to {MOST_STAGES}"
-                raise SpecError(f"{place}: {found}")
+                raise SpecError(f"{label}: {found}")
             for fields in stages:
-                _texts(fields if isinstance(fields, Mapping) else {}, place)
-        return from_dict(_texts(data, place))
+                _text_keys(fields if isinstance(fields, Mapping) else {}, label)
+        return from_dict(_text_keys(data, label))
     base = _parse(data["base"], depth + 1)
-    place = one_line(str(data.get("name", base.name)))
+    label = one_line(str(data.get("name", base.name)))
     if not isinstance(stages, Mapping):
-        raise SpecError(f"{place}: beside a base, stages are tables by number: [stages.3]")
+        raise SpecError(f"{label}: beside a base, stages are tables by number: [stages.3]")
     for number, fields in stages.items():
         if not (isinstance(number, str) and number.isdecimal() and len(number) < 4):
-            raise SpecError(f"{place}: stages.{one_line(str(number))} is not a stage's number")
+            raise SpecError(f"{label}: stages.{one_line(str(number))} is not a stage's number")
         if not isinstance(fields, Mapping):
-            raise SpecError(f"{place}: stages.{number} is not a table of fields")
-        base = edit_stage(base, int(number), place, **_texts(fields, place))
+            raise SpecError(f"{label}: stages.{number} is not a table of fields")
+        base = edit_stage(base, int(number), label, **_text_keys(fields, label))
     rest = {key: value for key, value in data.items() if key not in ("base", "stages")}
-    return edit(base, place, **_texts(rest, place))
+    return edit(base, label, **_text_keys(rest, label))
 
 
-def _texts(fields: Mapping[Any, Any], place: str) -> dict[str, Any]:
+def _text_keys(fields: Mapping[Any, Any], label: str) -> dict[str, Any]:
     for key in fields:
         if not isinstance(key, str) or len(key) > LONGEST_WORD:
-            raise SpecError(f"{place}: no field {one_line(repr(key))}")
+            raise SpecError(f"{label}: no field {one_line(repr(key))}")
     return dict(fields)
 
 
-def _apply(spec: BackboneSpec, edits: list[str], whole: str) -> BackboneSpec:
-    """All edits at once, so that their order does not matter: 1=axial may precede 1.heads=4."""
-    place = one_line(whole)
+def _apply(spec: BackboneSpec, edits: list[str], notation: str) -> BackboneSpec:
+    """The spec with all edits, whose order does not matter: 1=axial may precede 1.heads=4."""
+    label = one_line(notation)
     by_stage: dict[int, list[Edit]] = {}
-    for made in _edits(edits, whole, place):
-        by_stage.setdefault(made.stage, []).append(made)
-    own = by_stage.pop(0, [])
-    for made in own:
-        if made.field == "stages":
-            spec = _with_stages(spec, made, place)
-    own = [made for made in own if made.field != "stages"]
+    for item in _edits(edits, notation, label):
+        by_stage.setdefault(item.stage, []).append(item)
+    spec_edits = by_stage.pop(0, [])
+    for item in spec_edits:
+        if item.field == "stages":
+            spec = _with_stages(spec, item, label)
+    spec_edits = [item for item in spec_edits if item.field != "stages"]
     for stage, group in by_stage.items():
         try:
-            spec = edit_stage(spec, stage, place, **{made.field: made.value for made in group})
+            spec = edit_stage(spec, stage, label, **{item.field: item.value for item in group})
         except SpecError as error:
             if stage > len(spec.stages):
                 raise at(group[0].column, SpecError(str(error), group[0].text)) from None
             raise located(error, StageSpec, group) from None
     try:
-        return edit(spec, place, name=whole, **{made.field: made.value for made in own})
+        return edit(spec, label, name=notation, **{item.field: item.value for item in spec_edits})
     except SpecError as error:
-        raise located(error, BackboneSpec, own) from None
+        raise located(error, BackboneSpec, spec_edits) from None
 
 
-def _edits(texts: list[str], whole: str, place: str) -> list[Edit]:
-    column = len(whole) - len("/".join(texts)) + 1
+def _edits(texts: list[str], notation: str, label: str) -> list[Edit]:
+    column = len(notation) - len("/".join(texts)) + 1
     found: dict[tuple[int, str], Edit] = {}
     for text in texts:
         try:
-            stage, field, value = _edit(text, place)
+            stage, field, value = _edit(text, label)
             if (stage, field) in found:
-                again = f"{place}: {one_line(text)!r} sets what an earlier edit has set"
+                again = f"{label}: {one_line(text)!r} sets what an earlier edit has set"
                 raise SpecError(again, text)
         except SpecError as error:
             raise at(column, error) from None
@@ -181,16 +184,16 @@ def _edits(texts: list[str], whole: str, place: str) -> list[Edit]:
     return list(found.values())
 
 
-def _with_stages(spec: BackboneSpec, made: Edit, place: str) -> BackboneSpec:
-    """The first so many stages, continued by stages of twice the width and heads."""
+def _with_stages(spec: BackboneSpec, item: Edit, label: str) -> BackboneSpec:
+    """The spec with `stages=N`: the first N stages, or new ones of twice the width and heads."""
     try:
-        count = read_count(made.value)
+        count = read_count(item.value)
     except ValueError:
         count = 0
     if not 2 <= count <= MOST_STAGES:
-        shown = f"stages={one_line(made.value)!r}"
-        wrong = f"{place}: {shown}: expected a number from 2 to {MOST_STAGES}"
-        raise at(made.column, SpecError(wrong, made.text))
+        shown = f"stages={one_line(item.value)!r}"
+        wrong = f"{label}: {shown}: expected a number from 2 to {MOST_STAGES}"
+        raise at(item.column, SpecError(wrong, item.text))
     stages = list(spec.stages[:count])
     while len(stages) < count:
         last = stages[-1]
@@ -198,12 +201,12 @@ def _with_stages(spec: BackboneSpec, made: Edit, place: str) -> BackboneSpec:
     return replace(spec, stages=tuple(stages))
 
 
-def _edit(text: str, place: str) -> tuple[int, str, str]:
+def _edit(text: str, label: str) -> tuple[int, str, str]:
     """(stage or 0, field, value) of one edit."""
     key, equals, value = text.partition("=")
     if not (key and equals and value):
         raise SpecError(
-            f"{place}: {one_line(text)!r} is not an edit such as 3=pale:size=7, 1.heads=4 or "
+            f"{label}: {one_line(text)!r} is not an edit such as 3=pale:size=7, 1.heads=4 or "
             "norm=res_post",
             token=text,
         )
@@ -212,13 +215,13 @@ def _edit(text: str, place: str) -> tuple[int, str, str]:
         field = field if dot else "mixers"
         if field not in fields_of(StageSpec):
             hint = nearest(field, fields_of(StageSpec))
-            wrong = f"{place}: stage {head} has no field {one_line(field)!r}{hint}"
+            wrong = f"{label}: stage {head} has no field {one_line(field)!r}{hint}"
             raise SpecError(wrong, token=text)
         if int(head) == 0:
-            raise SpecError(f"{place}: no stage 0; stages count from 1", token=text)
+            raise SpecError(f"{label}: no stage 0; stages count from 1", token=text)
         return int(head), field, value
     allowed = [name for name in fields_of(BackboneSpec) if name != "name"]
     if key not in allowed:
         hint = nearest(key, allowed)
-        raise SpecError(f"{place}: a backbone has no field {one_line(key)!r}{hint}", token=text)
+        raise SpecError(f"{label}: a backbone has no field {one_line(key)!r}{hint}", token=text)
     return 0, key, value

@@ -1,4 +1,4 @@
-"""What a backbone is: a frozen tree of plain data, checked as it is written."""
+"""Specification of a backbone: immutable plain data, validated on construction."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _read_depth(value: Any) -> int:
 
 
 def read_pattern(value: Any) -> tuple[MixerConfig, ...]:
-    """``"window+axial"``, or a list of notations or configs: the mixers that blocks cycle over."""
+    """Reads the mixers that blocks cycle over: ``"window+axial"``, or notations or configs."""
     parts = value.split("+") if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)) or not 1 <= len(parts) <= LONGEST_PATTERN:
         raise ValueError(f"1 to {LONGEST_PATTERN} mixers such as 'window:size=7+axial'")
@@ -245,16 +245,16 @@ def fields_of(cls: type) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
 
 
-def _make(cls: Any, data: Any, place: str) -> Any:
+def _construct(cls: Any, data: Any, label: str) -> Any:
     if not isinstance(data, Mapping):
-        raise SpecError(f"{place}: expected a table of fields, not {type(data).__name__}")
+        raise SpecError(f"{label}: expected a table of fields, not {type(data).__name__}")
     for key in data:
         if key not in fields_of(cls):
-            raise SpecError(f"{place}: no field {key!r}{nearest(str(key), fields_of(cls))}")
+            raise SpecError(f"{label}: no field {key!r}{nearest(str(key), fields_of(cls))}")
     try:
         return cls(**data)
     except SpecError as error:
-        raise SpecError(f"{place}: {error}", error.token) from None
+        raise SpecError(f"{label}: {error}", error.token) from None
 
 
 def from_dict(data: Mapping[str, Any]) -> BackboneSpec:
@@ -278,32 +278,34 @@ def from_dict(data: Mapping[str, Any]) -> BackboneSpec:
         >>> spec.stages[0].dim, spec.num_classes, from_dict(spec.to_dict()) == spec
         (8, 1000, True)
     """
-    given = data.get("name", "backbone") if isinstance(data, Mapping) else "backbone"
-    place = one_line(str(given))
+    name = data.get("name", "backbone") if isinstance(data, Mapping) else "backbone"
+    label = one_line(str(name))
     if not isinstance(data, Mapping) or not isinstance(data.get("stages"), (list, tuple)):
-        raise SpecError(f"{place}: stages must be a list of tables")
+        raise SpecError(f"{label}: stages must be a list of tables")
     stages = tuple(
         stage
         if isinstance(stage, StageSpec)
-        else _make(StageSpec, stage, f"{place}: stage {number}")
+        else _construct(StageSpec, stage, f"{label}: stage {number}")
         for number, stage in enumerate(data["stages"], start=1)
     )
-    return _make(BackboneSpec, {**data, "stages": stages}, place)
+    return _construct(BackboneSpec, {**data, "stages": stages}, label)
 
 
-def edit(spec: BackboneSpec, place: str, **fields: Any) -> BackboneSpec:
-    """A copy with backbone fields replaced."""
-    kept = {name: getattr(spec, name) for name in fields_of(BackboneSpec)}
-    return _make(BackboneSpec, {**kept, **fields}, place)
+def edit(spec: BackboneSpec, label: str, /, **fields: Any) -> BackboneSpec:
+    """A copy with fields of the backbone replaced; errors begin with `label`."""
+    current = {name: getattr(spec, name) for name in fields_of(BackboneSpec)}
+    return _construct(BackboneSpec, {**current, **fields}, label)
 
 
-def edit_stage(spec: BackboneSpec, number: int, place: str, **fields: Any) -> BackboneSpec:
-    """A copy with fields of stage `number` (from 1) replaced."""
+def edit_stage(
+    spec: BackboneSpec, number: int, label: str, /, **fields: Any
+) -> BackboneSpec:
+    """A copy with fields of stage `number` (from 1) replaced; errors begin with `label`."""
     if not 1 <= number <= len(spec.stages):
         known = f"{one_line(spec.name)} has 1 to {len(spec.stages)}"
-        raise SpecError(f"{place}: no stage {number}; {known}", str(number))
+        raise SpecError(f"{label}: no stage {number}; {known}", str(number))
     stages = list(spec.stages)
-    kept = {name: getattr(stages[number - 1], name) for name in fields_of(StageSpec)}
-    stages[number - 1] = _make(StageSpec, {**kept, **fields}, f"{place}: stage {number}")
+    current = {name: getattr(stages[number - 1], name) for name in fields_of(StageSpec)}
+    stages[number - 1] = _construct(StageSpec, {**current, **fields}, f"{label}: stage {number}")
     return replace(spec, stages=tuple(stages))
 

@@ -1,4 +1,4 @@
-"""The named variants: one row each, with the exact numbers and their source.
+"""The named variants: one row each, with exact parameters and MACs and their source.
 
 params and macs (multiply-adds of convolutions, linear layers and matrix products, one image at
 img_size) are stated here and counted by the tests; drop_path is the rate of the paper's training,
@@ -23,7 +23,11 @@ OURS = "ours: the Swin-T body with only the mixer changed; not a paper's model"
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A named spec with its exact parameters and MACs, and where it comes from."""
+    """A named spec with its exact parameters and MACs, and its source.
+
+    official: name of its config in the authors' repository.  drop_path: rate of the paper's
+    training.
+    """
 
     spec: BackboneSpec
     params: int
@@ -89,7 +93,8 @@ def _window(size: int) -> list[str]:
 
 
 def _cosine(*sizes: int, pretrained: Sequence[int] = ()) -> list[str]:
-    """The published weights were trained with -100 between parted tokens."""
+    """Swin V2's mixers; the published weights were trained with -100 between tokens separated by
+    the shift."""
     given = [f",pretrained_window={size}" for size in pretrained] or [""] * 4
     return [f"cosine:size={s},mask_value=-100{p}" for s, p in zip(sizes, given, strict=True)]
 
@@ -188,7 +193,7 @@ _ours("full_t", 224, 96, TINY, T_HEADS, ["full"] * 4, 28265032, 8783324160, drop
 
 
 def names() -> tuple[str, ...]:
-    """Every variant, in the order of the families."""
+    """Names of all variants, in the order of the families."""
     return tuple(_rows)
 
 
@@ -197,9 +202,9 @@ def known(name: str) -> bool:
 
 
 def get(name: str, also: Sequence[str] = ()) -> Variant:
-    """The row of a variant or an alias; `also`: names that an error may suggest.
+    """The row of a variant or an alias.
 
-    Raises SpecError.
+    also: more names that an error may suggest.  Raises SpecError for an unknown name.
     """
     key = ALIASES.get(name, name)
     if key not in _rows:

@@ -13,13 +13,12 @@ from transom.fields import write
 
 
 def to_notation(spec: BackboneSpec) -> str:
-    """The shortest notation over all variants.  Reading it gives an equal spec, whose name is
-    the notation itself."""
+    """The shortest notation over all variants; `parse` reads it to an equal spec of that name."""
     return min((difference(base, spec) for base in variants.names()), key=len)
 
 
 def difference(name: str, spec: BackboneSpec) -> str:
-    """The notation of `spec` over one variant, by the fields in which they differ."""
+    """The notation of `spec` as edits of the variant `name`."""
     base = variants.get(name).spec
     edits = [name]
     for field in fields_of(BackboneSpec):
@@ -51,5 +50,5 @@ def to_toml(spec: BackboneSpec) -> str:
 
 
 def _value(value: Any) -> str:
-    """Numbers, flags and lists are TOML's as they are JSON's."""
+    """A value as TOML; numbers, flags and lists are written as in JSON."""
     return quoted(value) if isinstance(value, str) else json.dumps(value)

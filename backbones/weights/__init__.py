@@ -1,4 +1,4 @@
-"""Weights into a backbone and out of it: whose they are, what they are of, where they go.
+"""Weights into a backbone and out of it: their source, their spec, and the match of their names.
 
     weights.load("swin_t", "swin.pth").model
     weights.load("swin_t/3=pale", "swin.pth", partial="replaced").model

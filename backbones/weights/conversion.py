@@ -19,7 +19,7 @@ from backbones.specs.writing import to_notation
 from backbones.weights import loading
 from backbones.weights.detect_source import source_of
 from backbones.weights.infer_spec import small_maps
-from backbones.weights.reference_models import LIBRARIES, difference, original
+from backbones.weights.reference_models import LIBRARIES, difference, reference_model
 from backbones.weights.resize import Adapt, extent_of, retarget
 from transom import cli, table
 
@@ -27,19 +27,21 @@ TOLERANCE = 1e-5
 POSITIONS = ("absolute_pos_embed", "position_embeddings", "stem.position")
 
 
-def source_spec(args: argparse.Namespace, given: loading.Given, source: str) -> BackboneSpec:
-    """The backbone that the weights are of."""
+def source_spec(
+    args: argparse.Namespace, given: loading.SourceWeights, source: str
+) -> BackboneSpec:
+    """The spec of the weights: that of --spec, or inferred from their shapes."""
     if args.spec is not None:
         return parse(args.spec)
-    told = told_by(args)
+    config = infer_config(args)
     if args.img_size is not None and args.source_img_size is None and args.window is None:
-        told["img_size"] = args.img_size  # then nothing depends on the old one but positions
+        config["img_size"] = args.img_size  # only positions depend on the old size
         if any(key.endswith(POSITIONS) for key in given.state):
-            told["img_size"] = None
-    return given.spec(source, **told)
+            config["img_size"] = None
+    return given.spec(source, **config)
 
 
-def told_by(args: argparse.Namespace) -> dict[str, Any]:
+def infer_config(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "window": args.source_window, "pretrained_window": args.pretrained_window,
         "heads": args.heads, "img_size": args.source_img_size, "qk_scale": args.qk_scale,
@@ -50,8 +52,10 @@ def check(
     source: str, spec: BackboneSpec, state: Mapping[str, Tensor], ours: HierarchicalBackbone,
     stored: str | bool,
 ) -> tuple[float, float]:  # fmt: skip
-    """(largest difference, largest logit): against the source's library, or a stored file with
-    `input` and `logits`."""
+    """(largest difference, largest logit) of our model and a reference.
+
+    stored: a .safetensors file with `input` and `logits`; True: the model of the source's library.
+    """
     if isinstance(stored, str):
         pair = reading.read(stored)
         if not {"input", "logits"} <= set(pair):
@@ -62,7 +66,7 @@ def check(
         if found.shape != wanted.shape:
             return float("inf"), 1.0
         return float((found - wanted).abs().amax()), float(wanted.abs().amax())
-    theirs = original(source, spec, state)
+    theirs = reference_model(source, spec, state)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(2, spec.in_channels, *spec.img_size, generator=generator)
     return difference(ours, theirs, image)
@@ -73,23 +77,23 @@ def convert(args: argparse.Namespace) -> tuple[int, str]:
     if args.num_classes is not None and args.num_classes < 0:
         raise WeightsError(f"--num-classes {args.num_classes}: expected 0 or more")
     if args.check is True and args.source is not None and args.source not in LIBRARIES:
-        original(args.source, parse("swin_t"), {})  # says so before anything is read
+        reference_model(args.source, parse("swin_t"), {})  # raises before anything is read
     if args.partial is not None:
         _check_partial(args)
     given = loading.read_weights(args.file, args.entry, args.prefix, args.drop, dict(args.rename))
-    code, verdict = cli.AGREED, ""
+    code, result = cli.AGREED, ""
     with storage.about(given.path):
         source = args.source or source_of(given.state)
         if args.partial is not None:
-            told = {k: v for k, v in told_by(args).items() if v is not None}
+            config = {k: v for k, v in infer_config(args).items() if v is not None}
             asked = parse(args.spec)
-            loaded = loading.load_given(asked, given, source, partial=args.partial, **told)
+            loaded = loading.load_read(asked, given, source, partial=args.partial, **config)
         else:
             spec = source_spec(args, given, source)
             new = _retargeted(args, spec, source)
             if args.check is not None:
-                code, verdict = _checked(args, spec, given, source)
-            loaded = loading.load_given(new, given, source, how=_adapt(args, spec))
+                code, result = _check_result(args, spec, given, source)
+            loaded = loading.load_read(new, given, source, how=_adapt_config(args, spec))
     assert isinstance(loaded.model, HierarchicalBackbone)
     target = _write(loaded.model, args.to, args.target)
     note = f"{args.file} (names of {source}) -> {target}: {to_notation(loaded.model.spec)}"
@@ -97,12 +101,12 @@ def convert(args: argparse.Namespace) -> tuple[int, str]:
     for line in loaded.report:
         counts[line["status"]] += 1
     note += "\n" + ", ".join(f"{number} {status}" for status, number in counts.items())
-    note += f"\n{verdict}" if verdict else ""
+    note += f"\n{result}" if result else ""
     return code, table.render(loaded.report, cli.chosen_format(args), note=note)
 
 
 def _check_partial(args: argparse.Namespace) -> None:
-    """Raises WeightsError for what goes with whole weights alone."""
+    """Raises WeightsError for options that --partial excludes."""
     if args.spec is None:
         raise WeightsError(f"--partial {args.partial}: into which backbone? give it by --spec")
     for option in ("check", "img_size", "window", "num_classes", "in_channels"):
@@ -120,7 +124,7 @@ def _retargeted(args: argparse.Namespace, spec: BackboneSpec, source: str) -> Ba
     )  # fmt: skip
 
 
-def _adapt(args: argparse.Namespace, spec: BackboneSpec) -> Adapt:
+def _adapt_config(args: argparse.Namespace, spec: BackboneSpec) -> Adapt:
     return Adapt(
         resize=args.resize if args.window or args.img_size else None,
         windows=_old_windows(spec), grid=spec.grids(spec.img_size)[0],
@@ -129,11 +133,11 @@ def _adapt(args: argparse.Namespace, spec: BackboneSpec) -> Adapt:
     )  # fmt: skip
 
 
-def _checked(
-    args: argparse.Namespace, spec: BackboneSpec, given: loading.Given, source: str
+def _check_result(
+    args: argparse.Namespace, spec: BackboneSpec, given: loading.SourceWeights, source: str
 ) -> tuple[int, str]:
-    """(exit code, a line) of --check."""
-    ours = loading.load_given(spec, given, source).model
+    """(exit code, line of the report) of --check."""
+    ours = loading.load_read(spec, given, source).model
     assert isinstance(ours, HierarchicalBackbone)
     worst, largest = check(source, spec, given.state, ours, args.check)
     allowed = TOLERANCE * max(1.0, largest)
@@ -151,7 +155,7 @@ def _write(model: HierarchicalBackbone, to: Path, target: str | None) -> Path:
 
 
 def _old_windows(spec: BackboneSpec) -> list[tuple[int, int]] | None:
-    """Those of the tables in the file; None for mixers without windows."""
+    """Windows of the bias tables in the file; None for mixers without windows."""
     mixers = [stage.mixers[0] for stage in spec.resolve().stages]
     if not all(hasattr(mixer, "size") for mixer in mixers):
         return None

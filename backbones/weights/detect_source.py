@@ -1,5 +1,5 @@
-"""Whose weights these are, read from their keys; and their pieces put as the rules expect, and
-back."""
+"""Detects the source of weights from their keys, and brings their tensors into the pieces that the
+rules expect, and back."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ HF_PART = re.compile(
     r"(encoder\.layers\.\d+\.blocks\.\d+\.attention\.)(?:self\.)?"
     r"(query|key|value|[qkv]_proj)\.(weight|bias)"
 )
-HF_WHOLE = re.compile(r"(encoder\..+\.attention\.)(?:qkv\.)?(weight|bias|q_bias|v_bias)")
+HF_JOINED = re.compile(r"(encoder\..+\.attention\.)(?:qkv\.)?(weight|bias|q_bias|v_bias)")
 MM_BODY, MM_HEAD = "backbone.", "head.fc."  # OpenMMLab's classifiers: the head stands outside
 
 
 def source_of(state: Mapping[str, Any]) -> str:
-    """A key of rules.SOURCES.  Raises WeightsError for keys of none of them."""
+    """The source of weights, a key of `key_rules.SOURCES`.
+
+    Raises WeightsError for keys of no known source.
+    """
     keys = {key for key in state if isinstance(key, str)}
 
-    def some(part: str) -> bool:
+    def any_key_has(part: str) -> bool:
         return any(part in key for key in keys)
 
     if "stem.conv.weight" in keys:
@@ -38,17 +41,18 @@ def source_of(state: Mapping[str, Any]) -> str:
         return "cswin"
     if "features.0.0.weight" in keys:
         return "torchvision"
-    if some("embeddings.patch_embeddings.projection.weight"):
+    if any_key_has("embeddings.patch_embeddings.projection.weight"):
         return "transformers"
     if "patch_embed.projection.weight" in keys:
         # V2 merges at the start of a stage
-        return "openmmlab_v2" if some("w_msa.logit_scale") else "openmmlab"
-    if "patch_embed.proj.weight" in keys and (some("layers.0.blocks.") or some("layers_0.blocks.")):
-        if some("spatial_mlp."):
+        return "openmmlab_v2" if any_key_has("w_msa.logit_scale") else "openmmlab"
+    in_layers = any_key_has("layers.0.blocks.") or any_key_has("layers_0.blocks.")
+    if "patch_embed.proj.weight" in keys and in_layers:
+        if any_key_has("spatial_mlp."):
             return "swinmlp"
         # the authors merge at the end of the first stage, timm at the start of the second
         if "layers.0.downsample.reduction.weight" in keys:
-            return "swinv2" if some("attn.cpb_mlp.") else "swin"
+            return "swinv2" if any_key_has("attn.cpb_mlp.") else "swin"
         return "timm"
     first = ", ".join(one_line(key) for key in sorted(keys)[:3]) or "none"
     known = {
@@ -62,9 +66,9 @@ def source_of(state: Mapping[str, Any]) -> str:
 
 
 def body(state: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the weights of one backbone, without what stands before its keys; everything else).
+    """(weights of one backbone without their prefix, all other values).
 
-    prefix: which one, where there are several.  Raises WeightsError.
+    prefix: of one backbone, where the state has several.  Raises WeightsError.
     """
     if prefix:
         return under(state, prefix)
@@ -82,28 +86,29 @@ def body(state: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], di
 
 
 def under(state: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what stands under a prefix such as ``backbone.``, without it; everything else).
+    """(values whose keys begin with a prefix such as ``backbone.``, without it; all other values).
 
-    Raises WeightsError if nothing does.
+    Raises WeightsError if no key begins with the prefix.
     """
-    kept = {key: value for key, value in state.items() if str(key).startswith(prefix)}
-    if not kept:
+    taken = {key: value for key, value in state.items() if str(key).startswith(prefix)}
+    if not taken:
         starts = sorted({one_line(str(key).split(".")[0]) + "." for key in state})[:20]
         raise WeightsError(f"no key begins with {one_line(prefix)!r}{nearest(prefix, starts)}")
-    inside = {key.removeprefix(prefix): value for key, value in kept.items()}
+    inside = {key.removeprefix(prefix): value for key, value in taken.items()}
     if prefix.endswith(MM_BODY) and "patch_embed.projection.weight" in inside:
         outer = prefix.removesuffix(MM_BODY)
         heads = {key for key in state if str(key).startswith(outer + MM_HEAD)}
-        kept |= {key: state[key] for key in heads}
+        taken |= {key: state[key] for key in heads}
         inside |= {key.removeprefix(outer): state[key] for key in heads}
-    return inside, {key: value for key, value in state.items() if key not in kept}
+    return inside, {key: value for key, value in state.items() if key not in taken}
 
 
 def prepare(state: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The state with what is kept in other pieces put together or apart, as the rules expect.
+    """The state with tensors joined or separated as the rules expect.
 
-    torchvision's Swin V2 has a zero key bias inside qkv.bias, we have none; transformers keeps
-    queries, keys and values apart; timm's features_only writes ``layers_0.`` for ``layers.0.``.
+    torchvision's Swin V2 has a zero key bias inside qkv.bias, we have none; transformers has three
+    tensors for queries, keys and values; timm's features_only writes ``layers_0.`` for
+    ``layers.0.``.
     """
     out = {FLAT.sub(r"\1.\2.", str(key)): tensor for key, tensor in state.items()}
     if source == "transom":  # our first files have these inside qkv
@@ -111,24 +116,24 @@ def prepare(state: Mapping[str, Any], source: str) -> dict[str, Any]:
     if source.startswith("openmmlab"):
         out = _with_last_norm(out)
     if source == "torchvision" and any(key.endswith("logit_scale") for key in out):
-        out = _split(out)
+        out = _separate_key_bias(out)
     if source == "transformers":
-        out = _join({re.sub(HF_PREFIX, "", key, count=1): tensor for key, tensor in out.items()})
+        out = _join_qkv({re.sub(HF_PREFIX, "", key, count=1): value for key, value in out.items()})
     return out
 
 
 def restore(state: Mapping[str, Tensor], target: str) -> dict[str, Tensor]:
-    """The inverse of `prepare`: the pieces as the target's own files have them."""
+    """The inverse of `prepare`: tensors joined or separated as in the target's files."""
     if target == "torchvision":
         return _with_key_bias(state)
     if target.startswith("openmmlab"):
         last = max(int(key.split(".")[1]) for key in state if key.startswith("stages."))
         return {re.sub(r"^norm\.", f"norm{last}.", key): t for key, t in state.items()}
-    return _apart(state) if target == "transformers" else dict(state)
+    return _separate_qkv(state) if target == "transformers" else dict(state)
 
 
 def _with_last_norm(state: dict[str, Any]) -> dict[str, Any]:
-    """A norm of one stage alone is the final norm of a classifier; of several, those of maps."""
+    """Renames a single norm to the final norm of a classifier; several are the norms of maps."""
     norms = {match[1] for key in state if (match := re.match(r"norm(\d+)\.", key))}
     if len(norms) != 1:
         return state
@@ -144,12 +149,12 @@ def _with_key_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _separate_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     v2 = any(key.endswith("logit_scale") for key in state)
     out: dict[str, Tensor] = {}
     for key, tensor in state.items():
         start = "" if key.startswith("classifier.") else "swinv2." if v2 else "swin."
-        if match := HF_WHOLE.fullmatch(key):
+        if match := HF_JOINED.fullmatch(key):
             stem, kind = f"{start}{match[1]}self.", match[2]
             if kind in ("q_bias", "v_bias"):
                 out[stem + {"q": "query.bias", "v": "value.bias"}[kind[0]]] = tensor
@@ -161,11 +166,11 @@ def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def _split(state: dict[str, Any]) -> dict[str, Any]:
+def _separate_key_bias(state: dict[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, tensor in state.items():
-        whole = isinstance(tensor, Tensor) and tensor.ndim == 1 and len(tensor) % 3 == 0
-        if whole and key.endswith("attn.qkv.bias") and not tensor.is_meta:
+        divides_in_three = isinstance(tensor, Tensor) and tensor.ndim == 1 and len(tensor) % 3 == 0
+        if divides_in_three and key.endswith("attn.qkv.bias") and not tensor.is_meta:
             q, k, v = tensor.chunk(3)
             if k.any():
                 raise WeightsError(f"{key}: its key bias is not 0, as cosine scores need it")
@@ -176,9 +181,11 @@ def _split(state: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _join(state: dict[str, Any]) -> dict[str, Any]:
-    """A trio of one shape becomes qkv; V2's biases stay two; anything else keeps its name, for
-    which there is no rule."""
+def _join_qkv(state: dict[str, Any]) -> dict[str, Any]:
+    """Joins query, key and value of one shape to qkv; V2's two biases stay separate.
+
+    Other tensors keep their names, for which no rule exists.
+    """
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     out: dict[str, Any] = {}
     for key, tensor in state.items():

@@ -1,7 +1,6 @@
-"""Of what backbone weights are, read from their shapes.
+"""Infers the spec of a backbone from the shapes of its weights.
 
-What shapes do not tell is never guessed: it is asked for, by the name of the option that gives
-it.
+What shapes do not tell is never guessed: an error names the option that gives it.
 """
 
 from __future__ import annotations
@@ -24,8 +23,11 @@ from backbones.weights.resize import Size, square
 from transom.errors import SpecError
 
 
-class Told(TypedDict, total=False):
-    """What the shapes of weights may not tell.  One value, or one a stage in every list."""
+class InferConfig(TypedDict, total=False):
+    """What the shapes of weights may not tell; lists have one value, or one value per stage.
+
+    window, pretrained_window: (height, width) in tokens.  img_size: (height, width) in pixels.
+    """
 
     window: Sequence[Size] | None
     heads: Sequence[int] | None
@@ -35,8 +37,10 @@ class Told(TypedDict, total=False):
 
 
 def small_maps(source: str, windows: Iterable[Size]) -> str:
-    """The rule by which a source's code shrinks windows that outgrow their map.  The authors' is
-    for square windows; others follow timm's, axis by axis."""
+    """The rule by which a source's code shrinks windows that are larger than their map.
+
+    The authors' rule is for square windows; others are shrunk by timm's rule, axis by axis.
+    """
     if source == "torchvision":
         return "pad"
     square = all(h == w for h, w in windows)
@@ -49,14 +53,14 @@ def infer(
     pretrained_window: Sequence[Size | None] | None = None, img_size: Size | None = None,
     qk_scale: Sequence[float] | None = None,
 ) -> BackboneSpec:  # fmt: skip
-    """The spec of weights in the names of `source`; one value or one a stage in every list.
+    """The spec of weights in the names of `source`; `InferConfig` has the other arguments.
 
-    Shifts, masks and small maps are those of the source's code, which has no choice of them.
-    like: what shapes do not tell is as in this backbone, where a stage of it has the same mixer.
-    Raises WeightsError, naming the option that tells what the shapes do not.
+    Shifts, masks and small maps are those of the source's code, which has no options for them.
+    like: a backbone that tells what the shapes do not, for stages with an equal mixer.
+    Raises WeightsError with the option that tells what the shapes do not.
     """
     named: dict[str, Tensor] = {}
-    theirs: dict[str, Tensor] = {}  # what we compute ourselves: index tables, masks
+    theirs: dict[str, Tensor] = {}  # tensors that our modules compute: index tables, masks
     for key, tensor in prepare(state, source).items():
         if (row := find(source, key)) and isinstance(tensor, Tensor):
             name = row[1]
@@ -74,9 +78,10 @@ def infer(
         raise WeightsError("its blocks are numbered with gaps; no backbone has such names")
     shape = _shapes(named)
     facts = _Facts(named, theirs, shape, source, count, like)
-    facts.window, facts.heads = _each(window, count, "window"), _each(heads, count, "heads")
-    facts.pretrained = _each(pretrained_window, count, "pretrained-window")
-    facts.qk_scale = _each(qk_scale, count, "qk-scale")
+    facts.window = _per_stage(window, count, "window")
+    facts.heads = _per_stage(heads, count, "heads")
+    facts.pretrained = _per_stage(pretrained_window, count, "pretrained-window")
+    facts.qk_scale = _per_stage(qk_scale, count, "qk-scale")
     kernel = shape("stem.conv.weight")
     v2 = "stages.0.blocks.0.mixer.branch.logit_scale" in named
     fields: dict[str, Any] = {
@@ -111,8 +116,11 @@ def infer(
 
 
 def same_backbone(spec: BackboneSpec, state: Mapping[str, Any], source: str) -> None:
-    """Raises WeightsError unless `source` would run these weights, written for it, as `spec` does:
-    names may exist for what another library computes otherwise."""
+    """Raises WeightsError unless a library would compute the backbone of `spec` with its weights.
+
+    A library may have names for all tensors and still compute another function.
+    state: the weights in the names of `source`, the library.
+    """
     sizes = [getattr(stage.mixers[0], "size", (1, 1)) for stage in spec.stages]
     pretrained = [getattr(stage.mixers[0], "pretrained_window", None) for stage in spec.stages]
     try:
@@ -133,13 +141,13 @@ def same_backbone(spec: BackboneSpec, state: Mapping[str, Any], source: str) -> 
                 raise WeightsError(f"stage {i + 1} is {ours}; {source} would run it as {read}")
     free = {"name", "stages", "img_size", "drop_path"}
     for field in sorted(set(fields_of(BackboneSpec)) - free):
-        own, other = getattr(spec, field), getattr(theirs, field)
-        if own != other:
-            raise WeightsError(f"{field} is {own}; {source} would run it as {other}")
+        value, other = getattr(spec, field), getattr(theirs, field)
+        if value != other:
+            raise WeightsError(f"{field} is {value}; {source} would run it as {other}")
 
 
 def without_idle_shift(mixer: MixerConfig, grid: Size) -> MixerConfig:
-    """A mixer that states that a window as large as its map does not shift."""
+    """The mixer, with shift=False where its window covers the map and a shift has no effect."""
     if isinstance(mixer, (WindowConfig, TokenMLPConfig)) and (
         mixer.size[0] >= grid[0] and mixer.size[1] >= grid[1]
     ):
@@ -156,7 +164,7 @@ def _shapes(named: Mapping[str, Tensor]) -> Callable[[str], tuple[int, ...]]:
     return shape
 
 
-def _each(given: Sequence[Any] | None, count: int, option: str) -> list[Any] | None:
+def _per_stage(given: Sequence[Any] | None, count: int, option: str) -> list[Any] | None:
     if given is None:
         return None
     if len(given) not in (1, count):
@@ -164,12 +172,12 @@ def _each(given: Sequence[Any] | None, count: int, option: str) -> list[Any] | N
     return list(given) * (count if len(given) == 1 else 1)
 
 
-def _asked(what: str, option: str) -> WeightsError:
+def _unknown(what: str, option: str) -> WeightsError:
     return WeightsError(f"the weights do not tell {what}; give {option} (or --spec NOTATION)")
 
 
 class _Facts:
-    """What one stage is, from its first block."""
+    """Heads and mixers of stages, from the tensors of their first blocks."""
 
     window: list[Size] | None = None
     heads: list[int] | None = None
@@ -183,7 +191,7 @@ class _Facts:
         self.windows: list[Size] = []  # those found so far
 
     def _as_like(self, i: int, field: str) -> Any:
-        """What stage i of the backbone to compare with says of its first mixer."""
+        """A field of the first mixer in stage i of `like`, None without it."""
         return getattr(self.like.stages[i].mixers[0], field, None) if self.like else None
 
     def _window(self, i: int) -> Size:
@@ -191,7 +199,7 @@ class _Facts:
         return found
 
     def _stated_window(self, i: int) -> Size:
-        """Stated, or as the square tables say, or the coordinates of V2."""
+        """Window of stage i: as stated, or from the square bias table, or V2's coordinates."""
         table = f"stages.{i}.blocks.0.mixer.branch.bias.table"
         if self.window is not None:
             return self.window[i]
@@ -203,12 +211,15 @@ class _Facts:
         coords = self._theirs(i, 0, "relative_coords_table")
         if coords is not None and coords.ndim == 4:
             return (coords.shape[1] + 1) // 2, (coords.shape[2] + 1) // 2
-        if self.like:  # another mixer there is another whatever its window
+        if self.like:  # a mixer without a window differs from this one, whatever the window
             return self._as_like(i, "size") or (1, 1)
-        raise _asked(f"the window of stage {i + 1}", "--source-window, such as 8 or 1,2,7,7")
+        raise _unknown(f"the window of stage {i + 1}", "--source-window, such as 8 or 1,2,7,7")
 
     def _theirs(self, i: int, block: int, last: str) -> Tensor | None:
-        """torchvision's stage i is features.{2i + 1}; others have layers.i."""
+        """The dropped tensor of a block whose name ends in `last`, None if there is none.
+
+        torchvision's stage i is features.{2i + 1}; others have layers.i or stages.i.
+        """
         block_of = f"{i}.blocks.{block}.", f"{i}.blocks.{block}.", f"{2 * i + 1}.{block}."
         for start in map("".join, zip(("layers.", "stages.", "features."), block_of, strict=True)):
             for key in (f"{start}attn.{last}", f"{start}attn.w_msa.{last}", f"{start}{last}"):
@@ -229,7 +240,7 @@ class _Facts:
             return rows // max(length, 1)
         if self.like:
             return self.like.stages[i].heads
-        raise _asked(f"the heads of stage {i + 1}", "--heads, such as 3,6,12,24")
+        raise _unknown(f"the heads of stage {i + 1}", "--heads, such as 3,6,12,24")
 
     def mixer_of(self, i: int) -> str:
         block = f"stages.{i}.blocks.0.mixer."
@@ -258,7 +269,7 @@ class _Facts:
     def _square(self, length: int, i: int) -> Size:
         side = math.isqrt(length)
         if side * side != length:
-            raise _asked(f"the window of stage {i + 1}", "--source-window")
+            raise _unknown(f"the window of stage {i + 1}", "--source-window")
         return side, side
 
     def _bias(self, block: str) -> str:
@@ -266,7 +277,7 @@ class _Facts:
         return "" if has else ",qkv_bias=false"
 
     def _pretrained(self, i: int) -> Size | None:
-        """The window in which V2's coordinates are 1 at the edge, from their largest values."""
+        """The window at whose edge V2's coordinates are 1, from the largest coordinates."""
         if self.pretrained is not None:
             return self.pretrained[i]
         coords = self._theirs(i, 0, "relative_coords_table")
@@ -274,7 +285,7 @@ class _Facts:
             if self.like:
                 return self._as_like(i, "pretrained_window")
             option = "--pretrained-window, such as 12,12,12,6 (0: the window itself)"
-            raise _asked(f"the pretrained window of stage {i + 1}", option)
+            raise _unknown(f"the pretrained window of stage {i + 1}", option)
         window, found = self._window(i), []
         for axis, side in enumerate(window):
             edge = float(coords[..., axis].max())
@@ -285,7 +296,7 @@ class _Facts:
         return None if tuple(found) == tuple(window) else (found[0], found[1])
 
     def img_size(self, patch: int) -> Size:
-        """From the number of windows in the first shifted block's mask, if square."""
+        """Image size (height, width), from the number of windows in a shifted block's mask."""
         for i in range(self.count):
             mask = self._theirs(i, 1, "attn_mask")
             if mask is None or mask.ndim != 3:
@@ -296,7 +307,7 @@ class _Facts:
                 return side, side
         if self.like:
             return self.like.img_size
-        raise _asked("the image size", "--source-img-size, such as 224")
+        raise _unknown("the image size", "--source-img-size, such as 224")
 
 
 def _text(size: Size) -> str:

@@ -1,9 +1,9 @@
-"""How other repositories name what we have: one table per source, read both ways.
+"""Names of the tensors in other repositories: one table of rules per source, read both ways.
 
-A row is (their key, our name or None for what we compute ourselves, how the tensor changes); the
-first that matches counts.  {i} and {j} are numbers, {2i+1} is one that is counted otherwise, {x}
-is a word and {rest} anything.  Their files also hold what we compute (index tables, masks): it is
-dropped by name, never by default, and is not written.
+A rule is (their key, our name or None for a tensor that we compute, change of the layout); the
+first rule that matches is applied.  {i} and {j} are numbers, {2i+1} is a number in another count,
+{x} is a word and {rest} any text.  Tensors that we compute (index tables, masks) are dropped by
+their names, never by default, and are not written.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import Size, Tensor
 
-WAYS = ("bicubic", "timm")  # of resizing
-PARTIAL = ("replaced", "fitting")  # of taking some weights
+METHODS = ("bicubic", "timm")  # of resizing relative bias tables
+PARTIAL = ("replaced", "fitting")  # of loading a part of the weights
 
 
 class Change(NamedTuple):
-    """read: (their tensor, our shape) -> ours; raises IndexError or RuntimeError on another
-    layout.  write: ours -> theirs."""
+    """Change of a tensor's layout.
+
+    read: (their tensor, our shape) -> our tensor; it raises IndexError or RuntimeError for another
+    layout.  write: our tensor -> their tensor.
+    """
 
     read: Callable[[Tensor, Size], Tensor]
     write: Callable[[Tensor], Tensor]
@@ -56,7 +59,7 @@ _MEANS = {"x": r"(?P<x>\w+)", "rest": r"(?P<rest>.+)"}
 
 
 class Template:
-    """A name with fields, to take apart and to fill."""
+    """A name with fields: `values` parses a name, `fill` formats one."""
 
     def __init__(self, text: str) -> None:
         self.text, pattern, at = text, "", 0
@@ -100,7 +103,10 @@ class Rule(NamedTuple):
 
 
 def find(source: str, key: str) -> tuple[Rule, str | None] | None:
-    """The rule for a key of theirs and our name for it, None for what is dropped."""
+    """The rule for a key of the source, and our name for it or None for a dropped tensor.
+
+    None if no rule matches.
+    """
     for rule in SOURCES[source]:
         values = rule.theirs.values(key)
         if values is not None:
@@ -111,7 +117,7 @@ def find(source: str, key: str) -> tuple[Rule, str | None] | None:
 
 
 def find_back(target: str, name: str) -> tuple[Rule, str] | None:
-    """The rule for a name of ours, and theirs for it."""
+    """The rule for our name, and the target's key for it; None if no rule matches."""
     for rule in SOURCES[target]:
         values = None if rule.ours is None else rule.ours.values(name)
         key = None if values is None else rule.theirs.fill(values)
@@ -125,7 +131,7 @@ def _rule(theirs: str, ours: str | None, change: Change | None = None) -> Rule:
 
 
 def _in_blocks(start: str, *rows: tuple[str, str | None]) -> list[Rule]:
-    """Rows of one block, after the start of their keys."""
+    """Rules for the tensors of every block, whose keys begin with `start`."""
     blocks = "stages.{i}.blocks.{j}."
     return [_rule(start + theirs, None if ours is None else blocks + ours) for theirs, ours in rows]
 
@@ -153,7 +159,7 @@ _SPATIAL = [
     _rule(_BLOCK + "spatial_mlp.{x}", "stages.{i}.blocks.{j}.mixer.{x}", ROWS),
 ]
 _HEAD = [_rule("norm.{x}", "norm.{x}"), _rule("head.{x}", "head.{x}")]
-_AUTHORS = [  # who merge at the end of a stage, where we do at the start of the next
+_AUTHORS = [  # their stages end with the merging, with which ours begin
     *_STEM,
     _rule("absolute_pos_embed", "stem.position", TOKENS),
     _rule("mask_token", None),  # of SimMIM's encoders
@@ -179,7 +185,8 @@ _CSWIN = [
     _rule("norm{k+1}.{x}", "out_norms.{k}.{x}"),
     *_HEAD,
 ]
-# OpenMMLab (mmpretrain, mmdet, mmseg).  The last norm alone is a classifier's, see detect.prepare.
+# OpenMMLab (mmpretrain, mmdet, mmseg).  A single norm is that of a classifier, see
+# detect_source.prepare.
 _MM = [
     _rule("patch_embed.projection.{x}", "stem.conv.{x}"),
     _rule("patch_embed.norm.{x}", "stem.norm.{x}"),
@@ -220,8 +227,8 @@ _TORCHVISION = [
     _rule("features.{2i}.reduction.{x}", "stages.{i}.downsample.reduction.{x}"),
     *_HEAD,
 ]
-# transformers names Swin's parts in two ways: files (written by 4.x and 5.x alike) and, below
-# them, modules of 5.x.  Queries, keys and values are joined before, see detect.prepare.
+# transformers names Swin's parts in two ways: files (of 4.x and 5.x) first, modules of 5.x below.
+# Queries, keys and values have been joined before, see detect_source.prepare.
 _TRANSFORMERS = [
     _rule("embeddings.patch_embeddings.projection.{x}", "stem.conv.{x}"),
     _rule("embeddings.norm.{x}", "stem.norm.{x}"),
@@ -246,8 +253,8 @@ _TRANSFORMERS = [
          "mixer.branch.bias.table"),
         ("mlp.fc{k}.{x}", "mlp.fc{k}.{x}"),
         *[
-            (f"attention.{place}relative_{table}", None)
-            for place in ("", "self.", "relative_position_bias.")
+            (f"attention.{parent}relative_{table}", None)
+            for parent in ("", "self.", "relative_position_bias.")
             for table in ("position_index", "coords_table")
         ],
     ),

@@ -25,7 +25,7 @@ from backbones.model.backbone import HierarchicalBackbone
 from backbones.specs.notation import parse
 from backbones.specs.spec import BackboneSpec, from_dict
 from backbones.weights.detect_source import bodies, body, restore, source_of
-from backbones.weights.infer_spec import Told, infer, same_backbone
+from backbones.weights.infer_spec import InferConfig, infer, same_backbone
 from backbones.weights.key_rules import PARTIAL, TARGETS, find_back
 from backbones.weights.match import check_source, convert, plan, row
 from backbones.weights.partial import dropped, renamed, replaced
@@ -74,7 +74,7 @@ def load(
     prefix: str = "",
     drop: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
-    **told: Unpack[Told],
+    **config: Unpack[InferConfig],
 ) -> Loaded:
     """Copies weights into a model after all of them have been checked.
 
@@ -93,7 +93,7 @@ def load(
         prefix: which of several backbones in a state dict, ``encoder.``.
         drop: names of the weights that are left out; ``*`` stands for anything.
         rename: parts of names, old to new.
-        told: what the shapes cannot tell when the spec is read from them, one value or one a
+        config: what the shapes cannot tell when the spec is inferred from them, one value or one a
             stage: window and pretrained_window ((height, width) in tokens), heads, qk_scale;
             and img_size ((height, width) in pixels).
 
@@ -112,28 +112,30 @@ def load(
         >>> sorted({row["status"] for row in report})
         ['fresh', 'left out', 'loaded']
     """
-    if unknown := sorted(told.keys() - Told.__annotations__.keys()):
+    if unknown := sorted(config.keys() - InferConfig.__annotations__.keys()):
         raise TypeError(f"load() got an unexpected keyword argument {unknown[0]!r}")
     if partial is not None and partial not in PARTIAL:
         raise SpecError(f"partial={partial!r}{nearest(str(partial), PARTIAL)}")
-    if told and model is not None and partial != "replaced":
-        raise SpecError(f"{', '.join(told)}: the backbone is given, so nothing is asked of shapes")
+    if config and model is not None and partial != "replaced":
+        names = ", ".join(config)
+        raise SpecError(f"{names}: the backbone is given, so nothing is asked of shapes")
     if source is not None:
         check_source(source)
     given = read_weights(weights, entry, prefix, drop, rename)
     with storage.about(given.path):
-        return load_given(model, given, source, how=how, partial=partial, **told)
+        return load_read(model, given, source, how=how, partial=partial, **config)
 
 
-def load_given(
-    model: nn.Module | str | Mapping[str, Any] | BackboneSpec | None, given: Given,
-    source: str | None = None, *, how: Adapt | None = None, partial: str | None = None, **told: Any,
+def load_read(
+    model: nn.Module | str | Mapping[str, Any] | BackboneSpec | None, given: SourceWeights,
+    source: str | None = None, *, how: Adapt | None = None, partial: str | None = None,
+    **config: Any,
 ) -> Loaded:  # fmt: skip
     """Copies weights that have been read into a model; `load` has the arguments."""
     source = source or source_of(given.state)
     asked = None if model is None or isinstance(model, nn.Module) else parse(model)
     if model is None:
-        asked = given.spec(source, **told)
+        asked = given.spec(source, **config)
     if asked is not None:
         with torch.device("meta"):  # weights that do not fit cost no memory
             empty: nn.Module = HierarchicalBackbone(asked)
@@ -144,7 +146,7 @@ def load_given(
         into = asked or getattr(model, "spec", None)
         if not isinstance(into, BackboneSpec):
             raise WeightsError("partial='replaced' is for our backbones; take 'fitting'")
-        theirs = given.spec(source, **{"like": into, **told})
+        theirs = given.spec(source, **{"like": into, **config})
         fresh = replaced(into, theirs, how or Adapt())
     found, rows = plan(
         empty, given.state, source, how, fresh=fresh, fitting=partial == "fitting",
@@ -158,7 +160,7 @@ def load_given(
     return Loaded(filled, rows + given.left_out)
 
 
-class Given(NamedTuple):
+class SourceWeights(NamedTuple):
     """Weights before anything is known of their model.
 
     state: tensors under the names of their source.  left_out: report rows of all other tensors.
@@ -173,31 +175,31 @@ class Given(NamedTuple):
     stated: Mapping[str, str]
     beside: Mapping[str, str]
 
-    def spec(self, source: str, **told: Any) -> BackboneSpec:
+    def spec(self, source: str, **config: Any) -> BackboneSpec:
         """The spec that came with the weights, else the spec inferred from their shapes."""
         if self.model_spec is not None:
             return self.model_spec
         if source == "transom":
             text = reading.metadata(self.path).get(SPEC) if self.path is not None else None
             if text is None:
-                if told.get("like") is not None:
+                if config.get("like") is not None:
                     raise WeightsError(NO_SPEC + "; take partial='fitting'")
                 raise WeightsError(f"{NO_SPEC}; give it by --spec")
             return _from_json(text, "the spec in its header", len(self.state))
         for name, value in self.stated.items():
-            if told.get(name) is None:
+            if config.get(name) is None:
                 option = name.replace("_", "-")
                 raise WeightsError(
                     f"a configuration beside the weights has {name} {value}, which no shape tells; "
                     f"give --{option} {value} ({name}=[{value}])"
                 )
-        return infer(self.state, source, **told)
+        return infer(self.state, source, **config)
 
 
 def read_weights(
     weights: Mapping[str, Any] | nn.Module | str | Path, entry: str | None = None,
     prefix: str = "", drop: Sequence[str] = (), rename: Mapping[str, str] | None = None,
-) -> Given:  # fmt: skip
+) -> SourceWeights:  # fmt: skip
     """Reads the tensors of one backbone from a state dict, a checkpoint, a file or a model.
 
     Args:
@@ -232,15 +234,15 @@ def read_weights(
         found = locate(weights, entry)
     with storage.about(path):
         inside, others = body(renamed(found.state, rename or {}), prefix)
-        state, dropped_ = dropped(inside, drop, prefix)
-    rows = [row("left out", None, key, tensor) for key, tensor in (others | dropped_).items()]
+        state, removed = dropped(inside, drop, prefix)
+    rows = [row("left out", None, key, tensor) for key, tensor in (others | removed).items()]
     rows += [
         {"status": "left out", "tensor": None, "from": one_line(key), "shape": kind}
         for key, kind in found.beside.items()
     ]
     start = prefix or next(iter(bodies(found.state)), "")
     beside = {key.removeprefix(start): kind for key, kind in found.beside.items()}
-    return Given(state, rows, path, spec, found.stated, beside)
+    return SourceWeights(state, rows, path, spec, found.stated, beside)
 
 
 def _from_json(text: str, place: str, tensors: int) -> BackboneSpec:

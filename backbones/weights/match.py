@@ -1,4 +1,4 @@
-"""Which tensor goes where: all of it found out before any of it is copied."""
+"""Matches tensors with parameters of a model, before anything is copied."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def plan(
     tried = set[str]()
     ours = tuple(fresh)
 
-    def leave(key: str, tensor: Any) -> None:
+    def leave_out(key: str, tensor: Any) -> None:
         rows.append(row("left out", None, key, tensor))
 
     for key, tensor in prepare(state, source).items():
@@ -92,14 +92,14 @@ def plan(
         if match is None or (name is not None and name not in wanted):
             needless = name is not None and name.startswith((*ours, *_absent(wanted)))
             if fitting or needless or _is_counter(key, tensor):
-                leave(key, tensor)
+                leave_out(key, tensor)
             elif name is None:
                 wrong.append(f"no rule for {one_line(key)}")
             else:
                 wrong.append(f"{one_line(key)} would be {one_line(name)}, which the model has not")
             continue
         if name is None or name.startswith(ours):
-            leave(key, tensor)
+            leave_out(key, tensor)
             continue
         if name in tried:
             wrong.append(f"{one_line(key)} and another key are both {name}")
@@ -108,8 +108,8 @@ def plan(
             found[name], status = _fit(tensor, match[0].change, name, wanted[name], model, how)
             rows.append(row(status, name, key, found[name]))
         except ValueError as error:
-            if fitting and isinstance(error, Misfit):
-                leave(key, tensor)
+            if fitting and isinstance(error, ShapeMismatch):
+                leave_out(key, tensor)
             else:
                 wrong.append(f"{one_line(key)} {error}")
     others = {rule[1]: key for key in beside or () if (rule := find(source, key))}
@@ -123,15 +123,15 @@ def plan(
     if not found:
         wrong.append("nothing in the weights is the model's")
     if wrong:
-        way_out = "" if fitting else _fitting(model, state, source, how, fresh)
+        way_out = "" if fitting else _fitting_hint(model, state, source, how, fresh)
         raise WeightsError(f"{len(wrong)} tensors do not fit: " + "; ".join(wrong) + way_out)
     return found, rows
 
 
-def _fitting(
+def _fitting_hint(
     model: nn.Module, state: Mapping[str, Tensor], source: str, how: Adapt, fresh: Sequence[str]
 ) -> str:
-    """What `fitting` would take, which has been tried: the end of an error."""
+    """The end of an error: how many tensors partial="fitting" takes, which has been tried."""
     try:
         found, _ = plan(model, state, source, how, fresh=fresh, fitting=True)
     except WeightsError:
@@ -140,14 +140,13 @@ def _fitting(
 
 
 def _absent(wanted: Mapping[str, Tensor]) -> list[str]:
-    """What follows the stages and this model has not: weights of it are not needed."""
+    """Beginnings of the names of parts after the stages that this model has not."""
     parts = ("head.", "norm.", "out_norms.")
     return [part for part in parts if not any(name.startswith(part) for name in wanted)]
 
 
 def _is_counter(key: str, tensor: Any) -> bool:
-    """True of a counter that a wrapper keeps beside the weights (n_averaged, num_updates), and of
-    those that thop leaves in every module."""
+    """True for a counter of a wrapper (n_averaged, num_updates), or of thop in any module."""
     last = key.rpartition(".")[2]
     if not isinstance(tensor, Tensor) or tensor.numel() != 1:
         return False
@@ -155,26 +154,28 @@ def _is_counter(key: str, tensor: Any) -> bool:
 
 
 def check_source(source: str) -> None:
-    """Raises WeightsError for what is no key of rules.SOURCES."""
+    """Raises WeightsError for a name that is no key of `key_rules.SOURCES`."""
     if source not in SOURCES:
         raise WeightsError(f"no source is called {source!r}{nearest(source, SOURCES)}")
 
 
 def row(status: str, name: str | None, key: str | None, tensor: Any) -> Row:
-    """What became of one tensor."""
+    """A row of the report: the status of one tensor, our name, its key and its shape."""
     text = "x".join(map(str, getattr(tensor, "shape", ())))
     return {"status": status, "tensor": name, "from": key, "shape": text}
 
 
-class Misfit(ValueError):
-    """A tensor of another shape."""
+class ShapeMismatch(ValueError):
+    """A tensor has another shape than the parameter."""
 
 
 def _fit(
     tensor: Tensor, change: Change | None, name: str, wanted: Tensor, model: nn.Module, how: Adapt
 ) -> tuple[Tensor, str]:
-    """(the tensor in our layout, loaded or resized).  Raises ValueError, the end of a sentence
-    about it."""
+    """(tensor in our layout, "loaded" or "resized").
+
+    Raises ValueError, whose message continues a sentence that begins with the key.
+    """
     if not isinstance(tensor, Tensor):
         raise ValueError(f"is a {type(tensor).__name__}, not a tensor")
     if tensor.is_meta:
@@ -191,7 +192,7 @@ def _fit(
             ours, status = changed, "resized"
     if ours.shape != wanted.shape:
         hint = resize.hint(ours, name, wanted, model, how) if finite else ""
-        raise Misfit(f"has shape {tuple(tensor.shape)}, {name} {tuple(wanted.shape)}{hint}")
+        raise ShapeMismatch(f"has shape {tuple(tensor.shape)}, {name} {tuple(wanted.shape)}{hint}")
     if ours.is_floating_point() != floats or (ours.dtype == torch.bool) != (
         wanted.dtype == torch.bool
     ):

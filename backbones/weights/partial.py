@@ -1,4 +1,4 @@
-"""Weights of one backbone in another: what is taken, and what starts fresh."""
+"""Weights of one backbone for another: the parameters that differ, dropped and renamed tensors."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ from transom.errors import LONGEST_WORD, one_line
 
 
 def replaced(asked: BackboneSpec, theirs: BackboneSpec, how: Adapt) -> tuple[str, ...]:
-    """Where parameters stand that `asked` and `theirs` do not share: the beginnings of their
-    names.
+    """Beginnings of the names of the parameters that two backbones do not share.
 
-    A mixer of another kind or with another option is another mixer; its norms and MLP are not
-    concerned.  A stage of another width is another stage, and so is the merging after it.
-    how: with resize, a window of another size is the same mixer.
+    A mixer of another kind or with another option is replaced, without its norms and MLP.  A stage
+    of another width is replaced, with the merging after it.
+
+    Args:
+        asked: the backbone to build.
+        theirs: the backbone of the weights.
+        how: with resize, windows of another size do not make another mixer.
+
+    Returns:
+        Beginnings of names in the state dict of `asked`.
 
     Example:
         >>> from backbones.specs.notation import parse
@@ -35,15 +41,15 @@ def replaced(asked: BackboneSpec, theirs: BackboneSpec, how: Adapt) -> tuple[str
     names = list(_outside_stages(asked, theirs, how))
     grids = asked.grids(asked.img_size)
     for i, (stage, other) in enumerate(zip_longest(asked.stages, theirs.stages)):
-        place = f"stages.{i}."
+        start = f"stages.{i}."
         if stage is None or other is None or stage.dim != other.dim:
-            names += [place, f"stages.{i + 1}.downsample.", f"out_norms.{i}."]
+            names += [start, f"stages.{i + 1}.downsample.", f"out_norms.{i}."]
             continue
         if asked.downsample != theirs.downsample:
-            names.append(place + "downsample.")
-        names += [place + name for name in _in_stage(stage, other, grids[i], how)]
+            names.append(start + "downsample.")
+        names += [start + name for name in _in_stage(stage, other, grids[i], how)]
         if asked.norm != theirs.norm:
-            names += [f"{place}blocks.{j}.norm{k}." for j in range(stage.depth) for k in (1, 2)]
+            names += [f"{start}blocks.{j}.norm{k}." for j in range(stage.depth) for k in (1, 2)]
     return tuple(dict.fromkeys(names))
 
 
@@ -81,13 +87,13 @@ def _in_stage(
         if block is None or other is None:
             yield f"blocks.{j}."
             continue
-        if asked.heads != theirs.heads or not _same(block[0], other[0], grid, how):
+        if asked.heads != theirs.heads or not _same_mixer(block[0], other[0], grid, how):
             yield f"blocks.{j}.mixer."
         if asked.hidden != theirs.hidden:
             yield f"blocks.{j}.mlp."
 
 
-def _same(asked: MixerConfig, theirs: MixerConfig, grid: tuple[int, int], how: Adapt) -> bool:
+def _same_mixer(asked: MixerConfig, theirs: MixerConfig, grid: tuple[int, int], how: Adapt) -> bool:
     asked, theirs = (without_idle_shift(mixer, grid) for mixer in (asked, theirs))
     if how.resize and type(asked) is type(theirs) and hasattr(asked, "size"):
         theirs = replace(theirs, size=asked.size, shift=getattr(asked, "shift", None))  # type: ignore[call-arg]
@@ -97,8 +103,11 @@ def _same(asked: MixerConfig, theirs: MixerConfig, grid: tuple[int, int], how: A
 def dropped(
     state: Mapping[str, Any], patterns: Sequence[str], prefix: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what no pattern names, what one does).  A pattern is a name or has ``*``; it is held to
-    names with and without the prefix.  Raises WeightsError for one that names nothing."""
+    """(tensors that no pattern matches, tensors that one matches).
+
+    A pattern is a name, in which ``*`` stands for any text; it is compared with names with and
+    without the prefix.  Raises WeightsError for a pattern that matches nothing.
+    """
     left: dict[str, Any] = {}
     for pattern in patterns:
         found = {
@@ -114,32 +123,34 @@ def dropped(
 
 
 def renamed(state: Mapping[str, Any], pairs: Mapping[str, str]) -> dict[str, Any]:
-    """The state with parts of its names exchanged, in the order given.
+    """The state with parts of its names exchanged, pair by pair.
 
-    pairs: old to new.  An old one is one part of a dotted name or several (``attn.core``), or as
-    much of a name's beginning as ends in a dot (``model.``); a new one may be empty.  Raises
-    WeightsError for one that stands in no name, and where two names become one.
+    pairs: old to new.  Old is one part of a dotted name or several (``attn.core``), or with a dot
+    at its end the beginning of a name (``model.``); new may be empty.  Raises WeightsError if no
+    name has the old part, or two names become one.
     """
     out = dict(state)
     for old, new in pairs.items():
-        told = {key: _exchange(key, old, new) for key in out}
-        if all(key == name for key, name in told.items()):
+        new_names = {key: _rename_key(key, old, new) for key in out}
+        if all(key == name for key, name in new_names.items()):
             raise WeightsError(f"--rename {one_line(old)}: stands in no name")
-        if len(set(told.values())) < len(told):
+        if len(set(new_names.values())) < len(new_names):
             raise WeightsError(f"--rename {one_line(old)}={one_line(new)}: two names become one")
-        out = {told[key]: tensor for key, tensor in out.items()}
+        out = {new_names[key]: tensor for key, tensor in out.items()}
     return out
 
 
-def _exchange(key: str, old: str, new: str) -> str:
-    """Whole parts between dots, wherever they stand."""
+def _rename_key(key: str, old: str, new: str) -> str:
+    """The key with the parts `old` between dots exchanged for `new`."""
     inner = f".{key}."
-    core = old.strip(".")
-    put = new.strip(".")
-    put = f".{put}." if put else "."
-    if not core:
+    old_part = old.strip(".")
+    replacement = new.strip(".")
+    replacement = f".{replacement}." if replacement else "."
+    if not old_part:
         return key
     if old.endswith("."):  # a beginning
-        start = f".{core}."
-        return (put + inner.removeprefix(start)).strip(".") if inner.startswith(start) else key
-    return inner.replace(f".{core}.", put).strip(".")
+        start = f".{old_part}."
+        if not inner.startswith(start):
+            return key
+        return (replacement + inner.removeprefix(start)).strip(".")
+    return inner.replace(f".{old_part}.", replacement).strip(".")

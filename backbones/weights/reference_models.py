@@ -1,6 +1,6 @@
-"""The models that converted weights came from, as timm, torchvision or transformers build them.
+"""Reference models: those of timm, torchvision or transformers from which weights are converted.
 
-Imported only to compare outputs.
+The libraries are imported only to compare outputs.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from transom.errors import one_line
 LIBRARIES = ("timm", "torchvision", "transformers")
 
 
-def original(source: str, spec: BackboneSpec, state: Mapping[str, Tensor] | None) -> nn.Module:
-    """The source's own model with its own weights, in eval mode.
+def reference_model(
+    source: str, spec: BackboneSpec, state: Mapping[str, Tensor] | None
+) -> nn.Module:
+    """The model of another library with weights under that library's names, in eval mode.
 
-    spec: as it was before `resolve`, with nominal windows.  state: None for a model as it was
-    initialised.  Raises WeightsError for a library that is not installed and for what it cannot
-    build or load.
+    spec: before `resolve`, with nominal windows.  state: None for a random initialisation.  Raises
+    WeightsError for a library that is not installed and for what it cannot build or load.
     """
     build = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}.get(source)
     if build is None:
@@ -43,7 +44,7 @@ def original(source: str, spec: BackboneSpec, state: Mapping[str, Tensor] | None
         raise WeightsError(f"--check: {source} cannot build this model: {cause}") from None
 
 
-def _nominal(spec: BackboneSpec) -> Size:
+def _nominal_window(spec: BackboneSpec) -> Size:
     """The window that all stages share before any shrinks."""
     return max(extent_of(stage.mixers[0]) for stage in spec.stages)
 
@@ -70,7 +71,7 @@ def _timm(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
     fields: dict[str, Any] = {
         "img_size": spec.img_size, "patch_size": spec.patch_size, "in_chans": spec.in_channels,
         "num_classes": spec.num_classes, "embed_dim": dim, "depths": depths, "num_heads": heads,
-        "window_size": _nominal(spec), "mlp_ratio": ratio,
+        "window_size": _nominal_window(spec), "mlp_ratio": ratio,
     }  # fmt: skip
     v2 = spec.norm == "res_post"
     model: nn.Module = (
@@ -92,7 +93,8 @@ def _torchvision(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
         v2 = {"block": vision.SwinTransformerBlockV2, "downsample_layer": vision.PatchMergingV2}
     model = vision.SwinTransformer(
         patch_size=[spec.patch_size] * 2, embed_dim=dim, depths=depths, num_heads=heads,
-        window_size=list(_nominal(spec)), mlp_ratio=ratio, num_classes=spec.num_classes, **v2,
+        window_size=list(_nominal_window(spec)), mlp_ratio=ratio,
+        num_classes=spec.num_classes, **v2,
     )  # fmt: skip
     if state is not None:
         model.load_state_dict(state)
@@ -115,7 +117,8 @@ def _transformers(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module
     fields: dict[str, Any] = {
         "image_size": spec.img_size[0], "patch_size": spec.patch_size,
         "num_channels": spec.in_channels, "embed_dim": dim, "depths": depths, "num_heads": heads,
-        "window_size": _nominal(spec)[0], "mlp_ratio": ratio, "num_labels": spec.num_classes,
+        "window_size": _nominal_window(spec)[0], "mlp_ratio": ratio,
+        "num_labels": spec.num_classes,
         "use_absolute_embeddings": spec.position == "absolute", "layer_norm_eps": 1e-5,
     }  # fmt: skip
     cls, config = transformers.SwinForImageClassification, transformers.SwinConfig

@@ -1,4 +1,4 @@
-"""Weights for another window, image size or number of channels."""
+"""Resizes weights for another window, image size or number of channels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from attention.catalogue import WindowConfig
 from attention.registry import MixerConfig
 from backbones.specs.spec import BackboneSpec
-from backbones.weights.key_rules import WAYS
+from backbones.weights.key_rules import METHODS
 from transom.errors import SpecError, nearest
 
 Size = tuple[int, int]
@@ -55,12 +55,12 @@ class Adapt:
     new_inputs: bool = False
 
     def __post_init__(self) -> None:
-        if self.resize is not None and self.resize not in WAYS:
-            raise SpecError(f"resize={self.resize!r}{nearest(str(self.resize), WAYS)}")
+        if self.resize is not None and self.resize not in METHODS:
+            raise SpecError(f"resize={self.resize!r}{nearest(str(self.resize), METHODS)}")
 
 
 def adapt(tensor: Tensor, name: str, wanted: Tensor, model: nn.Module, how: Adapt) -> Tensor | None:
-    """The tensor in the shape of `wanted`, or None where `how` does not allow it."""
+    """The tensor resized to the shape of `wanted`, or None where `how` does not allow it."""
     if name.endswith("bias.table") and how.resize and tensor.ndim == 2:
         stage, block = (int(part) for part in name.split(".")[1:4:2])
         spec = cast("BackboneSpec", model.spec)
@@ -81,19 +81,19 @@ def adapt(tensor: Tensor, name: str, wanted: Tensor, model: nn.Module, how: Adap
     return None
 
 
-HINTS = (  # in the order in which they are tried
+HINTS = (  # (text, fields of Adapt), in the order in which they are tried
     (": {what} is resized by how=Adapt(resize='bicubic')", {"resize": "bicubic"}),
     (": other channels are how=Adapt(new_inputs=True), --in-channels", {"new_inputs": True}),
 )
 
 
 def hint(tensor: Tensor, name: str, wanted: Tensor, model: nn.Module, how: Adapt) -> str:
-    """The option that would allow this shape, which has been tried: the end of an error."""
+    """The end of an error: the option that allows this shape, which has been tried."""
     if name.startswith("head."):
         return ": another number of classes is how=Adapt(new_head=True), --num-classes"
     what = "another image size" if name == "stem.position" else "another window"
     for text, fields in HINTS:
-        with contextlib.suppress(ValueError):  # no square window, a spec error
+        with contextlib.suppress(ValueError):  # of a window that is not square, or a SpecError
             found = adapt(tensor, name, wanted, model, replace(how, **fields))
             if found is not None and found.shape == wanted.shape:
                 return text.format(what=what)
@@ -113,37 +113,41 @@ def _side(count: int) -> Size:
 
 
 def square(rows: int, what: str) -> Size:
-    """The square window of a table with (2 w - 1)^2 rows.  Raises ValueError for any other."""
+    """The square window (w, w) of a table with (2 w - 1)^2 rows.
+
+    Raises ValueError for another number of rows.
+    """
     side = math.isqrt(rows)
     if side * side != rows or side % 2 == 0:
         raise ValueError(f"has a {what} of {rows} rows, no square window; state --source-window")
     return (side + 1) // 2, (side + 1) // 2
 
 
-def table(tensor: Tensor, old: Size, new: Size, way: str = "bicubic") -> Tensor:
-    """A relative bias table of `old` windows, (2 gh - 1)(2 gw - 1) x heads, for `new` ones.
+def table(tensor: Tensor, old: Size, new: Size, method: str = "bicubic") -> Tensor:
+    """Resizes a relative bias table ((2 gh - 1) (2 gw - 1), heads) from `old` to `new` windows.
 
-    bicubic as load_pretrained in utils.py of microsoft/Swin-Transformer; timm as its
-    resize_rel_pos_bias_table.  The same window gives the same bits.
+    old, new: (gh, gw) in tokens.  method: bicubic as in load_pretrained in utils.py of
+    microsoft/Swin-Transformer, or timm as in its resize_rel_pos_bias_table.  Equal windows return
+    the table unchanged.  Raises ValueError if the table is not that of `old` windows.
     """
     h, w = (2 * side - 1 for side in old)
     if len(tensor) != h * w:
         raise ValueError(f"has {len(tensor)} rows, not those of windows {old[0]}x{old[1]}")
     if old == new:
         return tensor
-    if way == "timm":
+    if method == "timm":
         from backbones.weights.timm_tables import timm_table
 
         return timm_table(tensor, old, new)
-    picture = tensor.T.reshape(1, -1, h, w)
+    picture = tensor.T.reshape(1, -1, h, w)  # (1, heads, 2 gh - 1, 2 gw - 1)
     side = tuple(2 * s - 1 for s in new)
-    wide = torch.promote_types(tensor.dtype, torch.float32)  # no half kernel on every CPU
+    wide = torch.promote_types(tensor.dtype, torch.float32)  # some CPUs have no half kernel
     out = F.interpolate(picture.to(wide), side, mode="bicubic", align_corners=False)
     return out.to(tensor.dtype).flatten(2)[0].T.contiguous()
 
 
 def positions(tensor: Tensor, grid: Size) -> Tensor:
-    """Absolute positions (1, c, h, w) on another grid, bicubic as the authors do."""
+    """Absolute positions (1, c, h, w) resized to another grid, bicubic as in the authors' code."""
     if tensor.shape[2:] == grid:
         return tensor
     wide = torch.promote_types(tensor.dtype, torch.float32)
@@ -152,8 +156,11 @@ def positions(tensor: Tensor, grid: Size) -> Tensor:
 
 
 def inputs(tensor: Tensor, channels: int) -> Tensor:
-    """A kernel (dim, c, k, k) for other channels: one sees the sum of all (grey images as they
-    were seen), more repeat them, scaled so that equal channels answer as before."""
+    """A kernel (dim, c, k, k) for another number of input channels.
+
+    One channel gets the sum over all, so that grey images give equal maps; more channels repeat
+    the kernel, scaled so that equal channels give equal maps.
+    """
     old = tensor.shape[1]
     if channels == 1:
         return tensor.sum(1, keepdim=True)
@@ -167,9 +174,9 @@ def retarget(
 ) -> BackboneSpec:  # fmt: skip
     """The spec of a backbone to be fine-tuned from `spec`'s weights.
 
-    A new window: what outgrows its map shrinks by `rule`, and log-CPB keeps the coordinates that
-    it was trained in: pretrained_window becomes the old, shrunken window where none is stated, as
-    the authors' fine-tuning configs have it (12 12 12 6).
+    With a new window, windows larger than their map shrink by `rule`, and log-CPB keeps the
+    coordinates of its training: pretrained_window becomes the old, shrunken window where none is
+    stated, as in the authors' fine-tuning configs (12 12 12 6).
     Raises SpecError where a mixer has no window.
     """
     stages = list(spec.stages)

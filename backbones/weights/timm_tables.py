@@ -1,4 +1,4 @@
-"""Relative bias tables as timm resizes them."""
+"""Resizes relative bias tables by timm's function."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ Size = tuple[int, int]
 
 
 def timm_table(tensor: Tensor, old: Size, new: Size) -> Tensor:
-    """A relative bias table for other windows, as timm resizes it (after BEiT).  Raises
-    WeightsError where timm is too old for windows that are not square."""
+    """Resizes a relative bias table as timm does (after BEiT); `resize.table` has the shapes.
+
+    Raises WeightsError where timm is too old for windows that are not square.
+    """
     from timm.layers import resize_rel_pos_bias_table
 
     shape = ((2 * new[0] - 1) * (2 * new[1] - 1), tensor.shape[1])
