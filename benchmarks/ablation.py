@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
     """A group for every model, mode and batch: ours first.  Raises SpecError."""
-    from analysis.models.counterparts import has_one
+    from analysis.models.counterparts import has_counterpart
     from analysis.timing.pieces import IN
     from backbones.specs.notation import parse
 
@@ -70,7 +70,7 @@ def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
                 if mode != "compile":
                     names = ("cpu", "reference") if mode == "infer" else ("reference",)
                     group += [Entry(backend=name, **own) for name in names]
-                if has_one(spec):
+                if has_counterpart(spec):
                     group.append(Entry(kind="peer", library="timm", **shared))
                 found.append(group)
     return found

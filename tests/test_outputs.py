@@ -259,7 +259,7 @@ def test_a_legend_has_every_series(name, tmp_path):
     rows = [{**line, "value": n, "mixing": n, "macs_formula": 2 * n} for n in (1, 2)]
     fits = [{"series": name, "mixing": None, "total": None}]
     cross = {"more": name, "less": name, "sampled": 1.5}
-    picture = sweep.curves.draw(rows, fits, [cross], [name], "resolution")
+    picture = sweep.draw_curves.draw(rows, fits, [cross], [name], "resolution")
     legends = [axes.get_legend().get_texts() for axes in picture.axes]
     assert [len(texts) for texts in legends] == [1, 1]
     figure_style.save(picture, out)

@@ -52,19 +52,19 @@ def test_masks_are_the_definition_cell_for_cell(mixer, grid):
     (found,) = maps.masks(parse(mixer), grid, index=1)
     (origin_r, run_r), (origin_c, run_c) = runs(grid[0], gh), runs(grid[1], gw)
     high, wide = len(run_r) // gh, len(run_c) // gw
-    for n, hidden in enumerate(found.hidden):
+    for n, hidden in enumerate(found.masked):
         top, left = n // wide * gh, n % wide * gw
         places = list(itertools.product(range(top, top + gh), range(left, left + gw)))
         for a, (i, j) in enumerate(places):
             for b, (k, m) in enumerate(places):
                 assert bool(hidden[a, b]) == ((run_r[i], run_c[j]) != (run_r[k], run_c[m]))
-    assert len(found.hidden) == high * wide
+    assert len(found.masked) == high * wide
     cells = list(itertools.product(range(len(run_r)), range(len(run_c))))
     named = {(run_r[i], run_c[j]): set() for i, j in cells}
     for i, j in cells:
         named[run_r[i], run_c[j]].add(int(found.ids[i, j]))
         came = (origin_r[i] < i) + 2 * (origin_c[j] < j)
-        assert found.came[i, j] == came
+        assert found.wrapped_from[i, j] == came
         assert bool(found.pad[i, j]) == (origin_r[i] >= grid[0] or origin_c[j] >= grid[1])
     numbers = [n for found_numbers in named.values() for n in found_numbers]
     assert all(len(v) == 1 for v in named.values()) and len(set(numbers)) == len(numbers)
@@ -84,7 +84,7 @@ def test_every_softmax_mixer_has_a_mask():
                 maps.masks(make_config(name), (9, 9))
             continue
         for found in maps.masks(make_config(name), (9, 10)):
-            assert found.hidden.any() == (name in ("window", "cosine"))
+            assert found.masked.any() == (name in ("window", "cosine"))
 
 
 # -- footprints ------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_attention_put_back_is_the_dense_softmax(name, index):
     mixer = attention.build(parse(name), dim=8, heads=2, index=index)
     mixer = tiny.randomise(mixer).double().eval()
     x = torch.randn(1, *grid, 8, dtype=torch.float64)
-    with torch.no_grad(), maps.listen(mixer) as calls:
+    with torch.no_grad(), maps.record_attention(mixer) as calls:
         mixer(x)
     wanted = dense(mixer, x, grid).detach()
     for i, j in itertools.product(range(grid[0]), range(grid[1])):
@@ -326,7 +326,7 @@ def test_listening_leaves_the_model_alone():
     model = tiny.create("swin")
     x = tiny.images(1, 3, 64, 64)
     before = model(x)
-    with maps.listen(model) as calls:
+    with maps.record_attention(model) as calls:
         assert torch.equal(model(x), before)
     assert len(calls) == 8
     model(x)
@@ -339,7 +339,7 @@ def test_listening_leaves_the_model_alone():
 @pytest.mark.parametrize("name", ["window:size=3x4", "cosine:size=3", "shuffle:size=3"])
 def test_bias_is_the_definition(name):
     mixer = tiny.randomise(attention.create(name, dim=8, heads=2)).double()
-    with torch.no_grad(), maps.listen(mixer) as calls:
+    with torch.no_grad(), maps.record_attention(mixer) as calls:
         mixer(torch.zeros(1, 9, 9, 8, dtype=torch.float64))
     table = maps.bias_of(calls[0])
     ((branch,),) = naive.layers(mixer, 9, 9)
@@ -359,8 +359,8 @@ def test_area_ratios():
 
 def test_norms_that_start_at_zero_are_woken_for_the_gradient():
     model = backbones.create(tiny.notation("swinv2"))
-    assert maps.wake(model) == 16 and maps.wake(model) == 0
-    assert maps.wake(backbones.create(tiny.notation("swin"))) == 0
+    assert maps.wake_norms(model) == 16 and maps.wake_norms(model) == 0
+    assert maps.wake_norms(backbones.create(tiny.notation("swin"))) == 0
 
 
 def test_every_library_shows_its_maps():

@@ -1,7 +1,7 @@
-"""Who can reach whom, from integer arithmetic alone: regions composed over blocks and stages.
+"""Receptive fields by integer arithmetic: regions composed over blocks and stages.
 
-A backbone is a chain of steps, each of which says what one token of its output map reads of its
-input map.  Nothing is trained, run or sampled here.
+A backbone is a chain of steps; each states which tokens of its input map one token of its output
+map reads.  Nothing is trained, run or sampled.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from transom.errors import SpecError
 
 Grid = tuple[int, int]
 BITS = np.array([n.bit_count() for n in range(256)], dtype=np.uint8)
-MOST_TOKENS = 2**14  # of the finest map: one pair is a bit, and 2**28 bits are 32 MB
+MOST_TOKENS = 2**14  # of the finest map; a pair takes a bit, 2**28 bits are 32 MB
 
 
 class Step(NamedTuple):
-    """before, after: the (h, w) of its input and output.  stage: from 1; 0 is the stem.
-    reads(query): (before) bool, what one token of the output reads."""
+    """One layer of a chain.
+
+    before, after: (h, w) of its input and output.  stage: from 1; 0 is the stem.  reads(query):
+    (h, w) bool of the input, what one token of the output reads.
+    """
 
     stage: int
-    block: int | None  # from 1; None for what is no block
+    block: int | None  # from 1; None for a stem or downsampling
     before: Grid
     after: Grid
     reads: Callable[[Grid], Tensor]
@@ -42,7 +45,7 @@ class Step(NamedTuple):
 def mixer_step(
     mixer: Any, grid: Grid, *, stage: int = 1, block: int = 1, cpe: bool = False
 ) -> Step:
-    """A block: its mixer's region, the token itself by the residual, and the 3x3 of a cpe."""
+    """The step of a block: its mixer's region, the residual, and the 3x3 kernel of a cpe."""
 
     def reads(query: Grid) -> Tensor:
         try:
@@ -58,7 +61,7 @@ def mixer_step(
 
 
 def conv_step(layer: nn.Module, before: Grid, after: Grid, stage: int) -> Step:
-    """A stem or a downsampling: the window that its kernel lays over the input."""
+    """The step of a stem or downsampling: the window of its kernel on the input."""
     kernel, stride, padding = 2, 2, 0  # of a Merge
     if isinstance(layer, Resample):
         conv = layer.conv
@@ -76,7 +79,7 @@ def conv_step(layer: nn.Module, before: Grid, after: Grid, stage: int) -> Step:
 
 
 def pattern_steps(mixers: Sequence[MixerConfig], blocks: int, grid: Grid) -> list[Step]:
-    """`blocks` blocks of a pattern of mixers on one map; the width does not matter."""
+    """Steps of `blocks` blocks that follow a pattern of mixers on one map, at any width."""
     stage = StageSpec(dim=8, depth=blocks, heads=2, mixers=tuple(mixers))
     with torch.device("meta"):
         built = [build(config, dim=8, heads=2, index=index) for config, index in stage.blocks()]
@@ -84,7 +87,7 @@ def pattern_steps(mixers: Sequence[MixerConfig], blocks: int, grid: Grid) -> lis
 
 
 def backbone_steps(spec: BackboneSpec, img_size: Grid | None = None) -> list[Step]:
-    """Every step of a backbone from the pixels on, for images of `img_size`."""
+    """Every step of a backbone from the pixels on; img_size: (height, width) in pixels."""
     size = img_size or spec.img_size
     with torch.device("meta"):
         model = HierarchicalBackbone(edit(spec, spec.name, img_size=size))
@@ -104,7 +107,7 @@ def backbone_steps(spec: BackboneSpec, img_size: Grid | None = None) -> list[Ste
 
 
 def footprint(steps: Sequence[Step], query: Grid) -> Tensor:
-    """(h, w) bool of the first step's input: what may influence the last output at `query`."""
+    """(h, w) bool of the first step's input: tokens that may influence the output at `query`."""
     h, w = steps[-1].after
     if not (0 <= query[0] < h and 0 <= query[1] < w):
         raise SpecError(f"query {query[0]},{query[1]}: outside the {h}x{w} map, counted from 0,0")
@@ -123,7 +126,7 @@ def footprint(steps: Sequence[Step], query: Grid) -> Tensor:
 def first_seen(steps: Sequence[Step], query: Grid, after: Sequence[int]) -> Tensor:
     """(h, w) int: the first of `after` (numbers of steps) by which a token is seen, 0 if none.
 
-    A block always reads its own token, so what is seen only grows.
+    A block always reads the query's token, so the set of seen tokens only grows.
     """
     found = torch.zeros(steps[0].before, dtype=torch.int)
     for n in sorted(after, reverse=True):
@@ -134,50 +137,50 @@ def first_seen(steps: Sequence[Step], query: Grid, after: Sequence[int]) -> Tens
 # -- every query -----------------------------------------------------------------------------
 
 
-def everyone(grid: Grid) -> np.ndarray:
-    """(tokens, bytes): before any step a token has seen itself.  A row is a set, bit by bit."""
+def identity_sets(grid: Grid) -> np.ndarray:
+    """(tokens, bytes): the set {token} for each token, as a row of bits."""
     return np.packbits(np.eye(grid[0] * grid[1], dtype=bool), axis=1)
 
 
-def spread(step: Step, seen: np.ndarray) -> np.ndarray:
-    """What every token of the output has seen, from what every token of the input has."""
+def propagated(step: Step, seen: np.ndarray) -> np.ndarray:
+    """(tokens of the output, bytes): seen sets after a step, from those of its input."""
     h, w = step.after
-    known: dict[bytes, np.ndarray] = {}  # all tokens of a window read the same
+    unions: dict[bytes, np.ndarray] = {}  # the tokens of a window read equal sets
     rows = []
     for i in range(h):
         for j in range(w):
             read = step.reads((i, j)).flatten().numpy()
             key = read.tobytes()
-            if key not in known:
-                known[key] = np.bitwise_or.reduce(seen[read], axis=0)
-            rows.append(known[key])
+            if key not in unions:
+                unions[key] = np.bitwise_or.reduce(seen[read], axis=0)
+            rows.append(unions[key])
     return np.stack(rows)
 
 
-def shares(seen: np.ndarray, tokens: int) -> np.ndarray:
-    """(tokens of the output,) the share of `tokens` that each has seen."""
+def seen_shares(seen: np.ndarray, tokens: int) -> np.ndarray:
+    """(tokens of the output,) shares of `tokens` that each has seen."""
     return BITS[seen].sum(axis=1) / tokens
 
 
 def blocks_to_see_all(stage: StageSpec, grid: Grid, cpe: bool = False) -> int | None:
-    """Blocks until every token of this map has seen it all, going on with the stage's pattern
-    beyond its depth; None if two rounds of even and odd blocks bring nothing new."""
-    seen, idle = everyone(grid), 0
+    """Blocks until every token of a map has seen all of it, with the stage's pattern repeated
+    beyond its depth; None if two rounds of even and odd blocks add nothing."""
+    seen, unchanged = identity_sets(grid), 0
     for n, (config, index) in enumerate(_endless(stage), start=1):
         with torch.device("meta"):
             mixer = build(config, dim=stage.dim, heads=stage.heads, index=index)
-        now = spread(mixer_step(mixer, grid, cpe=cpe), seen)
-        if shares(now, grid[0] * grid[1]).min() == 1:
+        seen_next = propagated(mixer_step(mixer, grid, cpe=cpe), seen)
+        if seen_shares(seen_next, grid[0] * grid[1]).min() == 1:
             return n
-        idle = idle + 1 if np.array_equal(now, seen) else 0
-        if idle >= 4 * len(stage.mixers):
+        unchanged = unchanged + 1 if np.array_equal(seen_next, seen) else 0
+        if unchanged >= 4 * len(stage.mixers):
             return None
-        seen = now
+        seen = seen_next
     raise AssertionError
 
 
 def _endless(stage: StageSpec) -> Iterator[tuple[MixerConfig, int]]:
-    """`StageSpec.blocks`, without an end."""
+    """The blocks of `StageSpec.blocks`, repeated without end."""
     count: dict[MixerConfig, int] = {}
     while True:
         for config in stage.mixers:
@@ -186,8 +189,8 @@ def _endless(stage: StageSpec) -> Iterator[tuple[MixerConfig, int]]:
 
 
 def reach(spec: BackboneSpec, img_size: Grid | None = None) -> list[dict[str, Any]]:
-    """One row per stage: how many blocks its mixers need to see their whole map, and which share
-    of the image's patches (tokens of the first stage) a token has seen when the stage ends.
+    """A row per stage: blocks that its mixers need to see their map, and the share of the image's
+    patches (tokens of the first stage) that a token has seen when the stage ends.
 
     image_seen_after: blocks, counted through all stages, until every token has seen the image.
     """
@@ -201,21 +204,21 @@ def reach(spec: BackboneSpec, img_size: Grid | None = None) -> list[dict[str, An
             "choose a smaller --img-size"
         )
     steps = backbone_steps(spec, size)[1:]  # patches on: the stem only says how large they are
-    seen, done, whole = everyone((h, w)), 0, None
+    seen, done, image_seen_after = identity_sets((h, w)), 0, None
     rows = []
     for number, (stage, grid) in enumerate(zip(spec.stages, grids, strict=True), start=1):
         for step in (step for step in steps if step.stage == number):
-            seen = spread(step, seen)
+            seen = propagated(step, seen)
             done += step.block is not None
-            if whole is None and shares(seen, h * w).min() == 1:
-                whole = done
-        image = 100 * shares(seen, h * w)
+            if image_seen_after is None and seen_shares(seen, h * w).min() == 1:
+                image_seen_after = done
+        image = 100 * seen_shares(seen, h * w)
         needs = blocks_to_see_all(stage, grid, spec.position == "cpe")
         rows.append({
             "stage": number, "grid": f"{grid[0]}x{grid[1]}", "mixers": stage.pattern(),
             "blocks": stage.depth, "blocks_to_see_its_map": needs,
             "within_stage": needs is not None and needs <= stage.depth,
             "image_seen_least_%": float(image.min()), "image_seen_mean_%": float(image.mean()),
-            "image_seen_after": whole,
+            "image_seen_after": image_seen_after,
         })  # fmt: skip
     return rows

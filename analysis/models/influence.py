@@ -1,4 +1,4 @@
-"""Which tokens an output depends on, measured: the support of its gradient in float64.
+"""Tokens that an output depends on, measured: the support of its gradient in float64.
 
     influence(module, x, queries)     (queries, h, w) bool, for any module on a (1, h, w, c) map
     probes(model, x)                  the mixers or first blocks inside a network, on their maps
@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from attention.mixer import TokenMixer
 
 Token = tuple[int, int]
-THRESHOLD = 1e-12  # of the largest gradient of a query: exact masks leave exactly 0
+THRESHOLD = 1e-12  # of the largest gradient of a query; masked tokens have exactly 0
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Draws every parameter and every BN statistic, in evaluation mode: at initialisation
-    biases, tables and some norms are 0 and hide what they do."""
+    """Draws every parameter and batch norm statistic, and sets evaluation mode.
+
+    At initialisation biases, tables and some norms are 0, so that their effect is not observable.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(like: Tensor) -> Tensor:
@@ -48,7 +50,7 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def sample_tokens(h: int, w: int, most: int) -> list[Token]:
-    """Every token of a small map; of a larger one corners, the centre and others at random."""
+    """All tokens of a map, or `most` of them: corners, edges, the centre and random ones."""
     every = [(i, j) for i in range(h) for j in range(w)]
     if len(every) <= most:
         return every
@@ -58,14 +60,16 @@ def sample_tokens(h: int, w: int, most: int) -> list[Token]:
 
 
 def influence(module: Callable[[Tensor], Tensor], x: Tensor, queries: Sequence[Token]) -> Tensor:
-    """(queries, h, w) bool: the tokens of x (1, h, w, c) that the output at each query depends
-    on.  One image, one backward pass per query, so that nothing else can stand in for it."""
+    """(queries, h, w) bool: the tokens of x (1, h, w, c) that the output at each query depends on.
+
+    One image and one backward pass per query, so that no other output contributes.
+    """
     x = x.detach().clone().requires_grad_()
     return support(module(x), x, queries)
 
 
 def support(y: Tensor, x: Tensor, queries: Sequence[Token]) -> Tensor:
-    """(queries, h, w) bool: `influence` of the map x on a map y that was made from it."""
+    """(queries, h, w) bool: the tokens of the map x that a map y, computed from x, depends on."""
     weights = torch.randn(y.shape[-1], generator=torch.Generator().manual_seed(1), dtype=y.dtype)
     found = []
     for i, j in queries:
@@ -73,28 +77,30 @@ def support(y: Tensor, x: Tensor, queries: Sequence[Token]) -> Tensor:
         (grad,) = torch.autograd.grad(out, x, retain_graph=True, materialize_grads=True)
         found.append(grad[0].abs().amax(-1).nan_to_num(nan=torch.inf, posinf=torch.inf))
     sizes = torch.stack(found)
-    finite = sizes.where(sizes.isfinite(), 0)  # a NaN or Inf is an influence, and hides no other
+    # a NaN or Inf is an influence, and must not raise the threshold
+    finite = sizes.where(sizes.isfinite(), 0)
     return sizes > THRESHOLD * finite.amax((1, 2), keepdim=True)
 
 
-# -- in words --------------------------------------------------------------------------------
+# -- descriptions --------------------------------------------------------------------------------
 
 
-def runs(touched: Tensor) -> int:
-    """Intervals of True along an axis."""
-    return int(touched[0]) + int((touched[1:] & ~touched[:-1]).sum())
+def count_runs(line: Tensor) -> int:
+    """Number of intervals of True along an axis."""
+    return int(line[0]) + int((line[1:] & ~line[:-1]).sum())
 
 
 def wraps(reach: Tensor) -> bool:
     """Whether an (h, w) influence set joins opposite edges: broken on the map, but one interval
     on the map closed to a ring.  (Interlaced sets are broken on the ring too.)"""
     return any(
-        runs(line) == 2 and bool(line[0] and line[-1]) for line in (reach.any(1), reach.any(0))
+        count_runs(line) == 2 and bool(line[0] and line[-1])
+        for line in (reach.any(1), reach.any(0))
     )
 
 
 def extent(reach: Tensor) -> tuple[int, int]:
-    """Rows and columns that a set touches."""
+    """Numbers of rows and of columns in which an (h, w) set has tokens."""
     return int(reach.any(1).sum()), int(reach.any(0).sum())
 
 
@@ -105,7 +111,7 @@ def span(reach: Tensor) -> tuple[int, int]:
 
 
 def describe(queries: Sequence[Token], found: Tensor) -> str:
-    """What a measured influence looks like, in one line."""
+    """One line about a measured influence: its sizes, and whether it joins opposite edges."""
     sides = [extent(reach) for reach in found]
     sizes = [int(reach.sum()) for reach in found]
     h, w = found.shape[1:]
@@ -123,8 +129,8 @@ def describe(queries: Sequence[Token], found: Tensor) -> str:
 
 
 def picture(query: Token, found: Tensor, stated: Tensor | None = None) -> str:
-    """A text map of one query: Q itself, # reaches it, ! reaches it and may not, ? may and does
-    not, . does not."""
+    """A text map of one query: Q the query, # a token that reaches it, ! one that reaches it and
+    may not, ? one that may and does not, . any other."""
     stated = found if stated is None else stated
     marks = {(True, True): "#", (True, False): "!", (False, True): "?", (False, False): "."}
     lines = [
@@ -140,7 +146,7 @@ def picture(query: Token, found: Tensor, stated: Tensor | None = None) -> str:
 
 
 class Probe(NamedTuple):
-    """A module inside a network and the map that reaches it: run maps (1, h, w, c) to itself."""
+    """A module inside a network and its input map; run: (1, h, w, c) -> (1, h, w, c)."""
 
     name: str
     module: nn.Module
@@ -149,8 +155,11 @@ class Probe(NamedTuple):
 
 
 def probes(model: nn.Module, x: Tensor) -> list[Probe]:
-    """Our mixers, one for each config, parity of index and map; in a network without any, the
-    first two blocks on each map: innermost members of a list that keep the shape of a map."""
+    """Modules inside a network with their input maps.
+
+    Our mixers, one per config, parity of index and map size; in a network without any, the first
+    two blocks on each map size: innermost members of a list whose output has the input's shape.
+    """
     names = {module: name for name, module in model.named_modules()}
     mixers: list[nn.Module] = [module for module in names if isinstance(module, TokenMixer)]
     calls = _record(model, x, mixers or list(_members(model)))
@@ -184,7 +193,7 @@ def _members(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _record(model: nn.Module, x: Tensor, modules: list[nn.Module]) -> list[Any]:
-    """(module, args, kwargs) of the first call of each that maps one shape to itself."""
+    """(module, args, kwargs) of each module's first call whose output has the input's shape."""
     calls: dict[nn.Module, Any] = {}
 
     def note(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
@@ -205,8 +214,10 @@ def _record(model: nn.Module, x: Tensor, modules: list[nn.Module]) -> list[Any]:
 
 
 def _as_map(name: str, module: nn.Module, args: Any, kwargs: Any) -> Probe:
-    """Sequences (b, n, c) as a map of one column; NCHW as NHWC, told by its equal sides where it
-    is not told by the type."""
+    """A module on NHWC maps: sequences (b, n, c) become maps of one column, NCHW is permuted.
+
+    NCHW is recognised by its equal last two sides, unless the module is one of our mixers.
+    """
     x, rest = args[0].detach().clone(), args[1:]
 
     def run(t: Tensor) -> Tensor:

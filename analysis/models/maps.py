@@ -1,7 +1,7 @@
-"""What modules really do, as arrays on the map: masks, attention, biases, receptive fields.
+"""Masks, attention, biases and receptive fields of modules, as arrays on the map.
 
-Nothing is computed a second time here: a hook takes the groups, queries, keys and mask that a
-branch hands to its attention, and the softmax is torch's own applied to the identity.
+No mixer is computed a second time here: a hook takes the groups, queries, keys and mask that a
+branch passes to its attention, and the weights are torch's attention applied to the identity.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from transom.errors import SpecError
 Grid = tuple[int, int]
 
 
-# -- listening -------------------------------------------------------------------------------
+# -- recording -------------------------------------------------------------------------------
 
 
 class Call(NamedTuple):
-    """One call of a branch: q, k (b, groups * heads, l, d); mask (groups * heads, l, l)."""
+    """Inputs of one attention: q, k (b, groups * heads, l, d); mask (groups * heads, l, l)."""
 
     branch: Branch
     groups: Groups
@@ -39,16 +39,16 @@ class Call(NamedTuple):
 
 
 @contextmanager
-def listen(module: nn.Module) -> Iterator[list[Call]]:
-    """Inside, the list grows by every softmax attention of `module`."""
+def record_attention(module: nn.Module) -> Iterator[list[Call]]:
+    """A context whose list receives the inputs of every softmax attention of `module`."""
     calls: list[Call] = []
-    now: list[tuple[Branch, Groups]] = []
+    entered: list[tuple[Branch, Groups]] = []
 
     def enter(branch: nn.Module, args: tuple[Any, ...]) -> None:
-        now[:] = [(cast("Branch", branch), args[3])]
+        entered[:] = [(cast("Branch", branch), args[3])]
 
     def attends(_: nn.Module, args: tuple[Any, ...]) -> None:
-        (branch, groups), (q, k, _, mask, scale) = now[0], args
+        (branch, groups), (q, k, _, mask, scale) = entered[0], args
         q, k = (t.transpose(2, 3).flatten(1, 2) for t in (q, k))
         if mask is not None:
             mask = mask.expand(groups.n, branch.heads, -1, -1).flatten(0, 1)
@@ -67,7 +67,10 @@ def listen(module: nn.Module) -> Iterator[list[Call]]:
 
 
 def calls_of(model: nn.Module, x: Tensor, stage: int, block: int) -> list[Call]:
-    """The attention of one block of one of our backbones, on images x; both count from 1."""
+    """Attention inputs of one block of our backbone on images x (b, c, H, W).
+
+    stage, block: from 1.  Raises SpecError.
+    """
     stages = cast("Any", model).stages
     if not 1 <= stage <= len(stages):
         raise SpecError(f"--stage {stage}: this backbone has stages 1 to {len(stages)}")
@@ -75,7 +78,7 @@ def calls_of(model: nn.Module, x: Tensor, stage: int, block: int) -> list[Call]:
     if not 1 <= block <= len(blocks):
         raise SpecError(f"--block {block}: stage {stage} has blocks 1 to {len(blocks)}")
     mixer = blocks[block - 1].mixer
-    with torch.no_grad(), listen(mixer) as calls:
+    with torch.no_grad(), record_attention(mixer) as calls:
         cast("Any", model).features(x)
     if not calls:
         raise SpecError(f"stage {stage}, block {block}: {mixer.config} computes no softmax")
@@ -86,27 +89,28 @@ def calls_of(model: nn.Module, x: Tensor, stage: int, block: int) -> list[Call]:
 
 
 class Masks(NamedTuple):
-    """One branch on the padded map (H, W), as it lies after the cyclic shift.
+    """Masks of one branch on the padded map (H, W) after the cyclic shift.
 
-    hidden: (groups, l, l) bool, pairs that do not attend.  ids: (H, W) int; two tokens have one
-    number iff they may attend to each other, and hidden pads have the last ones.  came: (H, W)
-    int; 1 came round from the top, 2 from the left, 3 both.  pad: (H, W) bool.
+    masked: (groups, l, l) bool, pairs that do not attend.  ids: (H, W) int; two tokens have equal
+    numbers iff they may attend to each other, and masked pads have the largest.  wrapped_from:
+    (H, W) int; 1 for tokens that the shift moved round from the top, 2 from the left, 3 from both.
+    pad: (H, W) bool.
     """
 
     groups: Groups
-    hidden: Tensor
+    masked: Tensor
     ids: Tensor
-    came: Tensor
+    wrapped_from: Tensor
     pad: Tensor
 
 
 def masks(config: MixerConfig, grid: Grid, index: int = 1) -> list[Masks]:
-    """The real masks of block `index` of a mixer, one item per branch."""
-    position = {"position": "none", "pretrained_window": None}  # what is left is the mask
+    """The masks that block `index` of a mixer uses, one item per branch."""
+    position = {"position": "none", "pretrained_window": None}  # leaves the mask alone
     names = {field.name for field in dataclasses.fields(config)}
     bare = dataclasses.replace(config, **{k: v for k, v in position.items() if k in names})
     mixer = build(bare, dim=8, heads=2, index=index)
-    with torch.no_grad(), listen(mixer) as calls:
+    with torch.no_grad(), record_attention(mixer) as calls:
         mixer(torch.zeros(1, *grid, 8))
     if not calls:
         raise SpecError(f"{config}: this mixer has no softmax attention, and so no mask")
@@ -115,48 +119,49 @@ def masks(config: MixerConfig, grid: Grid, index: int = 1) -> list[Masks]:
 
 def _masks(call: Call) -> Masks:
     groups, length = call.groups, call.q.shape[2]
-    hidden = torch.zeros(groups.n, length, length, dtype=torch.bool)
-    if call.mask is not None:  # the same for every head, when there is no bias
-        hidden = call.mask.unflatten(0, (groups.n, -1))[:, 0] < 0
+    masked = torch.zeros(groups.n, length, length, dtype=torch.bool)
+    if call.mask is not None:  # equal for all heads, as there is no bias
+        masked = call.mask.unflatten(0, (groups.n, -1))[:, 0] < 0
     real = token_ids(groups) > 0
-    leader = (~hidden).int().argmax(-1) + length * torch.arange(groups.n)[:, None]
-    lone = ~torch.isin(leader, leader[real])
-    ids = torch.unique(leader + lone * leader.numel(), return_inverse=True)[1]
+    leader = (~masked).int().argmax(-1) + length * torch.arange(groups.n)[:, None]
+    isolated = ~torch.isin(leader, leader[real])
+    ids = torch.unique(leader + isolated * leader.numel(), return_inverse=True)[1]
     rows, cols = groups.rows, groups.cols
     at = torch.stack(
         torch.meshgrid(torch.arange(rows.padded), torch.arange(cols.padded), indexing="ij"), -1
     )
     origin = groups.roll(at[None])[0]
-    came = (origin < at).int() @ torch.tensor([1, 2], dtype=torch.int32)
+    wrapped_from = (origin < at).int() @ torch.tensor([1, 2], dtype=torch.int32)
     ids, pad = (groups.merge(t[None, ..., None])[0, :, :, 0] for t in (ids, ~real))
-    return Masks(groups, hidden, ids, came, pad)
+    return Masks(groups, masked, ids, wrapped_from, pad)
 
 
 # -- attention -------------------------------------------------------------------------------
 
 
 def token_ids(groups: Groups) -> Tensor:
-    """(groups, l) int: 1 + row * w + column of the token at each place, 0 for a pad."""
+    """(groups, l) int: 1 + row * w + column of the token at each position, 0 for a pad."""
     h, w = groups.rows.length, groups.cols.length
     ids = torch.arange(1, h * w + 1).view(1, h, w, 1)
     return groups.partition(ids)[0, :, :, 0]
 
 
 def attention_of(call: Call, query: Grid) -> tuple[Tensor, Tensor]:
-    """(heads, h, w): what each head of a branch gives to every token for one query, and (heads,)
-    what it gives to pads; together 1."""
+    """Attention weights of one query: (heads, h, w) for the tokens and (heads,) for the pads, which
+    sum to 1 per head."""
     h, w = call.groups.rows.length, call.groups.cols.length
     if not (0 <= query[0] < h and 0 <= query[1] < w):
         raise SpecError(f"query {query[0]},{query[1]}: outside the {h}x{w} map, counted from 0,0")
     ids, heads = token_ids(call.groups), call.branch.heads
-    group, place = (ids == 1 + query[0] * w + query[1]).nonzero()[0].tolist()
-    mine, one = slice(group * heads, (group + 1) * heads), slice(place, place + 1)
+    group, position = (ids == 1 + query[0] * w + query[1]).nonzero()[0].tolist()
+    heads_of_group, row = slice(group * heads, (group + 1) * heads), slice(position, position + 1)
     values = torch.eye(ids.shape[1], dtype=call.q.dtype).expand(1, heads, -1, -1)
-    mask = None if call.mask is None else call.mask[mine, one]
-    given = F.scaled_dot_product_attention(
-        call.q[:1, mine, one], call.k[:1, mine], values, attn_mask=mask, scale=call.scale
+    mask = None if call.mask is None else call.mask[heads_of_group, row]
+    weights = F.scaled_dot_product_attention(
+        call.q[:1, heads_of_group, row], call.k[:1, heads_of_group], values, attn_mask=mask,
+        scale=call.scale,
     )[0, :, 0]
-    out = given.new_zeros(heads, h * w + 1).index_add_(1, ids[group], given)
+    out = weights.new_zeros(heads, h * w + 1).index_add_(1, ids[group], weights)
     return out[:, 1:].unflatten(1, (h, w)), out[:, 0]
 
 
@@ -164,7 +169,7 @@ def attention_of(call: Call, query: Grid) -> tuple[Tensor, Tensor]:
 
 
 def bias_of(call: Call) -> Tensor:
-    """(heads, 2 gh - 1, 2 gw - 1): what a head adds to its score, by query minus key."""
+    """(heads, 2 gh - 1, 2 gw - 1): the bias of each head by offset, query minus key."""
     if call.branch.bias is None:
         raise SpecError(f"{call.branch.config}: no bias; choose position=bias or log_cpb")
     gh, gw = call.groups.extent
@@ -178,28 +183,31 @@ def bias_of(call: Call) -> Tensor:
 # -- effective receptive field ---------------------------------------------------------------
 
 
-def wake(model: nn.Module) -> int:
-    """Sets norms that start at 0 (Swin V2's after the residual, the last of a ResNet's branch) to
-    1, or every block would be the identity; says how many."""
+def wake_norms(model: nn.Module) -> int:
+    """Sets the weights of norms that start at 0 to 1 (Swin V2's residual norms, the last norm of a
+    ResNet's branch), since such blocks are the identity; returns how many."""
     kinds = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
     norms = [m for m in model.modules() if isinstance(m, kinds) and m.weight is not None]
-    asleep = [m for m in norms if not m.weight.any()]
-    for norm in asleep:
+    zero_norms = [m for m in norms if not m.weight.any()]
+    for norm in zero_norms:
         nn.init.ones_(norm.weight)
-    return len(asleep)
+    return len(zero_norms)
 
 
 def maps_of(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """(b, h, w, c) per resolution from a quarter of the image down, by listening to any model."""
+    """(b, h, w, c) maps of any model, one per resolution from 1/4 of the image down, by hooks.
+
+    x: images (b, c, H, W).
+    """
     height, width = x.shape[2:]
     found: dict[Grid, Tensor] = {}
     wanted = [(-(-height // s), -(-width // s)) for s in (4, 8, 16, 32, 64)]
     wanted = [size for size in wanted if size != (1, 1)]
 
-    def keep(module: nn.Module, args: Any, out: Any) -> None:
+    def record(module: nn.Module, args: Any, out: Any) -> None:
         if not isinstance(out, Tensor) or out.ndim not in (3, 4) or len(out) != len(x):
             return
-        if out.ndim == 3:  # a row of tokens, perhaps with a class token in front
+        if out.ndim == 3:  # a sequence of tokens, with or without a class token in front
             for h, w in wanted:
                 if out.shape[1] in (h * w, h * w + 1):
                     found[h, w] = out[:, -h * w :].unflatten(1, (h, w))
@@ -208,7 +216,7 @@ def maps_of(model: nn.Module, x: Tensor) -> list[Tensor]:
         elif (size := (out.shape[1], out.shape[2])) in wanted:
             found[size] = out
 
-    hooks = [module.register_forward_hook(keep) for module in model.modules()]
+    hooks = [module.register_forward_hook(record) for module in model.modules()]
     try:
         model(x)
     finally:
@@ -220,10 +228,21 @@ def maps_of(model: nn.Module, x: Tensor) -> list[Tensor]:
 def field(
     features: Callable[[Tensor], Sequence[Tensor]], x: Tensor, stage: int | None, name: str
 ) -> Tensor:
-    """(H, W): |d centre / d pixel| summed over channels.  features: images to (b, h, w, c) maps;
-    stage: from 1, None for the last.
+    """Effective receptive field (Luo et al. 2016) of the centre of a map.
 
-    The centre unit is read along a random direction: the plain sum of a layer norm is constant.
+    The centre unit is projected on a random direction: the sum over a layer norm is constant.
+
+    Args:
+        features: maps images to (b, h, w, c) maps, finest first.
+        x: one image (1, c, H, W) in pixels.
+        stage: number of the map, from 1; None for the last.
+        name: of the model, for errors.
+
+    Returns:
+        (H, W): |d centre / d pixel| summed over channels.
+
+    Raises:
+        SpecError: if the model has no such map.
     """
     x = x.clone().requires_grad_()
     maps = features(x)

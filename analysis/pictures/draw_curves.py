@@ -1,4 +1,4 @@
-"""The log-log picture of a sweep, readable in print."""
+"""The log-log figure of a sweep, readable in print."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ PANELS = {"mixing": "mixing: MACs between tokens", "total": "total: all MACs"}
 MOST_NOTES = 10  # crossings that a figure names
 
 
-def draw(rows: list[Row], fits: list[Row], found: list[Row], said: list[str], over: str) -> Any:
-    """Mixing MACs on the left, all MACs on the right, log-log; hollow points are padded; rings
-    with letters are the crossings of the caption."""
-    notes = [f"({chr(97 + i)}) {line}" for i, line in enumerate(said[:MOST_NOTES])]
-    if len(said) > MOST_NOTES:
-        notes.append(f"and {len(said) - MOST_NOTES} pairs more")
+def draw(
+    rows: list[Row], fits: list[Row], found: list[Row], sentences: list[str], over: str
+) -> Any:
+    """Draws mixing MACs on the left and all MACs on the right, log-log.
+
+    Hollow points are padded; rings with letters are the crossings of the caption.
+    """
+    notes = [f"({chr(97 + i)}) {line}" for i, line in enumerate(sentences[:MOST_NOTES])]
+    if len(sentences) > MOST_NOTES:
+        notes.append(f"and {len(sentences) - MOST_NOTES} pairs more")
     if any(row["padding_%"] for row in rows):
         notes.append("hollow points: the map is padded, because groups do not divide it")
     picture = figure_style.figure(9.2, 4.4 + 0.16 * len(notes))
@@ -35,16 +39,17 @@ def draw(rows: list[Row], fits: list[Row], found: list[Row], said: list[str], ov
     against = "tokens" if over == "resolution" else over
     for axes, column, part in zip(panels, ("mixing", "macs_formula"), PANELS, strict=True):
         for i, fit in enumerate(fits):
-            own = [row for row in rows if row["series"] == fit["series"] and row[column]]
+            series_rows = [row for row in rows if row["series"] == fit["series"] and row[column]]
             power = f"   ~ {against}^{fit[part]:.2f}" if fit[part] is not None else ""
             look = {"color": figure_style.COLORS[i % 6], "marker": MARKERS[i % len(MARKERS)]}
             axes.plot(
-                [row["value"] for row in own], [row[column] / unit for row in own], **look,
+                [row["value"] for row in series_rows],
+                [row[column] / unit for row in series_rows], **look,
                 linestyle=LINES[i % len(LINES)], markersize=5,
                 gid=table.plain(f"{part}:{fit['series']}"),
                 label=figure_style.words(fit["series"] + power),
             )  # fmt: skip
-            padded = [row for row in own if row["padding_%"]]
+            padded = [row for row in series_rows if row["padding_%"]]
             axes.plot(
                 [row["value"] for row in padded], [row[column] / unit for row in padded], **look,
                 linestyle="", markersize=5, markerfacecolor="white",
@@ -61,18 +66,18 @@ def draw(rows: list[Row], fits: list[Row], found: list[Row], said: list[str], ov
         axes.legend(handles=keys, handlelength=3.5)
     panels[0].set_ylabel(f"multiply-adds of one image ({word})")
     for i, cross in enumerate(found[:MOST_NOTES]):
-        own = [row for row in rows if row["series"] == cross["more"]]
+        series_rows = [row for row in rows if row["series"] == cross["more"]]
         if (x := cross["sampled"]) is not None:
-            y = _between(own, x) / unit
+            y = _between(series_rows, x) / unit
             name = table.plain(f"crossing:{cross['more']}:{cross['less']}")
             panels[1].plot(
                 [x], [y], "o", markersize=12, color=figure_style.INK, markerfacecolor="none",
                 gid=name,
             )  # fmt: skip
-            over_it = i % 2 == 0  # neighbours keep their letters apart
+            above = i % 2 == 0  # neighbours keep their letters apart
             panels[1].annotate(
-                f"({chr(97 + i)})", (x, y), (0, 8 if over_it else -8), textcoords="offset points",
-                ha="center", va="bottom" if over_it else "top",
+                f"({chr(97 + i)})", (x, y), (0, 8 if above else -8), textcoords="offset points",
+                ha="center", va="bottom" if above else "top",
             )  # fmt: skip
     picture.supxlabel(figure_style.words("\n".join(notes)), x=0.06, ha="left", fontsize=8)
     return picture
@@ -80,7 +85,7 @@ def draw(rows: list[Row], fits: list[Row], found: list[Row], said: list[str], ov
 
 def _between(rows: list[Row], x: float) -> float:
     """All MACs at x, on the straight line between two points in log-log."""
-    # the first whose end is not before x; values of factors are rounded
+    # the first pair that does not end before x; values of factors are rounded
     pairs = itertools.pairwise(rows)
     low, high = next((p for p in pairs if x <= p[1]["value"]), (rows[-2], rows[-1]))
     share = math.log(x / low["value"]) / math.log(high["value"] / low["value"])
@@ -89,9 +94,9 @@ def _between(rows: list[Row], x: float) -> float:
 
 def _ticks(axes: Any, values: list[float]) -> None:
     """Ticks at points of the sweep, where there is room for them."""
-    kept = values[-1:]
+    shown = values[-1:]
     for value in reversed(values[:-1]):
-        if kept[0] / value > (values[-1] / values[0]) ** 0.09:
-            kept.insert(0, value)
-    axes.set_xticks(kept, [f"{value:g}" for value in kept])
+        if shown[0] / value > (values[-1] / values[0]) ** 0.09:
+            shown.insert(0, value)
+    axes.set_xticks(shown, [f"{value:g}" for value in shown])
     axes.set_xticks([], minor=True)

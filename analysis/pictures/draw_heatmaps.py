@@ -1,4 +1,4 @@
-"""The drawings of analysis.regions that show numbers: gradients, attention, biases."""
+"""Drawings of analysis.regions that show values: gradients, attention, biases."""
 
 from __future__ import annotations
 
@@ -15,55 +15,55 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-DECADES = 6  # of a gradient that are told apart
+DECADES = 6  # of a gradient that have distinct colours
 
 
 def draw_erf(panels: Sequence[Panel], heading: str) -> Figure:
-    """values: (H, W) mean gradients; where they are exactly 0 nothing is drawn."""
+    """Draws (H, W) mean gradients; pixels that are exactly 0 stay white."""
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
 
-    picture, axes = grid_of(len(panels), 4, 2.2, 0.7)
-    shades = colormaps[HEAT]  # what is masked stays white
-    maps = [(p.values / p.values.max().clamp(min=1e-300)).numpy() for p in panels]
-    least = min(float(m[m > 0].min(initial=0.1)) for m in maps)
+    picture, all_axes = grid_of(len(panels), 4, 2.2, 0.7)
+    shades = colormaps[HEAT]  # masked values stay white
+    normalised = [(p.values / p.values.max().clamp(min=1e-300)).numpy() for p in panels]
+    least = min(float(m[m > 0].min(initial=0.1)) for m in normalised)
     norm = LogNorm(max(least, 10.0**-DECADES), 1)
-    for place, panel, values in zip(axes, panels, maps, strict=True):
-        shown = place.imshow(np.ma.masked_equal(values, 0), cmap=shades, norm=norm)
-        place.set_title(words(panel.title))
-        place.set_xlabel(words(panel.text), fontsize=8)
-    bar = picture.colorbar(shown, ax=axes, shrink=0.7, extend="min")
+    for ax, panel, values in zip(all_axes, panels, normalised, strict=True):
+        shown = ax.imshow(np.ma.masked_equal(values, 0), cmap=shades, norm=norm)
+        ax.set_title(words(panel.title))
+        ax.set_xlabel(words(panel.text), fontsize=8)
+    bar = picture.colorbar(shown, ax=all_axes, shrink=0.7, extend="min")
     bar.set_label("gradient, 1 = strongest pixel")
-    if any((m == 0).any() for m in maps):
+    if any((m == 0).any() for m in normalised):
         legend(picture, ["white"], ["no gradient at all: these pixels cannot be seen"])
     title(picture, heading)
     return picture
 
 
 def draw_attention(photo: np.ndarray, panels: Sequence[Panel], heading: str) -> Figure:
-    """photo: (H, W, 3) from 0 to 1; values: (h, w) shares, stretched over the photo."""
+    """Draws (h, w) attention shares over a photo (H, W, 3) with values from 0 to 1."""
     from matplotlib import colormaps
 
-    picture, axes = grid_of(len(panels) + 1, 4, 2.3, 0.5)
+    picture, all_axes = grid_of(len(panels) + 1, 4, 2.3, 0.5)
     h, w = panels[0].values.shape
     height, width = photo.shape[:2]
     tall, wide = h * -(-height // h), w * -(-width // w)
     stride, grey = tall / h, np.repeat(photo.mean(2, keepdims=True), 3, axis=2)
-    for place, panel in zip(axes, [None, *panels], strict=True):
+    for ax, panel in zip(all_axes, [None, *panels], strict=True):
         if panel is None:
-            place.imshow(photo)
-            place.set_title("the photo and the query")
+            ax.imshow(photo)
+            ax.set_title("the photo and the query")
         else:
             strong = (panel.values / panel.values.max().clamp(min=1e-30)).double().numpy()
             large = np.kron(strong, np.ones((tall // h, wide // w)))[:height, :width, None]
             colors = colormaps["inferno"](large[..., 0])[..., :3]
-            place.imshow(np.where(large > 0, 0.25 * grey + 0.75 * colors, 0.5 + 0.5 * grey))
-            place.set_title(words(panel.title))
-            place.set_xlabel(words(panel.text), fontsize=8)
-        mark(place, panels[0].query or (0, 0), stride)
+            ax.imshow(np.where(large > 0, 0.25 * grey + 0.75 * colors, 0.5 + 0.5 * grey))
+            ax.set_title(words(panel.title))
+            ax.set_xlabel(words(panel.text), fontsize=8)
+        mark(ax, panels[0].query or (0, 0), stride)
     from matplotlib.cm import ScalarMappable
 
-    bar = picture.colorbar(ScalarMappable(cmap="inferno"), ax=axes, shrink=0.7)
+    bar = picture.colorbar(ScalarMappable(cmap="inferno"), ax=all_axes, shrink=0.7)
     bar.set_label("attention, 1 = the head's strongest token")
     legend(picture, ["#dddddd"], ["gets no attention: outside the group"], "the query")
     title(picture, heading)
@@ -71,29 +71,29 @@ def draw_attention(photo: np.ndarray, panels: Sequence[Panel], heading: str) -> 
 
 
 def draw_bias(table: Tensor, heading: str) -> Figure:
-    """table: (heads, 2 gh - 1, 2 gw - 1), images and the curves through their centres."""
+    """Draws a table (heads, 2 gh - 1, 2 gw - 1) as images and as curves through their centres."""
     heads, h, w = table.shape
     values = table.numpy()
     rows, cols = rows_and_columns(heads, 4)
     picture = figure(1.5 * cols + 4.6, max(1.6 * rows + 0.7, 3))
     parts: Any = picture.subfigures(1, 2, width_ratios=(1.5 * cols + 0.7, 3.9))
     images, curves = parts
-    places = images.subplots(rows, cols, squeeze=False).flatten().tolist()
+    image_axes = images.subplots(rows, cols, squeeze=False).flatten().tolist()
     low, high = float(table.min()), float(table.max())
     signed = low < 0 < high
     bound = max(abs(low), abs(high))
     limits = {"vmin": -bound, "vmax": bound} if signed else {"vmin": low, "vmax": high}
     shades = SIGNED if signed else HEAT
     extent = (-w / 2, w / 2, h / 2, -h / 2)
-    for n, place in enumerate(places):
-        place.set_visible(n < heads)
+    for n, ax in enumerate(image_axes):
+        ax.set_visible(n < heads)
         if n < heads:
-            shown = place.imshow(values[n], cmap=shades, extent=extent, **limits)
-            place.set_title(f"head {n + 1}", fontsize=8)
-            place.set_xticks([-(w // 2), 0, w // 2])
-            place.set_yticks([-(h // 2), 0, h // 2])
-            place.tick_params(labelsize=6)
-    bar = images.colorbar(shown, ax=places, shrink=0.8)
+            shown = ax.imshow(values[n], cmap=shades, extent=extent, **limits)
+            ax.set_title(f"head {n + 1}", fontsize=8)
+            ax.set_xticks([-(w // 2), 0, w // 2])
+            ax.set_yticks([-(h // 2), 0, h // 2])
+            ax.tick_params(labelsize=6)
+    bar = images.colorbar(shown, ax=image_axes, shrink=0.8)
     bar.set_label("added to the score")
     images.supxlabel("columns from key to query", fontsize=8)
     images.supylabel("rows from key to query", fontsize=8)

@@ -1,4 +1,4 @@
-"""The drawings of analysis.regions: arrays in, a figure out.  Every legend is in words."""
+"""Drawings of analysis.regions from arrays: footprints and masks, with legends in words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from analysis.pictures.figure_style import COLORS, INK, NOTHING, figure
-from analysis.pictures.figure_style import words as drawn
+from analysis.pictures.figure_style import words as plain_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ MOST_WINDOWS = 9
 
 
 class Panel(NamedTuple):
-    """One map to show.  title: above it; text: below it, in words.  query: a cell."""
+    """A map to draw.  values: (h, w).  title: above it; text: below it.  query: (row, column)."""
 
     title: str
     values: Tensor
@@ -37,7 +37,7 @@ def bare(axes: Any) -> None:
 
 
 def rows_and_columns(n: int, most: int = 4) -> tuple[int, int]:
-    """(rows, columns) for n panels, at most `most` side by side and none left alone."""
+    """(rows, columns) of n panels, at most `most` side by side, with rows of similar length."""
     rows = -(-n // most)
     return rows, -(-n // rows)
 
@@ -68,7 +68,7 @@ def title(picture: Figure, text: str) -> None:
 
     width = int(11 * picture.get_figwidth())
     lines = [textwrap.fill(line, width) for line in text.splitlines()]
-    picture.suptitle(drawn("\n".join(lines)), fontsize=11)
+    picture.suptitle(plain_words("\n".join(lines)), fontsize=11)
 
 
 def legend(picture: Figure, colors: Sequence[Any], words: Sequence[str], query: str = "") -> None:
@@ -89,7 +89,7 @@ def legend(picture: Figure, colors: Sequence[Any], words: Sequence[str], query: 
 
 
 def _ordered(n: int) -> list[Any]:
-    """n colours from dark to light: few blocks are dark."""
+    """n colours from dark, for few blocks, to light."""
     from matplotlib import colormaps
 
     return [colormaps["viridis"](0.08 + 0.87 * i / max(n - 1, 1)) for i in range(n)]
@@ -101,23 +101,26 @@ def _ordered(n: int) -> list[Any]:
 def draw_footprint(
     panels: Sequence[Panel], after: Sequence[int], heading: str, words: Sequence[str] = ()
 ) -> Figure:
-    """values: what `footprint.first_seen` gives.  after: every number in them, ascending;
-    words: what the legend calls them."""
+    """Draws maps of `footprint.first_seen`.
+
+    panels: their values are numbers of blocks, 0 for none.  after: all these numbers, ascending.
+    words: their names in the legend.
+    """
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     lines = max(panel.title.count("\n") for panel in panels)
-    picture, axes = grid_of(len(panels), 4, 2.3, 0.8 + 0.5 * lines)
+    picture, all_axes = grid_of(len(panels), 4, 2.3, 0.8 + 0.5 * lines)
     colors = [NOTHING, *_ordered(len(after))]
     levels = np.searchsorted([0, *after], np.arange(max(after) + 1))
-    for place, panel in zip(axes, panels, strict=True):
+    for ax, panel in zip(all_axes, panels, strict=True):
         rank = levels[panel.values.numpy()]
         norm = BoundaryNorm(np.arange(len(colors) + 1) - 0.5, len(colors))
-        place.imshow(rank, cmap=ListedColormap(colors), norm=norm, interpolation="nearest")
-        _cells(place, *rank.shape)
-        place.set_title(drawn(panel.title), family="monospace")
-        place.set_xlabel(drawn(panel.text))
+        ax.imshow(rank, cmap=ListedColormap(colors), norm=norm, interpolation="nearest")
+        _cells(ax, *rank.shape)
+        ax.set_title(plain_words(panel.title), family="monospace")
+        ax.set_xlabel(plain_words(panel.text))
         if panel.query is not None:
-            mark(place, panel.query)
+            mark(ax, panel.query)
     words = list(words) or [f"seen after {n} block{'s' * (n > 1)}" for n in after]
     legend(picture, [*colors[1:], NOTHING], [*words, "not seen"], "the query")
     title(picture, heading)
@@ -134,61 +137,63 @@ def _cells(axes: Any, h: int, w: int, color: str = "white") -> None:
 
 # -- masks -----------------------------------------------------------------------------------
 
-CAME = ("stays where it is", "came round from the top", "came round from the left", "from both")
-CAME_COLORS = ("#dce6ee", COLORS[4], COLORS[1], COLORS[2])
+WRAPPED_FROM = (
+    "stays where it is", "came round from the top", "came round from the left", "from both",
+)  # fmt: skip
+ORIGIN_COLORS = ("#dce6ee", COLORS[4], COLORS[1], COLORS[2])
 
 
 def draw_masks(found: Masks, heading: str) -> Figure:
-    """The map, the map after the shift with its windows, and each distinct mask."""
+    """Draws the map, the shifted map with its windows, and each distinct mask."""
     distinct: dict[bytes, list[int]] = {}
-    for n, hidden in enumerate(found.hidden):
-        distinct.setdefault(hidden.numpy().tobytes(), []).append(n)
+    for n, masked in enumerate(found.masked):
+        distinct.setdefault(masked.numpy().tobytes(), []).append(n)
     shown = list(distinct.values())[:MOST_WINDOWS]
     picture = figure(11, 4.3)
     parts: Any = picture.subfigures(1, 3, width_ratios=(1, 1, 1.1))
     left, middle, right = parts
     groups, h, w = found.groups, *found.ids.shape
-    told = (
+    titles = (
         "1. The map.  Tokens with one number\nattend to each other",
         "2. After the cyclic shift.  Thick lines:\nthe windows that are computed",
     )
-    for part, back, words in zip((left, middle), (True, False), told, strict=True):
-        ids, came, pad = (
+    for part, back, words in zip((left, middle), (True, False), titles, strict=True):
+        ids, wrapped_from, pad = (
             (groups.unroll(t[None, :, :, None])[0, :, :, 0] if back else t).numpy()
-            for t in (found.ids, found.came, found.pad)
+            for t in (found.ids, found.wrapped_from, found.pad)
         )
         axes = part.subplots()
         bare(axes)
         axes.set_title(words)
-        _regions(axes, ids, came, pad)
+        _regions(axes, ids, wrapped_from, pad)
         if not (back or groups.rows.interlaced or groups.cols.interlaced):
             for lines, size, step in ((axes.axhline, h, groups.extent[0]),
                                       (axes.axvline, w, groups.extent[1])):  # fmt: skip
                 for at in range(0, size + 1, step):
                     lines(at - 0.5, color="black", lw=2.5, clip_on=False)
     rows, cols = rows_and_columns(len(shown), 2 if len(shown) <= 4 else 3)
-    places = right.subplots(rows, cols, squeeze=False).flatten()
-    for place in places:
-        bare(place)
-        place.set_visible(False)
-    alone = torch.from_numpy(lone(found.ids.numpy(), found.pad.numpy()))
-    named = groups.split(found.ids.masked_fill(alone, -1)[None, :, :, None])
-    for place, windows in zip(places, shown, strict=False):
-        place.set_visible(True)
-        mask = found.hidden[windows[0]].numpy()
-        place.imshow(mask, cmap=_two(COLORS[0], "white"), vmin=0, vmax=1, interpolation="nearest")
-        pieces = sorted({int(i) + 1 for i in named[0, windows[0], :, 0] if i >= 0})
-        many = f"\nand {len(windows) - 1} more alike" if len(windows) > 1 else ""
-        numbers = ", ".join(map(str, pieces)) or "pads"
-        place.set_title(f"window with {numbers}{many}", fontsize=8)
-    hidden = f"; {len(distinct) - len(shown)} more not shown" if len(distinct) > len(shown) else ""
+    mask_axes = right.subplots(rows, cols, squeeze=False).flatten()
+    for ax in mask_axes:
+        bare(ax)
+        ax.set_visible(False)
+    isolated = torch.from_numpy(isolated_pads(found.ids.numpy(), found.pad.numpy()))
+    ids_by_window = groups.split(found.ids.masked_fill(isolated, -1)[None, :, :, None])
+    for ax, windows in zip(mask_axes, shown, strict=False):
+        ax.set_visible(True)
+        mask = found.masked[windows[0]].numpy()
+        ax.imshow(mask, cmap=_two(COLORS[0], "white"), vmin=0, vmax=1, interpolation="nearest")
+        numbers_in = sorted({int(i) + 1 for i in ids_by_window[0, windows[0], :, 0] if i >= 0})
+        more = f"\nand {len(windows) - 1} more alike" if len(windows) > 1 else ""
+        numbers = ", ".join(map(str, numbers_in)) or "pads"
+        ax.set_title(f"window with {numbers}{more}", fontsize=8)
+    masked = f"; {len(distinct) - len(shown)} more not shown" if len(distinct) > len(shown) else ""
     right.suptitle(
         f"3. Each window's mask: row = query, column = key,\n"
-        f"the {found.hidden.shape[1]} tokens of a window row by row{hidden}",
+        f"the {found.masked.shape[1]} tokens of a window row by row{masked}",
         fontsize=9,
     )
-    used = [i for i in range(4) if (found.came == i).any()]
-    colors, names = [CAME_COLORS[i] for i in used], [CAME[i] for i in used]
+    origins = [i for i in range(4) if (found.wrapped_from == i).any()]
+    colors, names = [ORIGIN_COLORS[i] for i in origins], [WRAPPED_FROM[i] for i in origins]
     if found.pad.any():
         colors, names = [*colors, "white"], [*names, "pad"]
     legend(picture, [*colors, COLORS[0], "white"], [*names, "may attend", "masked"])
@@ -202,16 +207,16 @@ def _two(first: str, second: str) -> Any:
     return ListedColormap([first, second])
 
 
-def lone(ids: np.ndarray, pad: np.ndarray) -> np.ndarray:
-    """Pads that share a number with no token: of no interest to anybody."""
+def isolated_pads(ids: np.ndarray, pad: np.ndarray) -> np.ndarray:
+    """(H, W) bool: pads whose id no token has."""
     return pad & ~np.isin(ids, ids[~pad])
 
 
-def _regions(axes: Any, ids: np.ndarray, came: np.ndarray, pad: np.ndarray) -> None:
-    """Colours say where a token came from, lines and numbers who attends together."""
+def _regions(axes: Any, ids: np.ndarray, wrapped_from: np.ndarray, pad: np.ndarray) -> None:
+    """Draws the origin of tokens as colours, and sets that attend as lines and numbers."""
     from matplotlib.colors import ListedColormap
 
-    axes.imshow(came, cmap=ListedColormap(list(CAME_COLORS)), vmin=0, vmax=3,
+    axes.imshow(wrapped_from, cmap=ListedColormap(list(ORIGIN_COLORS)), vmin=0, vmax=3,
                 interpolation="nearest")  # fmt: skip
     h, w = ids.shape
     _cells(axes, h, w)
@@ -219,7 +224,7 @@ def _regions(axes: Any, ids: np.ndarray, came: np.ndarray, pad: np.ndarray) -> N
         fine = np.kron(pad, np.ones((8, 8)))  # contours pass through centres: make cells small
         across, down = ((np.arange(8 * n) + 0.5) / 8 - 0.5 for n in (w, h))
         axes.contourf(across, down, fine, levels=[0.5, 1.5], colors="none", hatches=[HATCH])
-    ids = np.where(lone(ids, pad), -1, ids)
+    ids = np.where(isolated_pads(ids, pad), -1, ids)
     i, j = np.nonzero(ids[1:] != ids[:-1])
     axes.hlines(i + 0.5, j - 0.5, j + 0.5, color=INK, lw=1)
     i, j = np.nonzero(ids[:, 1:] != ids[:, :-1])

@@ -1,4 +1,4 @@
-"""What every picture here shares: colours that print and that the colour-blind tell apart."""
+"""Style of all figures: colours that print and that the colour-blind can distinguish."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENDINGS = (".png", ".svg", ".pdf")
 
 
 def require() -> None:
-    """Raises SpecError where matplotlib is not installed; asked before anything is computed."""
+    """Raises SpecError where matplotlib is not installed; called before anything is computed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -45,8 +45,8 @@ def figure(width: float, height: float) -> Figure:
 
 
 def words(text: str) -> str:
-    """Text as it is drawn: a $ is no mathematics, and a name that begins with _ is in the legend,
-    which leaves such labels out."""
+    """Text that matplotlib draws as it is: $ is escaped, and a leading _, for which a legend omits
+    the label, is preceded by a space."""
     shown = "\n".join(map(plain, text.split("\n"))).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 

@@ -1,4 +1,4 @@
-"""Footprints and masks as functions: each returns arrays, a figure and a sentence."""
+"""Studies of footprints and masks: each returns arrays, a figure and a sentence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ Grid = tuple[int, int]
 
 
 class Study(NamedTuple):
-    """arrays: by the name of their mixer, backbone or head.  summary: one line in words."""
+    """Result of a study.
+
+    arrays: by the name of their mixer, backbone or head.  summary: one line in words.
+    """
 
     arrays: dict[str, Tensor]
     figure: Figure
@@ -42,8 +45,12 @@ def footprints(
     mixers: Sequence[str], grid: Grid = (28, 28), query: Grid | None = None,
     blocks: Sequence[int] = (1, 2, 4),
 ) -> Study:  # fmt: skip
-    """Each mixer alone on one map: (h, w) int, the first of `blocks` by which `query` sees a
-    token, 0 if none.  A mixer may be a pattern, ``window+axial``."""
+    """Footprints of mixers on one map: (h, w) int, the first of `blocks` by which `query` sees a
+    token, 0 if none.
+
+    mixers: each may be a pattern, ``window+axial``.  grid: (height, width) in tokens.  query: (row,
+    column) from 0.
+    """
     after = sorted(set(blocks))
     query = query or (grid[0] // 5, grid[1] // 3)
     panels = []
@@ -64,7 +71,7 @@ def footprints(
 
 
 def _shares(seen: Tensor, after: Sequence[int], between: str) -> str:
-    """``6% -> 25% -> 100%``"""
+    """Shares of the map seen after so many blocks, as ``6% -> 25% -> 100%``."""
     parts = [float(((seen > 0) & (seen <= n)).float().mean()) for n in after]
     return between.join(f"{100 * part:.0f}%" for part in parts)
 
@@ -73,7 +80,7 @@ def backbone_footprints(
     names: Sequence[str], img_size: Grid | None = None, query: Grid | None = None,
     blocks: Sequence[int] = (1, 2, 4),
 ) -> Study:  # fmt: skip
-    """Through the stages: for a token of each stage's map, the patches of the image it sees.
+    """Footprints through the stages: for a token of each stage's map, the patches that it sees.
 
     (h, w) int per stage over the first stage's map: the number of this stage's blocks, of
     `blocks` and its depth, by which a patch is seen.  query: on the last map; None, the centre.
@@ -88,17 +95,17 @@ def backbone_footprints(
             after = sorted({n for n in blocks if n < stage.depth} | {stage.depth})
             deepest = max(deepest, *after)
             last, grid = grids[-1], grids[number - 1]
-            at = query or (last[0] // 2, last[1] // 2)
-            row, col = ((2 * at[i] + 1) * grid[i] // (2 * last[i]) for i in (0, 1))
-            here = (row, col)  # the same place on a finer map
+            target = query or (last[0] // 2, last[1] // 2)
+            row, col = ((2 * target[i] + 1) * grid[i] // (2 * last[i]) for i in (0, 1))
+            position = (row, col)  # the target's position on a finer map
             steps_by = {n: ends[n - 1] for n in after}
-            found = geometry.first_seen(steps, here, list(steps_by.values()))
+            found = geometry.first_seen(steps, position, list(steps_by.values()))
             seen = torch.zeros_like(found)
             for n, end in steps_by.items():
                 seen[found == end] = n
             text = f"{_shares(seen, [stage.depth], '')} of the patches"
             scale = grids[0][0] / grid[0]
-            mark = int((here[0] + 0.5) * scale), int((here[1] + 0.5) * scale)
+            mark = int((position[0] + 0.5) * scale), int((position[1] + 0.5) * scale)
             panels.append(Panel(f"{name}\nstage {number}, {shape(grid)}", seen, text, mark))
     used = sorted({int(n) for p in panels for n in p.values.unique()} - {0})
     words = [f"seen after {n} block{'s' * (n > 1)} of its stage" for n in used]
@@ -109,18 +116,19 @@ def backbone_footprints(
 
 
 def masks(mixer: str, grid: Grid = (14, 14), *, index: int = 1, branch: int = 1) -> Study:
-    """ids, came and hidden as in `maps.Masks`."""
+    """Masks of one branch; the arrays are the fields of `maps.Masks`."""
     found = maps.masks(parse(mixer), grid, index)
     if branch > len(found):
         raise SpecError(f"--branch {branch}: {mixer} has {len(found)}")
-    one = found[branch - 1]
-    rows, cols = one.groups.rows, one.groups.cols
-    pieces, hidden = len(one.ids[~one.pad].unique()), float(one.hidden.float().mean())
+    chosen = found[branch - 1]
+    rows, cols = chosen.groups.rows, chosen.groups.cols
+    n_sets, masked = len(chosen.ids[~chosen.pad].unique()), float(chosen.masked.float().mean())
     shift = f"shifted by {rows.shift} and {cols.shift}" if rows.shift or cols.shift else "no shift"
     words = (
-        f"{mixer} on {shape(grid)}, {'odd' if index else 'even'} block: {one.groups.n} groups of "
-        f"{shape(one.groups.extent)}, {shift}; {pieces} sets of tokens attend among themselves; "
-        f"{100 * hidden:.0f}% of the pairs are masked"
+        f"{mixer} on {shape(grid)}, {'odd' if index else 'even'} block: "
+        f"{chosen.groups.n} groups of "
+        f"{shape(chosen.groups.extent)}, {shift}; {n_sets} sets of tokens attend among themselves; "
+        f"{100 * masked:.0f}% of the pairs are masked"
     )
-    arrays = {"ids": one.ids, "came": one.came, "hidden": one.hidden, "pad": one.pad}
-    return Study(arrays, draw_maps.draw_masks(one, words.replace("; ", "\n", 1)), words)
+    arrays = {name: getattr(chosen, name) for name in ("ids", "wrapped_from", "masked", "pad")}
+    return Study(arrays, draw_maps.draw_masks(chosen, words.replace("; ", "\n", 1)), words)

@@ -1,4 +1,4 @@
-"""Models looked into, as functions: gradients, biases and attention, random or trained.
+"""Studies of models, random or trained: gradients, biases and attention.
 
 Each returns arrays, a figure and a sentence.
 """
@@ -28,15 +28,15 @@ def load(
     name: str, img_size: Grid | None, weights: Path | None = None, source: str = "transom",
     seed: int = 0,
 ) -> Any:  # fmt: skip
-    """One of our backbones in eval mode, with real or random weights.  Raises SpecError."""
+    """One of our backbones in eval mode, with weights from a file or random.  Raises SpecError."""
     spec = backbones.parse(name)
     torch.manual_seed(seed)
     model = backbones.create(spec, img_size=img_size or spec.img_size).eval()
     if weights is not None:
-        from backbones.weights.loading import load as copy
+        from backbones.weights.loading import load as load_weights
 
         try:
-            copy(model, weights, source)
+            load_weights(model, weights, source)
         except ValueError as error:
             raise SpecError(f"--weights {weights}: {error}") from None
     return model
@@ -50,19 +50,19 @@ def erf(
     names: Sequence[str], img_size: Grid | None = None, *, stage: int | None = None,
     seeds: int = 3, weights: Path | None = None, source: str = "transom",
 ) -> Study:  # fmt: skip
-    """(H, W) per backbone: the mean gradient over `seeds` models and images of noise."""
+    """Effective receptive fields: (H, W) per backbone, mean over `seeds` models and images."""
     if weights is not None and len(names) > 1:
         raise SpecError("--weights: for one --backbone")
     factories = [lookup.find(name) for name in names]
-    panels, woken = [], set()
+    panels, changed = [], set()
     for factory in factories:
         size = img_size or factory.img_size
         total = torch.zeros(size, dtype=torch.float64)
         for seed in range(seeds):
-            gradient, asleep = _field(factory, size, stage, seed, weights, source)
+            gradient, zero_norms = _field(factory, size, stage, seed, weights, source)
             total += gradient / gradient.sum().clamp(min=1e-300) / seeds
-            if asleep:
-                woken.add(factory.name)
+            if zero_norms:
+                changed.add(factory.name)
         ratios = area_ratios(total, SHARES)
         seen = float((total > 0).double().mean())
         text = f"{_percent(seen)} of the pixels are seen\n" + "\n".join(
@@ -74,14 +74,14 @@ def erf(
     drawn = f"mean of {seeds} gradients" if seeds > 1 else "one gradient"
     heading = f"What the centre unit of {where} reads: {drawn}, {_origin(weights)}"
     words = "; ".join(f"{p.title}: " + p.text.replace("\n", ", ") for p in panels)
-    if woken:
-        words += f"; norms that start at 0 were set to 1 in {', '.join(sorted(woken))}"
+    if changed:
+        words += f"; norms that start at 0 were set to 1 in {', '.join(sorted(changed))}"
     figure = draw_heatmaps.draw_erf(panels, heading)
     return Study({p.title: p.values for p in panels}, figure, words)
 
 
 def area_ratios(field: Tensor, shares: Sequence[float] = SHARES) -> list[float]:
-    """For each share, the fewest pixels that hold so much of the field, as a part of all."""
+    """For each share of the field, the smallest part of all pixels that holds it."""
     ordered = field.flatten().double().sort(descending=True).values.cumsum(0)
     return [
         (int((ordered < share * ordered[-1]).sum()) + 1) / ordered.numel() for share in shares
@@ -96,7 +96,7 @@ def _field(
     factory: lookup.ModelFactory, size: Grid, stage: int | None, seed: int, weights: Path | None,
     source: str,
 ) -> tuple[Tensor, int]:  # fmt: skip
-    """(H, W) float64 gradient of one drawn model, and how many of its norms were woken."""
+    """(H, W) float64 gradient of one random model, and how many of its norms were set to 1."""
     if factory.foreign and weights is not None:
         raise SpecError(f"--weights: {factory.name} is not one of ours")
     try:
@@ -105,7 +105,7 @@ def _field(
             factory.name, size, weights, source, seed
         )  # fmt: skip
         model.eval().requires_grad_(False)
-        asleep = 0 if weights is not None else maps.wake(model)
+        zero_norms = 0 if weights is not None else maps.wake_norms(model)
         torch.manual_seed(seed)
         x = torch.randn(1, 3, *size)
 
@@ -114,7 +114,7 @@ def _field(
                 return maps.maps_of(model, x)
             return [level.permute(0, 2, 3, 1) for level in model.features(x)]
 
-        return maps.field(features, x, stage, factory.name).double(), asleep
+        return maps.field(features, x, stage, factory.name).double(), zero_norms
     except SpecError:
         raise
     except Exception as error:  # whatever a foreign model raises is the reason
@@ -125,19 +125,19 @@ def bias(
     name: str, img_size: Grid | None = None, *, stage: int = 1, block: int = 1,
     weights: Path | None = None, source: str = "transom",
 ) -> Study:  # fmt: skip
-    """(heads, 2 gh - 1, 2 gw - 1) of a block, its branches one after the other."""
+    """Bias tables (heads, 2 gh - 1, 2 gw - 1) of a block, its branches concatenated."""
     model = load(name, img_size, weights, source)
     calls = maps.calls_of(model, torch.zeros(1, 3, *model.spec.img_size), stage, block)
     tables = [maps.bias_of(call) for call in calls]
     if len({t.shape[1:] for t in tables}) > 1:
         tables = tables[:1]  # branches of unlike groups cannot share an axis
-    whole, config = torch.cat(tables), calls[0].branch.config
+    table, config = torch.cat(tables), calls[0].branch.config
     words = (
-        f"{name}, stage {stage}, block {block}: position={config.position}, {len(whole)} heads, "
-        f"groups of {shape(calls[0].groups.extent)}, from {whole.min():.3g} to {whole.max():.3g} "
+        f"{name}, stage {stage}, block {block}: position={config.position}, {len(table)} heads, "
+        f"groups of {shape(calls[0].groups.extent)}, from {table.min():.3g} to {table.max():.3g} "
         f"({_origin(weights)})"
     )
-    return Study({"bias": whole}, draw_heatmaps.draw_bias(whole, words), words)
+    return Study({"bias": table}, draw_heatmaps.draw_bias(table, words), words)
 
 
 # -- a photo ---------------------------------------------------------------------------------
@@ -182,7 +182,8 @@ def attention(
     query: Grid | None = None, image: Path | None = None, weights: Path | None = None,
     source: str = "transom",
 ) -> Study:  # fmt: skip
-    """(h, w) per head: the share that `query` gives to every token of the stage's map."""
+    """Attention on a photo: (h, w) per head, the weight of every token of the stage's map for
+    `query`."""
     model = load(name, img_size, weights, source)
     pixels = photo(image, model.spec.img_size)
     x = torch.tensor((pixels - np.array(MEAN)) / np.array(STD), dtype=torch.float32)
@@ -192,14 +193,14 @@ def attention(
     panels: list[Panel] = []
     pads = 0.0
     for call in calls:
-        given, lost = maps.attention_of(call, query)
-        pads = max(pads, float(lost.max()))
-        for head, part in zip(given, lost, strict=True):
+        weights_of_query, to_pads = maps.attention_of(call, query)
+        pads = max(pads, float(to_pads.max()))
+        for head, part in zip(weights_of_query, to_pads, strict=True):
             text = f"strongest token {head.max():.2g}" + (f", pads {part:.2g}" if part > 0 else "")
             title = f"head {len(panels) + 1}, groups {shape(call.groups.extent)}"
             panels.append(Panel(title, head, text, query))
     words = f"{name}, stage {stage}, block {block}, query {query[0]},{query[1]} of {shape(grid)}"
     figure = draw_heatmaps.draw_attention(pixels, panels, f"{words} ({_origin(weights)})")
-    lost_words = f"; up to {pads:.0%} goes to pads" if pads else ""
-    summary = f"{words}: {len(panels)} heads{lost_words} ({_origin(weights)})"
+    pad_words = f"; up to {pads:.0%} goes to pads" if pads else ""
+    summary = f"{words}: {len(panels)} heads{pad_words} ({_origin(weights)})"
     return Study({p.title: p.values for p in panels}, figure, summary)

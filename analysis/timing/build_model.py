@@ -87,7 +87,7 @@ def model_of(entry: Entry) -> tuple[nn.Module, nn.Module]:
         factory = lookup.find(entry.what)
         if factory.foreign:
             model = factory.make(entry.size).eval()
-            counterparts.still(model)
+            counterparts.disable_drops(model)
             return model, model
     spec = parse(entry.what)
     if entry.kind != "named":
