@@ -436,17 +436,17 @@ def test_a_mixer_by_kernel_compiles_and_gives_way_to_hooks(runs):
 
 
 @pytest.mark.parametrize("wrong", [
-    {"row_shift": 0}, {"col_shift": 1}, {"row_token": 2}, {"SHIFT": 0}, {"HIDDEN": False},
+    {"row_shift": 0}, {"col_shift": 1}, {"row_token": 2}, {"SHIFT": 0}, {"MASK_PADDING": False},
     {"penalty": -1.0}, {"row_end": 8}, {"scale": 0.3}, {"BIAS": False}, {"row_group": 0},
 ])  # fmt: skip
 def test_another_cut_is_seen(monkeypatch, wrong):
     """Negative controls: one argument of the kernels changed, inside the map, and the comparison
     sees it."""
     groups, case = CASES["penalty"]
-    made = launch.Call.__init__
+    init = launch.Call.__init__
 
     def broken(self, *arguments):
-        made(self, *arguments)
+        init(self, *arguments)
         assert self.common.keys() >= wrong.keys()
         self.common.update(wrong)
 

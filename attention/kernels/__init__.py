@@ -1,1 +1,1 @@
-"""The GPU's own operator: grouped attention without a copy."""
+"""The GPU operator: attention inside groups without a copy."""

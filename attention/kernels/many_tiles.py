@@ -9,7 +9,7 @@ in registers and in one order, so that no result depends on timing:
     backward_bias      the sum of dS over every `steps`-th group
 
 Here P = softmax(S), dP = dY V^T and dS = P * (dP - delta); `delta` (items, heads, L), the row sums
-of dP * P, equals the row sums of dY * Y, which takes no second walk over the keys.
+of dP * P, equals the row sums of dY * Y, which takes no second loop over the keys.
 """
 
 import triton
