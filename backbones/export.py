@@ -168,8 +168,7 @@ def runner(format: str, file: Path) -> Any:
 
 
 def largest_difference(run: Any, model: nn.Module, inputs: Sequence[Tensor]) -> float:
-    """Largest difference of a graph and the eager model over all inputs; another shape or NaN is
-    infinite."""
+    """Largest difference of a graph and the eager model; another shape or NaN is infinite."""
     import torch
 
     worst = 0.0

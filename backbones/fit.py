@@ -81,8 +81,10 @@ def counts_of(spec: BackboneSpec, by: str) -> list[int]:
 
 
 def with_counts(spec: BackboneSpec, by: str, counts: Sequence[int]) -> BackboneSpec | None:
-    """The spec with these heads (and the widths that keep the head dimensions) or these depths;
-    None where it cannot be built."""
+    """The spec with these heads (and widths that keep the head dimensions) or these depths.
+
+    None where it cannot be built.
+    """
     try:
         stages = [
             replace(stage, depth=n)

@@ -210,8 +210,11 @@ class TimmBackbone(HierarchicalBackbone):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the head; 0 classes: the model returns pooled features, or with global_pool=''
-        the map.  Raises SpecError for classes without pooling."""
+        """Replaces the head.
+
+        With 0 classes the model returns pooled features, or with global_pool='' the map.  Raises
+        SpecError for classes without pooling.
+        """
         pool = self.global_pool if global_pool is None else global_pool
         if num_classes and not pool:
             raise SpecError("a head needs pooled features: global_pool='' goes with num_classes=0")
@@ -245,8 +248,10 @@ class TimmBackbone(HierarchicalBackbone):
     def set_input_size(
         self, img_size: int | Sequence[int] | None = None, patch_size: int | None = None
     ) -> None:
-        """Resizes absolute positions for images of another size in pixels; all other parameters
-        serve every size.  Raises SpecError for another patch_size."""
+        """Resizes absolute positions, the only parameters that depend on the size of images.
+
+        img_size: pixels, a side or (height, width).  Raises SpecError for another patch_size.
+        """
         if patch_size not in (None, self.spec.patch_size):
             raise SpecError(f"patch_size={patch_size}: the stem has {self.spec.patch_size}")
         if img_size is None:

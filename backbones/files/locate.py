@@ -1,5 +1,4 @@
-"""Finds the state dict of a backbone in a checkpoint by its structure, at any depth and under any
-name."""
+"""Finds the state dict of a backbone in a checkpoint by structure, at any depth and any name."""
 
 from __future__ import annotations
 

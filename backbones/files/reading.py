@@ -254,8 +254,10 @@ def _check_zip(path: Path) -> None:
 
 
 def _check_tensor(key: str, tensor: Tensor) -> None:
-    """Refuses tensors with fewer stored numbers than elements: an expanded tensor of 2^40 elements
-    takes no room in a file."""
+    """Refuses tensors with fewer stored numbers than elements.
+
+    An expanded tensor of 2^40 elements takes no room in a file.
+    """
     name = one_line(key)
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise WeightsError(f"{name} is sparse or quantized; only plain tensors are read")

@@ -43,8 +43,7 @@ def run(module: str, arguments: Sequence[str], size: int) -> None:
     The child imports from the paths of this process, and nothing from the current folder.
     Raises Stopped.
     """
-    ours = str(HOME)
-    path = os.pathsep.join([ours, *(os.path.abspath(folder) for folder in sys.path if folder)])
+    path = os.pathsep.join([str(HOME), *(os.path.abspath(folder) for folder in sys.path if folder)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-P", "-W", "ignore", "-m", module, *arguments]
     try:

@@ -10,7 +10,7 @@ from attention.execution import backends
 from attention.execution.dispatch import Executable
 from backbones.model.decay import is_position, matcher
 from backbones.model.layers import Macs, Stage, Stem, linear, nchw, nhwc
-from backbones.model.unread import joined
+from backbones.model.unread import join_graph
 from backbones.specs.spec import BackboneSpec
 from transom.errors import SpecError
 
@@ -75,7 +75,7 @@ class HierarchicalBackbone(nn.Module):
         for i, stage in enumerate(self.stages):
             x = stage(x)  # (b, c, h, w), h and w halved after the first stage
             maps.append(self._level(i, x))
-        maps[-1] = joined(maps[-1], (*self.norm.parameters(), *self.head.parameters()))
+        maps[-1] = join_graph(maps[-1], (*self.norm.parameters(), *self.head.parameters()))
         return maps
 
     def _level(self, i: int, x: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class HierarchicalBackbone(nn.Module):
         x = nhwc(self.stages(self.stem(x)))  # (b, h, w, c) of the last stage
         pooled = self.norm(x).mean((1, 2))  # (b, c)
         unread = () if self.out_norms is None else self.out_norms.parameters()
-        return self.head(joined(pooled, unread))  # (b, num_classes)
+        return self.head(join_graph(pooled, unread))  # (b, num_classes)
 
     def set_grad_checkpointing(self, enable: bool = True, per: str = "block") -> None:
         """Trades time for memory in training: activations are computed again in backward.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 
-class _Joined(torch.autograd.Function):
+class _JoinGraph(torch.autograd.Function):
     """Copy of a tensor, whose backward gives the parameters gradients of zero."""
 
     @staticmethod
@@ -27,7 +27,7 @@ class _Joined(torch.autograd.Function):
         return (*grads, *map(torch.zeros_like, ctx.saved_tensors))
 
 
-def joined(x: Tensor, unread: Iterable[nn.Parameter]) -> Tensor:
+def join_graph(x: Tensor, unread: Iterable[nn.Parameter]) -> Tensor:
     """Adds parameters to the graph of a tensor where a process group trains them.
 
     Their gradients are zeros, so that an optimizer decays them; a parameter without a gradient it
@@ -43,11 +43,11 @@ def joined(x: Tensor, unread: Iterable[nn.Parameter]) -> Tensor:
     Example:
         >>> import torch
         >>> x, head = torch.zeros(2), torch.nn.Linear(2, 1)
-        >>> joined(x, head.parameters()) is x
+        >>> join_graph(x, head.parameters()) is x
         True
     """
     ranks = distributed.is_available() and distributed.is_initialized()
     if not (ranks and torch.is_grad_enabled()):
         return x
     waiting = [parameter for parameter in unread if parameter.requires_grad]
-    return _Joined.apply(x, *waiting) if waiting else x
+    return _JoinGraph.apply(x, *waiting) if waiting else x

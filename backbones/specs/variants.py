@@ -93,8 +93,7 @@ def _window(size: int) -> list[str]:
 
 
 def _cosine(*sizes: int, pretrained: Sequence[int] = ()) -> list[str]:
-    """Swin V2's mixers; the published weights were trained with -100 between tokens separated by
-    the shift."""
+    """Swin V2's mixers, with the mask value -100 that the published weights were trained with."""
     given = [f",pretrained_window={size}" for size in pretrained] or [""] * 4
     return [f"cosine:size={s},mask_value=-100{p}" for s, p in zip(sizes, given, strict=True)]
 

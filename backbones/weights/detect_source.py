@@ -1,5 +1,4 @@
-"""Detects the source of weights from their keys, and brings their tensors into the pieces that the
-rules expect, and back."""
+"""Detects the source of weights from their keys, and joins or separates tensors for the rules."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def plan(
         fresh = (*fresh, "head.")
     wanted, found, rows, wrong = model.state_dict(), dict[str, Tensor](), list[Row](), list[str]()
     tried = set[str]()
-    ours = tuple(fresh)
+    fresh = tuple(fresh)
 
     def leave_out(key: str, tensor: Any) -> None:
         rows.append(row("left out", None, key, tensor))
@@ -90,7 +90,7 @@ def plan(
         match = find(source, key)
         name = None if match is None else match[1]
         if match is None or (name is not None and name not in wanted):
-            needless = name is not None and name.startswith((*ours, *_absent(wanted)))
+            needless = name is not None and name.startswith((*fresh, *_absent(wanted)))
             if fitting or needless or _is_counter(key, tensor):
                 leave_out(key, tensor)
             elif name is None:
@@ -98,7 +98,7 @@ def plan(
             else:
                 wrong.append(f"{one_line(key)} would be {one_line(name)}, which the model has not")
             continue
-        if name is None or name.startswith(ours):
+        if name is None or name.startswith(fresh):
             leave_out(key, tensor)
             continue
         if name in tried:
@@ -114,7 +114,7 @@ def plan(
                 wrong.append(f"{one_line(key)} {error}")
     others = {rule[1]: key for key in beside or () if (rule := find(source, key))}
     for name in [name for name in wanted if name not in found]:
-        if fitting or name.startswith(ours):
+        if fitting or name.startswith(fresh):
             rows.append(row("fresh", name, None, wanted[name]))
         elif name in others:
             wrong.append(f"{others[name]} is a {beside[others[name]]}, not a tensor")  # type: ignore[index]

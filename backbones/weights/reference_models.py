@@ -102,12 +102,14 @@ def _torchvision(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
 
 
 class _Logits(nn.Module):
+    """A model of transformers that returns its logits alone."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x).logits
+        return self.model(x).logits  # (b, num_classes)
 
 
 def _transformers(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
