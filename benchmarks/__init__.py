@@ -1,4 +1,4 @@
-"""Commands that time and measure; what they share with the tables lives in `analysis`."""
+"""Commands that time and measure; sessions, statistics and tables are in `analysis`."""
 
 from transom.packages import require as _require
 

@@ -1,7 +1,7 @@
-"""What does each piece of the CPU engine bring?  Every one is switched off by itself.
+"""The effect of each piece of the CPU backend: each is switched off alone.
 
-Ours as it is, without one piece after another, by its reference path and beside timm on the same
-weights, interleaved in one process: inference, training, compiled inference and peak memory.
+Ours with all pieces, without one piece after another, by the reference backend, and timm with
+our weights, interleaved in one process: inference, training, compiled inference, peak memory.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from analysis.results.measurement import Entry
+from analysis.results.measurement import Measurement
 from analysis.results.session import Plan
 from benchmarks import options
 from transom import cli, table
@@ -45,10 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
+def groups_of(args: argparse.Namespace) -> list[list[Measurement]]:
     """A group for every model, mode and batch: ours first.  Raises SpecError."""
     from analysis.models.counterparts import has_counterpart
-    from analysis.timing.pieces import IN
+    from analysis.timing.pieces import USED_IN
     from backbones.specs.notation import parse
 
     found = []
@@ -59,36 +59,38 @@ def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
                 shared: dict[str, Any] = {
                     "what": name, "size": spec.img_size, "batch": batch,
                     "mode": "train" if mode == "train" else "infer", "compile": mode == "compile",
-                    **options.place(args),
+                    **options.shared_options(args),
                 }  # fmt: skip
-                own = {"kind": "backbone", **shared}
-                group = [Entry(**own)]
-                for piece, modes in IN.items():
+                ours = {"kind": "backbone", **shared}
+                group = [Measurement(**ours)]
+                for piece, modes in USED_IN.items():
                     if mode in modes:
                         by = "cpu" if mode == "infer" else "auto"
-                        group.append(Entry(without=piece, backend=by, **own))
+                        group.append(Measurement(without=piece, backend=by, **ours))
                 if mode != "compile":
                     names = ("cpu", "reference") if mode == "infer" else ("reference",)
-                    group += [Entry(backend=name, **own) for name in names]
+                    group += [Measurement(backend=name, **ours) for name in names]
                 if has_counterpart(spec):
-                    group.append(Entry(kind="peer", library="timm", **shared))
+                    group.append(Measurement(kind="peer", library="timm", **shared))
                 found.append(group)
     return found
 
 
 def rows_of(lines: list[Any]) -> list[dict[str, Any]]:
     """A row per line, with its ratio to ours of the same group."""
-    whole = {
+    ours_by_group = {
         line.group: line for line in lines
-        if line.entry.kind == "backbone" and line.entry.backend == "auto" and not line.entry.without
+        if (line.measurement.kind, line.measurement.backend) == ("backbone", "auto")
+        and not line.measurement.without
     }  # fmt: skip
     found = []
     for line in lines:
-        entry, ours = line.entry, whole.get(line.group)
+        measurement, ours = line.measurement, ours_by_group.get(line.group)
         least, unit = _least(line), ours and _least(ours)
         row: dict[str, Any] = {
-            "model": entry.what, "mode": "compile" if entry.compile else entry.mode,
-            "batch": line.batch, "what": entry.label, "ms": least and 1e3 * least,
+            "model": measurement.what,
+            "mode": "compile" if measurement.compile else measurement.mode,
+            "batch": line.batch, "what": measurement.label, "ms": least and 1e3 * least,
             "x": least / unit if least and unit else None,
         }  # fmt: skip
         held = ours.peak_bytes if ours else None
@@ -117,11 +119,11 @@ def main(argv: list[str] | None = None) -> int:
     lines = summary.lines(rows)
     shown = rows_of(lines)
     text = table.render(
-        shown, cli.chosen_format(args), note=f"{NOTE}\n{reporting.places(lines)}"
+        shown, cli.chosen_format(args), note=f"{NOTE}\n{reporting.machines(lines)}"
     )
     cli.emit(text, args.out)
-    well = all(line.usable for line in lines) and not bad
-    return cli.AGREED if well else cli.DIFFER
+    all_ok = all(line.usable for line in lines) and not bad
+    return cli.AGREED if all_ok else cli.DIFFER
 
 
 if __name__ == "__main__":

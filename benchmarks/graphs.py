@@ -1,15 +1,15 @@
-"""The time of a GPU's kernels alone: captured CUDA graphs, interleaved, after an emptied cache."""
+"""Times of a GPU's kernels alone: captured CUDA graphs, interleaved, with a flushed cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-FLUSH = 2**28  # bytes, several times a cache
+FLUSH = 2**28  # bytes, several times the size of a cache
 
 
 def captured(call: Callable[[], Any]) -> Callable[[], None]:
-    """A call as a CUDA graph: no time of the interpreter's between its kernels."""
+    """A call as a CUDA graph, without time of the interpreter between its kernels."""
     import torch
 
     stream = torch.cuda.Stream()
@@ -25,7 +25,7 @@ def captured(call: Callable[[], Any]) -> Callable[[], None]:
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call in every round, after as many rounds again, at most 5, of warm-up."""
+    """Seconds of every call in every round, after a warm-up of as many rounds, at most 5."""
     import torch
 
     cache = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")

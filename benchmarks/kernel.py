@@ -1,11 +1,10 @@
 """The fused attention kernel alone, on a GPU, beside SDPA and FlexAttention.
 
-The others are given queries, keys and values that are rolled and split already, and SDPA its mask
-made: what the fused kernel does besides is not counted against them.  Time is of a captured CUDA
-graph, after the cache was overwritten; the order of kernels is interleaved, and the median of the
-rounds stands.  The limit is the longer of two times: the bytes that must move (every tensor once,
-over the bandwidth of a large copy in the same run), and the products (over the rate of a large
-product in the same run).
+The others receive queries, keys and values that are rolled and partitioned already, and SDPA a
+prepared mask, so that only their attention is timed.  Time is of a captured CUDA graph, after the
+cache was overwritten; kernels are interleaved, and the median of the rounds is reported.  The
+limit is the longer of two times: the bytes that must move (every tensor once, over the bandwidth
+of a large copy in this run), and the products (over the rate of a large product in this run).
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Machine(NamedTuple):
-    """What this GPU did just now, a second."""
+    """Rates of this GPU in this run: bytes copied and FLOPs of a matrix product, a second."""
 
     bytes: float
     flops: float
@@ -104,7 +103,11 @@ def measure_machine(dtype: str) -> Machine:
 
 
 class Problem(NamedTuple):
-    """Inputs of one case: the fused kernel's map, and the others' groups of the same numbers."""
+    """Inputs of one case.
+
+    maps: (b, h, w, 3 c) for the fused kernel.  split: q, k, v of the same values for the others,
+    (b, groups * heads, l, d).  mask: (groups * heads, l, l).
+    """
 
     groups: Groups
     heads: int
@@ -143,9 +146,11 @@ def problem(name: str, batch: int, dtype: str, device: str = "cuda") -> Problem:
     return Problem(groups, heads, scale, maps, bias, gain, [q, k, v], mask)
 
 
-def contenders(p: Problem, mode: str, flex: Callable[..., Tensor]) -> dict[str, Callable[[], Any]]:
-    """Each kernel as a call without arguments: its result split into groups and, in training, the
-    gradients of q, k, v and the bias."""
+def kernel_calls(
+    p: Problem, mode: str, flex: Callable[..., Tensor]
+) -> dict[str, Callable[[], Any]]:
+    """Each kernel as a call without arguments, which returns its result and, in training, the
+    gradients of q, k, v and the bias or mask."""
     import torch
     import torch.nn.functional as F
 
@@ -156,20 +161,20 @@ def contenders(p: Problem, mode: str, flex: Callable[..., Tensor]) -> dict[str, 
     for leaf in (maps, mask, bias, *leaves):
         leaf.requires_grad_(train)
 
-    def finished(out: Tensor, wanted: list[Tensor]) -> list[Tensor]:
+    def with_gradients(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
         weight = out.detach()  # a gradient that differs from token to token
-        return [out, *(torch.autograd.grad(out, wanted, weight) if train else ())]
+        return [out, *(torch.autograd.grad(out, inputs, weight) if train else ())]
 
     def fused_kernel() -> list[Tensor]:
         out = fused.attend_packed(
             maps, p.groups, heads=p.heads, scale=p.scale, bias=bias, logit_scale=p.gain
         )
-        return finished(out, [maps, bias])
+        return with_gradients(out, [maps, bias])
 
     def sdpa() -> list[Tensor]:
         q, k, v = leaves
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=p.scale)
-        return finished(out, [*leaves, mask])
+        return with_gradients(out, [*leaves, mask])
 
     separated = p.groups.separated(maps.device)
 
@@ -178,7 +183,7 @@ def contenders(p: Problem, mode: str, flex: Callable[..., Tensor]) -> dict[str, 
         return s if separated is None else torch.where(separated[h // p.heads, i, j], -math.inf, s)
 
     def flexible() -> list[Tensor]:
-        return finished(flex(*leaves, score_mod=score, scale=p.scale), [*leaves, bias])
+        return with_gradients(flex(*leaves, score_mod=score, scale=p.scale), [*leaves, bias])
 
     return {"fused": fused_kernel, "sdpa": sdpa, "flex": flexible}
 
@@ -190,21 +195,21 @@ def by_heads(groups: Groups, x: Tensor, heads: int) -> Tensor:
 
 
 def in_groups(p: Problem, name: str, out: Tensor) -> Tensor:
-    """A result in the one layout in which results are compared."""
+    """A kernel's result in the layout (b, groups * heads, l, d), for comparison."""
     return by_heads(p.groups, out, p.heads) if name == "fused" else out
 
 
 def limit(p: Problem, mode: str, machine: Machine) -> tuple[float, str]:
-    """The shortest time that the machine allows, in seconds, and which of its two limits that is.
+    """(least seconds that the machine allows, the limit that binds).
 
-    Forward reads three maps and writes one; backward reads four and writes three.  Products are
-    two forward, five backward, of the pairs that are compared.
+    Forward reads three maps and writes one; backward reads four and writes three.  There are two
+    matrix products forward and five backward over the pairs of a group.
     """
     maps, products = (4 + 7, 2 + 5) if mode == "train" else (4, 2)
-    moved = maps * p.maps.nbytes // 3 / machine.bytes
+    copy_seconds = maps * p.maps.nbytes // 3 / machine.bytes
     pairs = p.maps.shape[0] * p.groups.pairs * p.maps.shape[-1] // 3
-    made = 2 * products * pairs / machine.flops
-    return max((moved, "bandwidth"), (made, "products"))
+    product_seconds = 2 * products * pairs / machine.flops
+    return max((copy_seconds, "bandwidth"), (product_seconds, "products"))
 
 
 def measure(args: argparse.Namespace, machine: Machine, name: str, mode: str) -> list[table.Row]:
@@ -214,23 +219,23 @@ def measure(args: argparse.Namespace, machine: Machine, name: str, mode: str) ->
     from attention.execution.autotune import LIMITS
 
     p = problem(name, args.batch, args.dtype)
-    calls = contenders(p, mode, torch.compile(flex_attention, dynamic=False))
-    wide = p.split[0].double() @ p.split[1].double().mT * p.scale + p.mask.double()
-    want = wide.softmax(-1) @ p.split[2].double()
-    del wide
+    calls = kernel_calls(p, mode, torch.compile(flex_attention, dynamic=False))
+    scores = p.split[0].double() @ p.split[1].double().mT * p.scale + p.mask.double()
+    expected = scores.softmax(-1) @ p.split[2].double()
+    del scores
     notes: dict[str, str] = {}
     if args.tune:
-        fused = functools.partial(planned, calls["fused"])
-        calls = {f"fused {plan}": functools.partial(fused, plan) for plan in plans(p)}
+        fused = functools.partial(with_plan, calls["fused"])
+        calls = {f"fused {plan}": functools.partial(fused, plan) for plan in launch_plans(p)}
     ready, errors = {}, {}
     for kernel, call in calls.items():
         try:
             found = in_groups(p, kernel.split()[0], call()[0].detach()).double()
-            errors[kernel] = float((found - want).norm() / want.norm())
+            errors[kernel] = float((found - expected).norm() / expected.norm())
             if not errors[kernel] <= LIMITS[getattr(torch, args.dtype)]:
                 notes[kernel] = "another result"
             ready[kernel] = captured(call)
-        except Exception as error:  # whatever a compiler or a driver says, the row stays
+        except Exception as error:  # errors of a compiler or driver become the row's note
             notes[kernel] = table.plain(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
     times = interleaved(ready, args.rounds)
     floor, binds = limit(p, mode, machine)
@@ -250,7 +255,7 @@ def measure(args: argparse.Namespace, machine: Machine, name: str, mode: str) ->
     return sorted(rows, key=lambda row: row["us"] or math.inf) if args.tune else rows
 
 
-def plans(p: Problem) -> list[Any]:
+def launch_plans(p: Problem) -> list[Any]:
     from attention.kernels.launch import TILE_TOKENS, Plan
 
     length = math.prod(p.groups.extent)
@@ -260,16 +265,16 @@ def plans(p: Problem) -> list[Any]:
     return [Plan(*numbers) for numbers in grid]
 
 
-def planned(call: Callable[[], Any], plan: Any) -> Any:
-    """The fused kernel under other launch numbers, forward and backward alike."""
+def with_plan(call: Callable[[], Any], plan: Any) -> Any:
+    """Calls the fused kernel with another launch plan, forward and backward."""
     from attention.kernels import launch
 
-    made = launch.plan
+    original_plan = launch.plan
     launch.plan = lambda length, **_: plan
     try:
         return call()
     finally:
-        launch.plan = made
+        launch.plan = original_plan
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Every mixer alone, over grids: time, memory, MACs a second, and how time grows with the tokens.
 
-Beside the exponent of the time stands the one that the MACs predict on the same grids.  All
-mixers on all grids run interleaved in every process, so that no exponent is of the hour.
+Beside the exponent of the time stands the exponent that the MACs predict on these grids.  All
+mixers on all grids run interleaved in every process, so that drift of the machine cancels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from analysis.results.measurement import MODES, Entry
+from analysis.results.measurement import MODES, Measurement
 from analysis.results.session import Plan
 from attention import registry
 from benchmarks import options
@@ -52,8 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def groups_of(args: argparse.Namespace) -> tuple[list[list[Entry]], list[str]]:
-    """(what is measured, a line for all that is left out).  Raises SpecError."""
+def groups_of(args: argparse.Namespace) -> tuple[list[list[Measurement]], list[str]]:
+    """(groups of measurements, a line per mixer and grid left out).  Raises SpecError."""
     import attention
 
     plain = ("window", "cosine", "shuffle", "cross", "pale", "axial", "token_mlp", "full")
@@ -61,7 +61,7 @@ def groups_of(args: argparse.Namespace) -> tuple[list[list[Entry]], list[str]]:
     models = {name: attention.create(name, dim=args.dim, heads=args.heads) for name in names}
     groups, left_out = [], []
     for dtype in args.dtype:
-        own, shapes = [], []
+        mixer_runs, shapes = [], []
         for grid in args.grid:
             rows = min(args.batch * grid[0] * grid[1], 2**15)
             shapes.append(f"{rows}x{args.dim}x{3 * args.dim}")
@@ -74,35 +74,35 @@ def groups_of(args: argparse.Namespace) -> tuple[list[list[Entry]], list[str]]:
                     what = f"{name} on {write(grid)}: {giga:,.0f} G"
                     left_out.append(f"left out, over --max-macs: {what}")
                     continue
-                own.append(Entry(
+                mixer_runs.append(Measurement(
                     kind="mixer", what=name, mode=args.mode, dtype=dtype, compile=args.compile,
                     batch=args.batch, size=grid, dim=args.dim, heads=args.heads, index=args.index,
-                    **options.place(args),
+                    **options.shared_options(args),
                 ))  # fmt: skip
-        if own:
-            groups.append([*own, *options.share_of_peak(args, dtype, shapes)])
+        if mixer_runs:
+            groups.append([*mixer_runs, *options.share_of_peak(args, dtype, shapes)])
     return groups, left_out
 
 
-def grown(lines: Sequence[Any]) -> list[dict[str, Any]]:
-    """The exponents of one row per mixer and dtype: of the time by the processes' fits, and of
-    the MACs on the same grids."""
+def growth_rows(lines: Sequence[Any]) -> list[dict[str, Any]]:
+    """A row per mixer and dtype: the exponent of the time, fitted in each process, and that of the
+    MACs on these grids."""
     from analysis.counting.scaling import exponent
 
     found = []
-    for key in dict.fromkeys((x.entry.what, x.entry.dtype) for x in lines):
-        own = [
+    for key in dict.fromkeys((x.measurement.what, x.measurement.dtype) for x in lines):
+        usable_lines = [
             x for x in lines
-            if (x.entry.what, x.entry.dtype) == key and x.usable and x.macs is not None
+            if (x.measurement.what, x.measurement.dtype) == key and x.usable and x.macs is not None
         ]  # fmt: skip
-        tokens = [x.entry.size[0] * x.entry.size[1] for x in own]
-        shared = set.intersection(*(set(x.times) for x in own)) if own else set()
+        tokens = [x.measurement.size[0] * x.measurement.size[1] for x in usable_lines]
+        shared = set.intersection(*(set(x.times) for x in usable_lines)) if usable_lines else set()
         fits = sorted(
             fit for p in shared
-            if (fit := exponent(tokens, [median(x.times[p]) for x in own])) is not None
+            if (fit := exponent(tokens, [median(x.times[p]) for x in usable_lines])) is not None
         )  # fmt: skip
-        predicted = exponent(tokens, [x.macs for x in own]) if own else None
-        row: dict[str, Any] = {"mixer": key[0], "dtype": key[1], "grids": len(own)}
+        predicted = exponent(tokens, [x.macs for x in usable_lines]) if usable_lines else None
+        row: dict[str, Any] = {"mixer": key[0], "dtype": key[1], "grids": len(usable_lines)}
         if fits and predicted is not None:
             middle = median(fits)
             row |= {
@@ -133,19 +133,20 @@ def main(argv: list[str] | None = None) -> int:
     lines = summary.lines(rows)
     shown = []
     for line in lines:
-        entry = line.entry
-        row: dict[str, Any] = {"mixer": entry.what, "grid": write(entry.size), "mode": entry.mode}
-        row |= {"dtype": entry.dtype, "compile": line.compiled, "batch": line.batch}
+        measurement = line.measurement
+        row: dict[str, Any] = {"mixer": measurement.what, "grid": write(measurement.size)}
+        row |= {"mode": measurement.mode}
+        row |= {"dtype": measurement.dtype, "compile": line.compiled, "batch": line.batch}
         numbers = reporting.numbers(line)
         del numbers["img/s"]
         s, note = line.summary, numbers.pop("note")
         rate = line.macs * line.batch / s.median / 1e9 if s and line.macs else None
         shown.append(row | {"MMACs": line.macs and line.macs / 1e6} | numbers
                      | {"GMAC/s": rate, "note": note})  # fmt: skip
-    fits = grown(lines)
+    fits = growth_rows(lines)
     if args.figure:
         reporting.growth(lines, args.figure)
-    note = "\n".join([*left_out, reporting.NOTE, reporting.places(lines)])
+    note = "\n".join([*left_out, reporting.NOTE, reporting.machines(lines)])
     style = cli.chosen_format(args)
     if style == "json":
         text = table.as_json({"convention": note, "rows": shown, "exponents": fits})
@@ -154,8 +155,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         text = table.render(shown, style) + "\n\n" + table.render(fits, style, note=note)
     cli.emit(text, args.out)
-    well = all(line.well for line in lines) and not bad
-    return cli.AGREED if well else cli.DIFFER
+    all_ok = all(line.is_valid for line in lines) and not bad
+    return cli.AGREED if all_ok else cli.DIFFER
 
 
 if __name__ == "__main__":

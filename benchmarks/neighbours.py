@@ -1,11 +1,11 @@
-"""Other ways to give windows a connection, as mixers beside `window` (Swin, section 4.3, Table 5).
+"""Alternatives to the cyclic shift as mixers beside `window` (Swin, section 4.3, Table 5).
 
-    padded    shifted windows without a cyclic shift: pads complete the windows at the edges, and
-              are masked; more windows, each like the others
-    sliding   every query has a neighbourhood of its own, as in earlier local attention; way=unfold
-              gathers the keys of every query, way=flex is FlexAttention with a mask by blocks
+    padded    shifted windows without a cyclic shift: masked pads complete the windows at the
+              edges, so that there are more windows, all of one size
+    sliding   a neighbourhood around every query, as in earlier local attention; way=unfold gathers
+              the keys of every query, way=flex is FlexAttention with a block mask
 
-Both need no more than `--plugin benchmarks.neighbours` on any command.
+Any command takes both by `--plugin benchmarks.neighbours`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PaddedConfig(WindowConfig):
 
 
 def _shifted(length: int, extent: int, shift: int) -> Axis:
-    """Pads before the first token instead of a roll; none where one window covers the axis."""
+    """An axis with pads before the first token instead of a roll; none if one window covers it."""
     if not shift or length <= extent:
         return axis(length, extent)
     before = extent - shift
@@ -64,8 +64,8 @@ class SlidingConfig(MixerConfig):
 
 @register("sliding", config=SlidingConfig)
 class SlidingMixer(TokenMixer):
-    """Query (i, j) sees the tokens from (i - gh // 2, j - gw // 2) on, gh x gw of them, that are
-    on the map, with a learned bias per step and head."""
+    """Attention of query (i, j) over the tokens of the map in the gh x gw window that starts at
+    (i - gh // 2, j - gw // 2), with a learned bias per offset and head."""
 
     config: SlidingConfig
 
@@ -78,27 +78,30 @@ class SlidingMixer(TokenMixer):
         self._masks: dict[Any, Any] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        h, w = map_size(x)
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # b h w m d
-        if q.dtype == torch.float16:  # whose products overflow
+        h, w = map_size(x)  # x: (b, h, w, c)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # (b, h, w, m, d)
+        if q.dtype == torch.float16:  # products would overflow
             q, k, v = q.float(), k.float(), v.float()
         q = q * q.shape[-1] ** -0.5
         attend = self._flex if self.config.way == "flex" else self._unfold
-        return self.proj(attend(q, k, v, h, w).reshape(x.shape).to(x.dtype))
+        y = attend(q, k, v, h, w)  # (b, h, w, m, d), or (b, hw, m, d) of flex
+        return self.proj(y.reshape(x.shape).to(x.dtype))  # (b, h, w, c)
 
     def _unfold(self, q: Tensor, k: Tensor, v: Tensor, h: int, w: int) -> Tensor:
-        k, v = (self._windows(t.flatten(-2)).unflatten(-2, (self.heads, -1)) for t in (k, v))
-        inside = self._windows(torch.ones(1, h, w, 1, device=q.device))[..., 0, :] > 0  # 1 h w l
-        bias = self.table.T.to(q.dtype)[None, None, None]
+        windows = (self._windows(t.flatten(-2)) for t in (k, v))  # (b, h, w, c, l), l = gh * gw
+        k, v = (t.unflatten(-2, (self.heads, -1)) for t in windows)  # (b, h, w, m, d, l)
+        on_map = self._windows(torch.ones(1, h, w, 1, device=q.device))[..., 0, :] > 0
+        # on_map: (1, h, w, l)
+        bias = self.table.T.to(q.dtype)[None, None, None]  # (1, 1, 1, m, l)
         scores = torch.einsum("bhwmd,bhwmdl->bhwml", q, k) + bias
-        weights = scores.masked_fill(~inside[..., None, :], -torch.inf).softmax(-1)
+        weights = scores.masked_fill(~on_map[..., None, :], -torch.inf).softmax(-1)
         return torch.einsum("bhwml,bhwmdl->bhwmd", weights, v)
 
     def _windows(self, x: Tensor) -> Tensor:
         """(b, h, w, c) -> (b, h, w, c, gh * gw): the neighbourhood of every token, zeros off it."""
         gh, gw = self.config.size
         top, left = gh // 2, gw // 2
-        x = F.pad(x, (0, 0, left, gw - 1 - left, top, gh - 1 - top))
+        x = F.pad(x, (0, 0, left, gw - 1 - left, top, gh - 1 - top))  # (b, h+gh-1, w+gw-1, c)
         return x.unfold(1, gh, 1).unfold(2, gw, 1).flatten(-2)
 
     def _flex(self, q: Tensor, k: Tensor, v: Tensor, h: int, w: int) -> Tensor:
@@ -107,31 +110,33 @@ class SlidingMixer(TokenMixer):
         gh, gw = self.config.size
         table, top, left = self.table, gh // 2, gw // 2
 
-        def place(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        def offset(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
             return key // w - query // w + top, key % w - query % w + left
 
-        def near(b: Tensor, m: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            row, col = place(query, key)
+        def in_window(b: Tensor, m: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            row, col = offset(query, key)
             return (row >= 0) & (row < gh) & (col >= 0) & (col < gw)
 
-        def biased(score: Tensor, b: Tensor, m: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            row, col = place(query, key)
+        def add_bias(score: Tensor, b: Tensor, m: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            row, col = offset(query, key)
             return score + table[row.clamp(0, gh - 1) * gw + col.clamp(0, gw - 1), m]
 
         from torch.nn.attention.flex_attention import create_block_mask
 
-        at = (h, w, q.device)
-        if at not in self._masks:
-            size = h * w
-            self._masks[at] = create_block_mask(near, None, None, size, size, device=str(q.device))
-        q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # b m (hw) d
-        out = _compiled()(q, k, v, score_mod=biased, block_mask=self._masks[at], scale=1.0)
-        return out.transpose(1, 2)
+        shape = (h, w, q.device)
+        if shape not in self._masks:
+            n = h * w
+            self._masks[shape] = create_block_mask(
+                in_window, None, None, n, n, device=str(q.device)
+            )
+        q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # (b, m, hw, d)
+        out = _compiled()(q, k, v, score_mod=add_bias, block_mask=self._masks[shape], scale=1.0)
+        return out.transpose(1, 2)  # (b, hw, m, d)
 
     def cost(self, h: int, w: int) -> Cost:
-        """By the definition: gh * gw keys of every query; those off the map are the padding."""
+        """Cost of gh * gw keys per query; keys off the map are the padding."""
         (gh, gw), square = self.config.size, self.dim * self.dim
-        pairs, real = h * w * gh * gw, _near(h, gh) * _near(w, gw)
+        pairs, real = h * w * gh * gw, _pairs_on_map(h, gh) * _pairs_on_map(w, gw)
         return Cost(4 * h * w * square, 2 * pairs * self.dim, 0, 2 * (pairs - real) * self.dim)
 
     def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
@@ -142,8 +147,8 @@ class SlidingMixer(TokenMixer):
         return rows[:, None] & cols
 
 
-def _near(length: int, extent: int) -> int:
-    """Pairs (query, key) of an axis that are near and on it."""
+def _pairs_on_map(length: int, extent: int) -> int:
+    """Number of pairs (query, key) of an axis whose key is in the window and on the axis."""
     return sum(
         0 <= key - query + extent // 2 < extent
         for query in range(length) for key in range(max(0, query - extent), length)
@@ -152,7 +157,7 @@ def _near(length: int, extent: int) -> int:
 
 
 def _compiled() -> Any:
-    """Without torch.compile FlexAttention holds all scores, which it is there to avoid."""
+    """FlexAttention, compiled, since without torch.compile it holds all scores."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)

@@ -1,4 +1,4 @@
-"""What the commands that measure share: how much, where to, and the bar that says how long."""
+"""Shared options of the measuring commands, their plan, rows and progress bar."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.results.measurement import DEVICES, DTYPES, MALLOCS, Entry
+from analysis.results.measurement import DEVICES, DTYPES, MALLOCS, Measurement
 from analysis.results.session import Plan, Task
 from analysis.results.store import Store
 from transom import cli, files, table
@@ -65,7 +65,7 @@ def _seconds(text: str) -> float:
 
 
 def listed(what: str, allowed: Sequence[str]) -> Callable[[str], list[str]]:
-    """Reads ``a,b``, each one of the allowed."""
+    """A reader of ``a,b``, words of `allowed`, without repetitions."""
 
     def read(text: str) -> list[str]:
         words = list(dict.fromkeys(text.split(",")))
@@ -85,13 +85,13 @@ def counts(text: str) -> list[int]:
 dtypes = listed("dtype", DTYPES)
 
 
-def place(args: argparse.Namespace) -> dict[str, Any]:
-    """What all entries of a request share."""
+def shared_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields that all measurements of a request share."""
     return {"device": args.device, "threads": args.threads, "malloc": args.malloc}
 
 
-def plan_of(args: argparse.Namespace, groups: Sequence[Sequence[Entry]], **more: Any) -> Plan:
-    """How much is measured.  Raises SpecError for options that deny each other."""
+def plan_of(args: argparse.Namespace, groups: Sequence[Sequence[Measurement]], **more: Any) -> Plan:
+    """The plan of a request.  Raises SpecError for options that exclude each other."""
     if args.resume and args.store is None:
         raise SpecError("--resume: needs the --store that has the rows")
     if args.quick and (args.processes or args.samples):
@@ -104,8 +104,10 @@ def plan_of(args: argparse.Namespace, groups: Sequence[Sequence[Entry]], **more:
 
 
 def rows_of(args: argparse.Namespace, plan: Callable[[], Plan]) -> tuple[list[Row], int]:
-    """(the rows of a plan, with a bar on a terminal, or those of --table; how many lines of its
-    files are none).  Raises SpecError, before anything is measured also for --figure."""
+    """(rows of a plan or of --table, number of invalid lines in the files of --table).
+
+    Raises SpecError; a bad --figure is refused before anything is measured.
+    """
     if args.figure:
         from analysis.pictures import figure_style
 
@@ -122,7 +124,7 @@ def rows_of(args: argparse.Namespace, plan: Callable[[], Plan]) -> tuple[list[Ro
 
 
 def _stored(files: Sequence[Path]) -> tuple[list[Row], int]:
-    """What is wrong with a line goes to stderr."""
+    """Rows of stored files; the problems of invalid lines go to stderr."""
     rows, bad = [], 0
     for path in files:
         if not path.is_file():
@@ -136,17 +138,18 @@ def _stored(files: Sequence[Path]) -> tuple[list[Row], int]:
 
 
 def _bar(tasks: Sequence[Task]) -> Iterable[Task]:
-    """Processes done, and the time left."""
+    """Shows processes done and the time left."""
     from transom.progress import bar
 
     shown = bar(tasks, unit="process")
     for task in shown:
-        first = task.entries[0]
+        first = task.measurements[0]
         shown.set_postfix_str(f"{task.task} {first.what[:30]} {first.mode} batch {first.batch}")
         yield task
 
 
-def share_of_peak(args: argparse.Namespace, dtype: str, shapes: Iterable[str]) -> list[Entry]:
-    """Products of matrices to measure a share against: squares, and those of the model."""
-    every = dict.fromkeys([*(f"{s}x{s}x{s}" for s in SIDES[args.device]), *shapes])
-    return [Entry(kind="matmul", what=what, dtype=dtype, **place(args)) for what in every]
+def share_of_peak(args: argparse.Namespace, dtype: str, shapes: Iterable[str]) -> list[Measurement]:
+    """Matrix products for the peak rate: squares, and shapes of the model."""
+    products = dict.fromkeys([*(f"{s}x{s}x{s}" for s in SIDES[args.device]), *shapes])
+    shared = shared_options(args)
+    return [Measurement(kind="matmul", what=what, dtype=dtype, **shared) for what in products]

@@ -1,10 +1,10 @@
-"""The Swin paper's Table 5 on this machine: what does it cost to connect windows?
+"""The Swin paper's Table 5 on this machine: the cost of connecting windows.
 
     window             no connection: what the others are measured against in the paper
     cyclic shift       roll, mask, roll back (Swin, section 3.2)
     padding            the windows at the edges are filled with masked pads: more windows
-    sliding, unfold    a neighbourhood of its own for every query, whose keys are gathered
-    sliding, flex      the same by FlexAttention, where it runs
+    sliding, unfold    a neighbourhood around every query, whose keys are gathered
+    sliding, flex      the sliding neighbourhood by FlexAttention, where it runs
 
 Stages are single attention layers at the paper's sizes (window 7, 224 pixels); below them whole
 backbones.  Everything of one column runs interleaved.
@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.results.measurement import MODES, Entry
+from analysis.results.measurement import MODES, Measurement
 from analysis.results.session import Plan
 from backbones.specs.notation import parse
 from benchmarks import options
@@ -62,11 +62,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
+def groups_of(args: argparse.Namespace) -> list[list[Measurement]]:
     """A group per stage and per backbone.  Raises SpecError."""
     words = {"cyclic": BASE, "unfold": "sliding, unfold", "flex": "sliding, flex"}
     methods = [words.get(word, word) for word in args.method]
-    found: list[list[Entry]] = []
+    found: list[list[Measurement]] = []
     for name in args.backbone:
         spec = parse(name)
         sizes = [getattr(mixer, "size", None) for s in spec.stages for mixer in s.mixers]
@@ -75,13 +75,14 @@ def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
         size = args.img_size or spec.img_size
         for dtype in args.dtype:
             shared: dict[str, Any] = {
-                "mode": args.mode, "dtype": dtype, "batch": args.batch, **options.place(args),
+                "mode": args.mode, "dtype": dtype, "batch": args.batch,
+                **options.shared_options(args),
             }  # fmt: skip
             windows = [getattr(stage.mixers[0], "size", (7, 7)) for stage in spec.stages]
             for stage, window, grid in zip(spec.stages, windows, spec.grids(size), strict=True):
                 if not args.no_stages:
                     found.append([
-                        Entry(
+                        Measurement(
                             kind="mixer", name=method, size=grid, dim=stage.dim, index=1,
                             heads=stage.heads, what=METHODS[method].format(size=write(window)),
                             **shared,
@@ -90,7 +91,7 @@ def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
                     ])  # fmt: skip
             if not args.no_whole:
                 found.append([
-                    Entry(
+                    Measurement(
                         kind="backbone", name=method, size=size, **shared,
                         what="/".join([name, *(
                             f"{i}={METHODS[method].format(size=write(window))}"
@@ -102,11 +103,11 @@ def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
     return list({str(group): group for group in found}.values())  # stages that backbones share
 
 
-def place(entry: Entry) -> str:
-    """The column of an entry: a stage by its map, or a backbone."""
-    if entry.kind == "mixer":
-        return f"{write(entry.size)} tokens, dim {entry.dim}"
-    return entry.what.partition("/")[0]
+def place_of(measurement: Measurement) -> str:
+    """The column of a measurement: a stage by its map, or a backbone."""
+    if measurement.kind == "mixer":
+        return f"{write(measurement.size)} tokens, dim {measurement.dim}"
+    return measurement.what.partition("/")[0]
 
 
 def rows_of(lines: Sequence[Any], *, force: bool) -> list[dict[str, Any]]:
@@ -115,17 +116,19 @@ def rows_of(lines: Sequence[Any], *, force: bool) -> list[dict[str, Any]]:
 
     rows = []
     for line in lines:
-        base = next((x for x in lines if x.group == line.group and x.entry.name == BASE), None)
+        in_group = [x for x in lines if x.group == line.group]
+        base = next((x for x in in_group if x.measurement.name == BASE), None)
         row: dict[str, Any] = {
-            "place": place(line.entry), "method": line.entry.name, "mode": line.entry.mode,
-            "dtype": line.entry.dtype, "batch": line.batch,
+            "place": place_of(line.measurement), "method": line.measurement.name,
+            "mode": line.measurement.mode,
+            "dtype": line.measurement.dtype, "batch": line.batch,
         }  # fmt: skip
         numbers = reporting.numbers(line)
         row |= {name: numbers[name] for name in SHOWN}
         row |= {"speedup": None, "in a process": None, "verdict": None}
         if base is not None and line is not base:
             found = summary.compare(line, base, force=force)
-            row |= reporting.judged(found)
+            row |= reporting.comparison_columns(found)
         rows.append(row | {"note": numbers["note"]})
     return rows
 
@@ -148,10 +151,10 @@ def main(argv: list[str] | None = None) -> int:
     shown = rows_of(lines, force=args.force)
     if args.figure:
         reporting.bars(lines, args.figure)
-    note = f"{reporting.NOTE}; here the other is the {BASE}\n{reporting.places(lines)}"
+    note = f"{reporting.NOTE}; here the other is the {BASE}\n{reporting.machines(lines)}"
     cli.emit(table.render(shown, cli.chosen_format(args), note=note), args.out)
-    well = all(line.well for line in lines) and not bad
-    return cli.AGREED if well else cli.DIFFER
+    all_ok = all(line.is_valid for line in lines) and not bad
+    return cli.AGREED if all_ok else cli.DIFFER
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How fast is a backbone, beside its counterparts elsewhere on the very same weights?
+"""Speed of backbones beside their counterparts in other libraries, with equal weights.
 
-Throughput, latency and its spread, peak memory, and the share of what the machine's own matrix
-product reaches in the same run.  Every group - one backbone, size, mode, dtype and batch - runs
-interleaved in fresh processes; a difference is called one only where a test says so.
+Throughput, latency and its spread, peak memory, and the share of what the machine's matrix product
+reaches in the same run.  Every group - one backbone, size, mode, dtype and batch - runs
+interleaved in fresh processes; a difference is reported only if it is significant.
 
   infer   eval(), no gradients          train   forward, cross-entropy, backward; no optimiser
           half dtypes: weights are cast         half dtypes: autocast over float32 weights
@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.results.measurement import BACKENDS, LAYOUTS, MODES, Entry
+from analysis.results.measurement import BACKENDS, LAYOUTS, MODES, Measurement
 from analysis.results.session import Plan
 from analysis.results.store import to_csv
 from backbones.specs.notation import parse
@@ -76,8 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
 # -- the request -----------------------------------------------------------------------------
 
 
-def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
-    """What is compared with each other, every dtype of one model in the same processes: ours
+def groups_of(args: argparse.Namespace) -> list[list[Measurement]]:
+    """Groups of measurements that run in the same processes, all dtypes of a model together, ours
     first.  Raises SpecError."""
     libraries = [name for name in args.peers if name != "none"]
     found = []
@@ -90,35 +90,39 @@ def groups_of(args: argparse.Namespace) -> list[list[Entry]]:
                 counterparts.require(library, name)
         for size in args.img_size or [spec.img_size]:
             for mode, batch in itertools.product(args.mode, args.batch):
-                group: list[Entry] = []
+                group: list[Measurement] = []
                 for dtype in args.dtype:
                     shared: dict[str, Any] = {
                         "what": name, "size": size, "mode": mode, "dtype": dtype, "batch": batch,
-                        "layout": args.layout, **options.place(args),
+                        "layout": args.layout, **options.shared_options(args),
                     }  # fmt: skip
-                    own = _models(args, shared, libraries)
-                    group += own if args.no_peak else [*own, *_products(args, spec, own[0])]
+                    models = _models(args, shared, libraries)
+                    group += models
+                    group += [] if args.no_peak else _products(args, spec, models[0])
                 found.append(group)
     return found
 
 
 def _models(
     args: argparse.Namespace, shared: dict[str, Any], libraries: Sequence[str]
-) -> list[Entry]:  # fmt: skip
+) -> list[Measurement]:  # fmt: skip
     found = []
     for compiled in (state == "on" for state in args.compile):
         names = ["auto"] if compiled else ["auto", *args.also]
-        found += [Entry(kind="backbone", backend=x, compile=compiled, **shared) for x in names]
-        found += [Entry(kind="peer", library=x, compile=compiled, **shared) for x in libraries]
+        common = {"compile": compiled, **shared}
+        found += [Measurement(kind="backbone", backend=name, **common) for name in names]
+        found += [Measurement(kind="peer", library=name, **common) for name in libraries]
     return found
 
 
-def _products(args: argparse.Namespace, spec: BackboneSpec, entry: Entry) -> list[Entry]:
-    """Matrix products to take a share of, some of them this backbone's own."""
+def _products(
+    args: argparse.Namespace, spec: BackboneSpec, measurement: Measurement
+) -> list[Measurement]:
+    """Matrix products for the peak rate, two of them in shapes of this backbone."""
     shapes = []
-    for stage, (h, w) in list(zip(spec.stages, spec.grids(entry.size), strict=True))[:3:2]:
-        shapes.append(f"{min(entry.batch * h * w, 2**15)}x{stage.dim}x{4 * stage.dim}")
-    return options.share_of_peak(args, entry.dtype, shapes)
+    for stage, (h, w) in list(zip(spec.stages, spec.grids(measurement.size), strict=True))[:3:2]:
+        shapes.append(f"{min(measurement.batch * h * w, 2**15)}x{stage.dim}x{4 * stage.dim}")
+    return options.share_of_peak(args, measurement.dtype, shapes)
 
 
 # -- the answer ------------------------------------------------------------------------------
@@ -130,28 +134,28 @@ def answer(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[str, b
 
     lines = summary.lines(rows)
     style = cli.chosen_format(args)
-    well = all(line.well for line in lines)
+    all_ok = all(line.is_valid for line in lines)
     if args.figure:
         reporting.bars(lines, args.figure)
     if args.show == "raw":
-        return (to_csv(rows) if style == "csv" else table.as_json({"rows": rows})), well
+        return (to_csv(rows) if style == "csv" else table.as_json({"rows": rows})), all_ok
     make = reporting.short if args.show == "short" else reporting.full
     shown = make(lines, force=args.force)
-    note = f"{reporting.NOTE}\n{reporting.places(lines)}"
+    note = f"{reporting.NOTE}\n{reporting.machines(lines)}"
     if style == "json":
         found = {"convention": note, "rows": shown}
-        return table.as_json(found | _split_of(args, lines)), well
+        return table.as_json(found | _profiles_of(args, lines)), all_ok
     text = table.render(shown, style, note=note)
-    for name, parts in _split_of(args, lines).items():
+    for name, parts in _profiles_of(args, lines).items():
         text += f"\n\nby {name}; watching_%: how much slower a watched call is\n\n"
         text += table.render(parts, style)
-    return text, well
+    return text, all_ok
 
 
-def _split_of(args: argparse.Namespace, lines: Sequence[Any]) -> dict[str, Any]:
+def _profiles_of(args: argparse.Namespace, lines: Sequence[Any]) -> dict[str, Any]:
     from analysis.results import reporting
 
-    return {args.by: reporting.splits(lines, args.by)} if args.by else {}
+    return {args.by: reporting.profiles(lines, args.by)} if args.by else {}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -165,12 +169,12 @@ def main(argv: list[str] | None = None) -> int:
         raise SpecError("--by: a compiled model has no parts of its own; use --compile off")
 
     def plan() -> Plan:
-        return options.plan_of(args, groups_of(args), split=bool(args.by), plugins=args.plugin)
+        return options.plan_of(args, groups_of(args), profile=bool(args.by), plugins=args.plugin)
 
     rows, bad = options.rows_of(args, plan)
-    text, well = answer(args, rows)
+    text, all_ok = answer(args, rows)
     cli.emit(text, args.out)
-    return cli.AGREED if well and not bad else cli.DIFFER
+    return cli.AGREED if all_ok and not bad else cli.DIFFER
 
 
 if __name__ == "__main__":

@@ -72,10 +72,10 @@ def inline(monkeypatch):
     def work(job):
         said = []
         measure.Job(job, said.append).run()
-        return *session.answers(job, said), ""
+        return *session.collect_rows(job, said), ""
 
-    monkeypatch.setattr(session, "work", work)
-    monkeypatch.setattr("analysis.timing.clock.PATIENCE", 0.0)
+    monkeypatch.setattr(session, "run_worker", work)
+    monkeypatch.setattr("analysis.timing.clock.SETTLE_SECONDS", 0.0)
     monkeypatch.setattr("benchmarks.options.SIDES", {"cpu": (32, 64)})
 
 

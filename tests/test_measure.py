@@ -24,10 +24,10 @@ import backbones
 from analysis.models import counterparts
 from analysis.models.influence import randomise
 from analysis.results import environment, session, statistics, summary
-from analysis.results.measurement import Entry, from_dict
+from analysis.results.measurement import Measurement, from_dict
 from analysis.results.summary import lines
 from analysis.timing import build_model, memory, pieces, steps
-from analysis.timing.clock import KNOWN, Clock, Runner, measure
+from analysis.timing.clock import KNOWN_INPUTS, Clock, Runner, measure
 from attention.execution import backends
 from backbones.weights.reference_models import difference
 from transom.errors import SpecError
@@ -126,9 +126,9 @@ def test_no_input_is_timed_twice():
     made = runner(device, lambda call: 0.1)
     counted = Runner("one", lambda seed: seeds.append(seed) or seed, made.call, made.read)
     (own,) = measure([counted], samples=8, clock=device.clock())
-    known = [seed for seed in seeds if seed < KNOWN]
+    known = [seed for seed in seeds if seed < KNOWN_INPUTS]
     assert sorted(known) == [0, 0, 1, 1] and len(own.seen) == 2  # before, and in rounds 0 and 4
-    rest = [seed for seed in seeds if seed >= KNOWN]
+    rest = [seed for seed in seeds if seed >= KNOWN_INPUTS]
     assert len(set(rest)) == len(rest) == own.warm + 6
 
 
@@ -138,7 +138,7 @@ def test_no_input_is_timed_twice():
 def orders(seed: int) -> list[tuple[int, ...]]:
     device, told = Device(), list[int]()
     some = [runner(device, name=str(i)) for i in range(4)]
-    measure(some, samples=10, clock=device.clock(), seed=seed, said=told.append)
+    measure(some, samples=10, clock=device.clock(), seed=seed, on_start=told.append)
     assert told[:4] == [0, 1, 2, 3]  # the warm-up
     return [tuple(told[i : i + 4]) for i in range(4, len(told), 4)]
 
@@ -230,10 +230,10 @@ def judged(backend) -> tuple[str, float]:
 
 def test_a_difference_is_relative_and_no_number_is_infinitely_wrong():
     wanted = torch.tensor([4.0, -8.0])
-    assert steps.relative(torch.tensor([4.0, -7.0]), wanted) == 1 / 8
-    assert steps.relative(torch.tensor([0.25]), torch.tensor([0.0])) == 0.25  # in units of 1
+    assert steps.relative_error(torch.tensor([4.0, -7.0]), wanted) == 1 / 8
+    assert steps.relative_error(torch.tensor([0.25]), torch.tensor([0.0])) == 0.25  # in units of 1
     for bad in (torch.tensor([4.0, torch.nan]), torch.tensor([4.0, torch.inf]), wanted[:1]):
-        assert steps.relative(bad, wanted) == float("inf")
+        assert steps.relative_error(bad, wanted) == float("inf")
 
 
 def test_an_honest_backend_is_believed():
@@ -272,26 +272,26 @@ def test_a_lazy_answer_is_computed_inside_the_clock():
 def test_the_batch_is_halved_where_memory_ends(error):
     tried = []
 
-    def attempt(entry: Entry) -> str:
+    def attempt(entry: Measurement) -> str:
         tried.append(entry.batch)
         if entry.batch > 3:
             raise error
         return "fits"
 
-    entry = Entry(kind="backbone", what="swin_t", batch=24)
+    entry = Measurement(kind="backbone", what="swin_t", batch=24)
     assert build_model.fitting(entry, attempt) == ("fits", 3) and tried == [24, 12, 6, 3]
     with pytest.raises(type(error)):
-        build_model.fitting(Entry(kind="backbone", what="swin_t", batch=2),
+        build_model.fitting(Measurement(kind="backbone", what="swin_t", batch=2),
                          lambda e: (_ for _ in ()).throw(error))  # fmt: skip
 
 
 def test_other_errors_do_not_change_the_batch():
-    def attempt(entry: Entry) -> None:
+    def attempt(entry: Measurement) -> None:
         assert entry.batch == 24
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        build_model.fitting(Entry(kind="backbone", what="swin_t", batch=24), attempt)
+        build_model.fitting(Measurement(kind="backbone", what="swin_t", batch=24), attempt)
 
 
 def test_peak_memory_is_what_was_held_together():
@@ -309,11 +309,11 @@ def test_peak_memory_is_what_was_held_together():
         kept = [torch.ones(side // 4) for _ in range(3)]
         assert len(kept) == 3
 
-    once, _ = memory.grown(lambda: torch.ones(side // 4))
+    once, _ = memory.growth_of(lambda: torch.ones(side // 4))
     assert once == pytest.approx(side, rel=0.1)
-    assert memory.grown(together)[0] == pytest.approx(3 * side, rel=0.1)
-    assert memory.grown(one_by_one)[0] < 2.2 * side
-    assert memory.grown(lambda: None)[0] < side / 20
+    assert memory.growth_of(together)[0] == pytest.approx(3 * side, rel=0.1)
+    assert memory.growth_of(one_by_one)[0] < 2.2 * side
+    assert memory.growth_of(lambda: None)[0] < side / 20
 
 
 def test_kilobytes_of_the_system_are_1024(monkeypatch):
@@ -331,7 +331,7 @@ def test_memory_is_of_a_later_step(monkeypatch):
         return real(self, x)
 
     monkeypatch.setattr(steps.Step, "call", call)
-    entry = Entry(kind="mixer", what="window", batch=5, size=(8, 8), dim=8, heads=1)
+    entry = Measurement(kind="mixer", what="window", batch=5, size=(8, 8), dim=8, heads=1)
     assert memory.peak(entry)["growth_bytes"] >= 0 and seen == [5, 5, 5]
 
 
@@ -349,7 +349,7 @@ def test_the_environment_says_enough_and_names_nobody(monkeypatch):
     if len(getpass.getuser()) > 4:
         told.append(getpass.getuser())
     assert not [word for word in told if len(word) > 3 and word in text]
-    assert not set(environment.PASSING) & set(environment.lasting(found))
+    assert not set(environment.TRANSIENT) & set(environment.lasting(found))
 
 
 # -- the same weights --------------------------------------------------------------------------
@@ -445,7 +445,9 @@ class Early(nn.Module):
 
 
 def plan(names, **more) -> session.Plan:
-    group = [Entry(kind="named", what=f"odd_backends:{n}", size=(32, 32), batch=4) for n in names]
+    group = [
+        Measurement(kind="named", what=f"odd_backends:{n}", size=(32, 32), batch=4) for n in names
+    ]
     return session.Plan(
         groups=[group], processes=1, samples=6, warm_seconds=0.1, **{"memory": 0, **more}
     )
@@ -457,12 +459,13 @@ def test_odd_backends_in_a_process_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ["Good", "Raises", "Dies", "Small", "Caches", "Early"]
     rows = session.run(plan(names), environment.header())
-    found = {line.entry.what.partition(":")[2]: line for line in lines(rows)}
+    found = {line.measurement.what.partition(":")[2]: line for line in lines(rows)}
     assert list(found) == names
     assert found["Good"].usable and len(found["Good"].times[0]) == 6
     assert found["Raises"].status == "failed" and "not today nor" in found["Raises"].reason
     assert found["Dies"].status == "failed" and "code 3" in found["Dies"].reason
-    assert found["Small"].usable and (found["Small"].batch, found["Small"].entry.batch) == (2, 4)
+    assert found["Small"].usable
+    assert (found["Small"].batch, found["Small"].measurement.batch) == (2, 4)
     assert found["Caches"].status == "invalid" and "new input" in found["Caches"].reason
     assert found["Early"].status == "invalid" and "without a clock" in found["Early"].reason
     assert found["Raises"].summary is found["Dies"].summary is None
@@ -471,8 +474,8 @@ def test_odd_backends_in_a_process_of_their_own(tmp_path, monkeypatch):
 
 def test_a_row_says_what_it_is_of(inline):
     """The config, what was used, and the environment, in every row of a worker."""
-    group = [Entry(kind="mixer", what="window", dim=8, heads=2, size=(8, 8), index=1),
-             Entry(kind="matmul", what="16x16x16")]  # fmt: skip
+    group = [Measurement(kind="mixer", what="window", dim=8, heads=2, size=(8, 8), index=1),
+             Measurement(kind="matmul", what="16x16x16")]  # fmt: skip
     rows = session.run(
         session.Plan(groups=[group], processes=1, samples=2, warm_seconds=0.1),
         environment.header(),
@@ -504,8 +507,8 @@ print(min(faults() for _ in range(3)))
 ])  # fmt: skip
 def test_a_clock_does_not_wait_for_pages(task, malloc, waits):
     """Freed and asked for again, 48 MiB are pages of the kernel's only where they went back."""
-    entry = Entry(kind="matmul", what="16x16x16", malloc=malloc).to_dict()
-    place = session.surroundings({"task": task, "entries": [entry]})
+    entry = Measurement(kind="matmul", what="16x16x16", malloc=malloc).to_dict()
+    place = session.worker_environment({"task": task, "measurements": [entry]})
     done = subprocess.run([sys.executable, "-c", FAULTS], env=place, capture_output=True, text=True)
     assert (int(done.stdout) > 10_000) == waits, done
 
@@ -522,7 +525,7 @@ def test_what_is_called_compiled(states, monkeypatch):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    entry = Entry(kind="mixer", what="window", size=(8, 8), dim=8, heads=1, compile=True)
+    entry = Measurement(kind="mixer", what="window", size=(8, 8), dim=8, heads=1, compile=True)
     for state in states.split():
         model = Breaks() if state == "partial" else attention.create("window", dim=8, heads=1)
         monkeypatch.setattr(build_model, "model_of", lambda entry, model=model: (model, None))
@@ -533,7 +536,7 @@ def test_what_is_called_compiled(states, monkeypatch):
 @pytest.mark.parametrize("name", ["auto", "reference", "cpu", "kernel"])
 def test_the_backend_runs_that_is_asked_for(name):
     seen, model = [], tiny.create("swin")
-    entry = Entry(kind="backbone", what="swin_t", backend=name, size=(64, 64))
+    entry = Measurement(kind="backbone", what="swin_t", backend=name, size=(64, 64))
     step = steps.Step(entry, model, (1, 3, 64, 64))
     model.stem.register_forward_pre_hook(lambda *_: seen.append(backends.asked()))
     if name == "kernel":
@@ -547,19 +550,21 @@ def test_the_backend_runs_that_is_asked_for(name):
 
 def test_rows_of_before_are_read():
     """Their paths are the backends of today; a folded model is only read, never measured."""
-    old = Entry(kind="backbone", what="swin_t").to_dict()
+    old = Measurement(kind="backbone", what="swin_t").to_dict()
     del old["backend"], old["without"]
     for path, name in (("fast", "auto"), ("plain", "reference"), ("folded", "folded")):
         assert from_dict(old | {"path": path}).backend == name
     with pytest.raises(SpecError, match="folded"):
-        steps.Step(Entry(kind="backbone", what="swin_t", backend="folded"), tiny.create("swin"),
-                     (1, 3, 64, 64))  # fmt: skip
+        steps.Step(
+            Measurement(kind="backbone", what="swin_t", backend="folded"), tiny.create("swin"),
+            (1, 3, 64, 64),
+        )  # fmt: skip
 
 
 def test_a_backend_that_is_wrong_is_exposed(inline, monkeypatch):
     """Its answers agree with each other, but not with the reference's, which are right."""
     group = [
-        Entry(kind="mixer", what="window", dim=8, heads=2, size=(8, 8), batch=2, backend=name)
+        Measurement(kind="mixer", what="window", dim=8, heads=2, size=(8, 8), batch=2, backend=name)
         for name in ("cpu", "reference")
     ]
     one = session.Plan(groups=[group], processes=1, samples=2, warm_seconds=0.1, memory=0)
@@ -586,11 +591,11 @@ def test_a_piece_that_is_switched_off_is_gone_and_comes_back(piece):
             found = net(x)
     assert tiny.error(found, want) <= 1e-5 * float(want.abs().amax())
     assert [getattr(place, name) for place, name, _ in places] == before
-    assert set(pieces.IN) == set(pieces.PIECES)
+    assert set(pieces.USED_IN) == set(pieces.PIECES)
 
 
 def test_measured_rows_say_which_backend_ran(inline):
-    entry = Entry(kind="backbone", what="swin_t/2.depth=1/3.depth=1/4.depth=1", size=(32, 32))
+    entry = Measurement(kind="backbone", what="swin_t/2.depth=1/3.depth=1/4.depth=1", size=(32, 32))
     one = session.Plan(groups=[[entry]], processes=1, samples=2, warm_seconds=0.1, memory=0)
     (row,) = session.run(one, environment.header())
     assert set(row["backends"]) == {f"stages.{i}" for i in range(4)}

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from analysis.results import latency, reporting, summary
-from analysis.results.measurement import Entry
+from analysis.results.measurement import Measurement
 from analysis.results.summary import best, compare, lines
 from transom.errors import SpecError
 
@@ -19,8 +19,8 @@ PLACE = {
 
 
 def rows_of(
-    entry: Entry, *, median: float = 1.0, processes: int = 10, status: str = "ok", group: str = "g",
-    place: dict | None = None, **more,
+    entry: Measurement, *, median: float = 1.0, processes: int = 10, status: str = "ok",
+    group: str = "g", place: dict | None = None, **more,
 ) -> list[dict]:  # fmt: skip
     """The rows that a run would have stored."""
     found = []
@@ -37,7 +37,7 @@ def rows_of(
     return found
 
 
-def failed(entry: Entry, reason: str = "no memory", processes: int = 10) -> list[dict]:
+def failed(entry: Measurement, reason: str = "no memory", processes: int = 10) -> list[dict]:
     keep = ("key", "group", "process", "kind", "config", "environment")
     return [
         {key: row[key] for key in keep} | {"status": "failed", "reason": reason}
@@ -45,12 +45,12 @@ def failed(entry: Entry, reason: str = "no memory", processes: int = 10) -> list
     ]
 
 
-def ours(**fields) -> Entry:
-    return Entry(**{"kind": "backbone", "what": "swin_t", **fields})
+def ours(**fields) -> Measurement:
+    return Measurement(**{"kind": "backbone", "what": "swin_t", **fields})
 
 
-def peer(library: str = "timm", **fields) -> Entry:
-    return Entry(**{"kind": "peer", "what": "swin_t", "library": library, **fields})
+def peer(library: str = "timm", **fields) -> Measurement:
+    return Measurement(**{"kind": "peer", "what": "swin_t", "library": library, **fields})
 
 
 # -- pairs -----------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_failures_stay_and_never_win():
     found = lines(rows)
     assert [x.status for x in found] == ["ok", "failed", "invalid", "ok"]
     winner = best(found[1:])
-    assert winner is not None and winner.entry.library == "timm"
+    assert winner is not None and winner.measurement.library == "timm"
     assert best(found[1:3]) is None
     table = reporting.full(found)
     assert len(table) == 4 and table[1]["ms"] is None and "failed: no memory" in table[1]["note"]
@@ -178,12 +178,12 @@ def test_the_best_is_by_image():
     whole = rows_of(peer("timm", batch=8), median=1.0)
     halved = rows_of(peer("torchvision", batch=8), median=0.6, batch_used=4)
     found = lines([*whole, *halved])
-    assert best(found).entry.library == "timm" == best(found[::-1]).entry.library
+    assert best(found).measurement.library == "timm" == best(found[::-1]).measurement.library
 
 
 def test_measured_columns_are_in_their_units():
     """Milliseconds, images a second, MiB: of a batch of 4 that takes a second."""
-    entry = Entry(kind="named", what="swin_t", batch=4)
+    entry = Measurement(kind="named", what="swin_t", batch=4)
     memory = [{**rows_of(entry, processes=1)[0], "key": "m", "kind": "memory",
                "peak_bytes": 3 * 2**20, "growth_bytes": 2**20}]  # fmt: skip
     (line,) = lines([*rows_of(entry), *memory])
@@ -212,7 +212,7 @@ def test_no_table_has_a_lone_number():
 
 
 def test_the_share_is_of_the_best_product_of_the_same_process():
-    slow, quick = (Entry(kind="matmul", what=what) for what in ("8x8x8", "9x9x9"))
+    slow, quick = (Measurement(kind="matmul", what=what) for what in ("8x8x8", "9x9x9"))
     rows = rows_of(ours(batch=2), median=1.0)
     rows += rows_of(slow, median=1.0, macs=10**9) + rows_of(quick, median=1.0, macs=4 * 10**9)
     (line,) = lines(rows)
@@ -227,8 +227,8 @@ def test_types_of_one_run_stand_beside_each_other():
     half = {"dtype": "bfloat16"}
     rows = rows_of(ours(), median=3.0) + rows_of(ours(**half), median=2.0)
     rows += rows_of(ours(backend="cpu", **half), median=2.0) + rows_of(peer(**half), median=1.0)
-    rows += rows_of(Entry(kind="matmul", what="8x8x8"), median=1.0)
-    rows += rows_of(Entry(kind="matmul", what="8x8x8", **half), median=0.5)
+    rows += rows_of(Measurement(kind="matmul", what="8x8x8"), median=1.0)
+    rows += rows_of(Measurement(kind="matmul", what="8x8x8", **half), median=0.5)
     rows += rows_of(ours(**half), median=1.5, group="h")
     found = lines(rows)
     assert [line.share and round(line.share, 2) for line in found] == [
@@ -257,7 +257,7 @@ def test_one_key_counts_once_and_machines_stay_apart():
         lines(rows)[0].summary, 0,
     )  # fmt: skip
     both = lines(rows + rows_of(ours(), place={"processor": "Q"}))
-    assert len(both) == 2 and reporting.places(both).count("\n") == 1
+    assert len(both) == 2 and reporting.machines(both).count("\n") == 1
     late = lines(rows + rows_of(ours(), place={"mhz_now": 1.0}))
     assert len(late) == 1
 
@@ -268,7 +268,7 @@ def test_an_entry_is_checked():
             ours(**fields)
     with pytest.raises(SpecError, match="no field 'bach'"):
         summary.from_dict({"kind": "backbone", "what": "x", "bach": 1})
-    names = [e.label for e in (ours(), peer(), Entry(kind="mixer", what="pale"))]
+    names = [e.label for e in (ours(), peer(), Measurement(kind="mixer", what="pale"))]
     assert names == ["transom", "timm", "pale"]
 
 

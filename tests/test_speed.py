@@ -17,7 +17,7 @@ from test_results import rows_of
 import attention
 from analysis import compare
 from analysis.results import session
-from analysis.results.measurement import Entry
+from analysis.results.measurement import Measurement
 from analysis.results.store import Store
 from backbones.files.storage import WeightsError
 from benchmarks import mixers, shift, speed
@@ -48,7 +48,7 @@ def shown(capsys, main, *argv) -> tuple[int, dict]:
 def stored(path: Path, by: str, seconds: float, **more) -> None:
     """Rows of ten processes, as a run would have made them."""
     kind = {"kind": "backbone"} if by == "transom" else {"kind": "peer", "library": by}
-    Store(path).append(rows_of(Entry(what="swin_t", **kind), median=seconds, **more))
+    Store(path).append(rows_of(Measurement(what="swin_t", **kind), median=seconds, **more))
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_the_backends_of_ours():
 
 
 def test_other_settings_and_other_code_are_measured_anew():
-    group = [Entry(kind="backbone", what="swin_t")]
+    group = [Measurement(kind="backbone", what="swin_t")]
     place = {"code": "c", "commit": "a", "load": 1.0}
 
     def keys(place=place, **more) -> set[str]:
@@ -136,10 +136,10 @@ def test_other_settings_and_other_code_are_measured_anew():
 
 def test_resuming_takes_the_rows_that_are_asked_for(tmp_path, monkeypatch):
     """Of a store with rows of two settings: those of the plan, once each, and the missing ones."""
-    entry = Entry(kind="backbone", what="swin_t")
+    entry = Measurement(kind="backbone", what="swin_t")
     place, into = {"code": "c"}, Store(tmp_path / "s.jsonl")
     monkeypatch.setattr(
-        session, "work", lambda job: ([{"status": "ok", "by": job["seed"]}], 0, "")
+        session, "run_worker", lambda job: ([{"status": "ok", "by": job["seed"]}], 0, "")
     )
 
     def run(samples, processes):

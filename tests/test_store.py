@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.results import store
-from analysis.results.measurement import Entry, from_dict, key_of
+from analysis.results.measurement import Measurement, from_dict, key_of
 from analysis.results.store import Store
 from transom import table
 from transom.errors import SpecError
@@ -83,7 +83,7 @@ def test_a_line_is_strict_json_and_new_keys_shift_no_column(tmp_path):
 
 
 def test_equal_content_has_one_key_in_any_process():
-    config = Entry(kind="backbone", what="swin_t", size=(224, 112)).to_dict()
+    config = Measurement(kind="backbone", what="swin_t", size=(224, 112)).to_dict()
     turned = dict(reversed(config.items()))
     assert key_of(config) == key_of(turned) == key_of(from_dict(turned).to_dict())
     assert key_of(config) != key_of({**config, "batch": 2})

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.results import statistics
-from analysis.results.statistics import Summary, interval, judge, mann_whitney, summarise
+from analysis.results.statistics import Summary, compare_medians, interval, mann_whitney, summarise
 
 PAIRS = 200
 
@@ -56,7 +56,7 @@ def test_p_of_ten_against_ten():
 # -- the rule --------------------------------------------------------------------------------
 
 
-def different(factor: float, rule=judge, pairs: int = PAIRS) -> int:
+def different(factor: float, rule=compare_medians, pairs: int = PAIRS) -> int:
     chance = random.Random(7)
     words = [rule(side(chance, factor), side(chance)).word for _ in range(pairs)]
     return words.count("slower") + (words.count("faster") if factor == 1 else 0)
@@ -75,7 +75,7 @@ def test_samples_taken_for_processes_would_be_wrong():
     """Negative control: without medians per process, a drift of 3% is a difference."""
 
     def careless(a, b):
-        return judge([[s] for p in a for s in p], [[s] for p in b for s in p])
+        return compare_medians([[s] for p in a for s in p], [[s] for p in b for s in p])
 
     assert different(1.0, careless) > 0.05 * PAIRS
 
@@ -90,7 +90,7 @@ def test_samples_taken_for_processes_would_be_wrong():
 def test_what_is_said_and_why(factor, processes, word, why):
     """Nine processes, and 2% however sure, are not enough; "the same" is never said."""
     spread = [[1 + 1e-6 * i] for i in range(processes)]
-    found = judge([[factor * s] for (s,) in spread], spread[::-1])
+    found = compare_medians([[factor * s] for (s,) in spread], spread[::-1])
     assert found.word == word and found.why.startswith(why)
     assert found.ratio == pytest.approx(1 / factor, rel=1e-4)
 

@@ -1,1 +1,1 @@
-"""Measurements: what is measured, where, how rows are stored, summed up and compared."""
+"""Measurements: configuration, environment, sessions, storage, summaries, comparisons."""

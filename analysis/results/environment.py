@@ -1,6 +1,6 @@
-"""Where a measurement was made: what is needed to judge it, and nothing that names the machine.
+"""The environment of a measurement: hardware, settings and versions, without the machine's name.
 
-No host name, no path, no environment variable.
+No host name, path or environment variable is stored.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 
 from transom import packages
 
-MEASURED = ("attention", "backbones")  # whose code a measurement is of
+MEASURED = ("attention", "backbones")  # packages whose code is measured
 LIBRARIES = ("torch", "timm", "torchvision", "transformers")
-# what may change from minute to minute, and so is no part of what a measurement is of
-PASSING = ("mhz_now", "load", "commit", "commit_dirty")
+# fields that may change between two measurements of one thing
+TRANSIENT = ("mhz_now", "load", "commit", "commit_dirty")
 
 
 def header(device: str = "cpu", threads: int = 0) -> dict[str, Any]:
     """The environment of this process.
 
-    threads: as the process is set to use them; 0 reads torch's own number.  Clocks in MHz, memory
-    in GiB; None for what cannot be read.
+    threads: number that the process is set to; 0 reads it from torch.  Clocks are in MHz, memory in
+    GiB; None stands for a value that cannot be read.
     """
     import torch
 
@@ -51,12 +51,12 @@ def header(device: str = "cpu", threads: int = 0) -> dict[str, Any]:
 
 
 def lasting(environment: dict[str, Any]) -> dict[str, Any]:
-    """What two measurements must share to be of the same thing."""
-    return {name: value for name, value in environment.items() if name not in PASSING}
+    """The fields that two measurements must share to be comparable."""
+    return {name: value for name, value in environment.items() if name not in TRANSIENT}
 
 
 def version(distribution: str) -> str | None:
-    """The installed version, without importing it."""
+    """The installed version of a distribution, without an import; None if it is missing."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -101,7 +101,7 @@ def _memory() -> float | None:
 
 
 def _commit() -> dict[str, Any]:
-    """The commit of the code that is measured, and whether files differ from it."""
+    """The commit of the measured code, and whether code files differ from it."""
 
     def git(*words: str) -> str | None:
         try:
@@ -114,7 +114,7 @@ def _commit() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     top = git("rev-parse", "--show-toplevel")
-    if top is None or Path(top) != packages.HOME:  # installed inside somebody else's repository
+    if top is None or Path(top) != packages.HOME:  # installed inside another repository
         return {"commit": None, "commit_dirty": None}
     changes = git("status", "--porcelain", "--", *packages.NAMES)
     dirty = None if changes is None else any(

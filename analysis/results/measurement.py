@@ -1,6 +1,6 @@
-"""What is measured: one entry per thing timed, as plain data that a worker process is sent.
+"""Configuration of one measurement, as plain data that is sent to a worker process.
 
-Plain Python; nothing here needs torch.
+Plain Python without torch.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from transom.errors import SpecError, nearest
 KINDS = ("backbone", "peer", "named", "mixer", "matmul")
 MODES = ("infer", "train")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-BACKENDS = ("auto", "reference", "cpu", "kernel", "folded")  # folded: only in rows of before
-_PATHS = {"fast": "auto", "plain": "reference", "folded": "folded"}  # of rows of before
+BACKENDS = ("auto", "reference", "cpu", "kernel", "folded")  # folded: only in old rows
+_PATHS = {"fast": "auto", "plain": "reference", "folded": "folded"}  # names in old rows
 LAYOUTS = ("contiguous", "channels_last")
 DEVICES = ("cpu", "cuda")
 MALLOCS = ("keep", "default")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One thing that is timed.
+class Measurement:
+    """Configuration of one measurement: immutable, hashable, validated on construction.
 
-    kind: backbone (ours, from `what` in our notation), peer (`library` has the counterpart of the
-    backbone `what`, on its weights), named (`what` as analysis.models.lookup finds it), mixer
-    (`what` alone, with dim, heads and index) or matmul (`what` = "MxKxN").
-    size: (h, w) of the image in pixels, of the map in tokens for a mixer.
-    name: what a table calls it.  compile: torch.compile.  threads: 0 for torch's own choice.
+    kind: backbone (ours, `what` in our notation), peer (the counterpart of the backbone `what` in
+    `library`, with its weights), named (`what` as analysis.models.lookup finds it), mixer (`what`
+    alone, with dim, heads and index) or matmul (`what` = "MxKxN").
+    size: (h, w) of the image in pixels, or of a mixer's map in tokens.
+    name: label of the table's row.  compile: torch.compile.  threads: 0 for torch's default.
     backend: of ours, as `attention.backend` takes it.
     without: the piece of the engine that is switched off (analysis.timing.pieces), "" for none.
-    malloc: what the C library does with freed memory while the clock runs.  keep: nothing, so
-    that no call waits for the kernel to clear pages; default: as it likes.
+    malloc: keep, so that freed memory stays with the process and no call waits for the kernel to
+    clear pages, or default, the C library's behaviour.
     """
 
     kind: str
@@ -69,12 +69,12 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """The short name of a table's row: who made it."""
+        """The short name of a table's row: library, backend and missing piece."""
         if self.name or self.kind == "peer":
             return self.name or self.library
-        own = "transom" if self.kind == "backbone" else self.what
-        own = own if self.backend == "auto" else f"{own} {self.backend}"
-        return f"{own} without {self.without}" if self.without else own
+        text = "transom" if self.kind == "backbone" else self.what
+        text = text if self.backend == "auto" else f"{text} {self.backend}"
+        return f"{text} without {self.without}" if self.without else text
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "size": list(self.size)}
@@ -86,16 +86,16 @@ _ALLOWED = {
 }  # fmt: skip
 
 
-def from_dict(config: Mapping[str, Any]) -> Entry:
-    """The entry of a row's config.  Raises SpecError for a field that is not known."""
+def from_dict(config: Mapping[str, Any]) -> Measurement:
+    """The measurement of a row's config.  Raises SpecError for an unknown field."""
     config = dict(config)
     if "path" in config:
         config["backend"] = _PATHS.get(path := config.pop("path"), path)
-    names = [field.name for field in dataclasses.fields(Entry)]
+    names = [field.name for field in dataclasses.fields(Measurement)]
     for key in config:
         if key not in names:
-            raise SpecError(f"an entry has no field {key!r}{nearest(key, names)}")
-    return Entry(**config)
+            raise SpecError(f"a measurement has no field {key!r}{nearest(key, names)}")
+    return Measurement(**config)
 
 
 def canonical(content: Any) -> str:
@@ -104,5 +104,5 @@ def canonical(content: Any) -> str:
 
 
 def key_of(content: Any) -> str:
-    """A digest that equal content shares, whatever the order of its keys, in any process."""
+    """A digest of a JSON value that does not depend on the order of keys or on the process."""
     return hashlib.sha256(canonical(content).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Tables and figures of measured lines: never a median without its spread and count."""
+"""Tables and figures of measured lines; every median has its spread and count beside it."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ NOTE = (
 
 
 def base(line: Line) -> Row:
-    """What every table of times says of a line, by its entry."""
-    entry = line.entry
-    used = f"{entry.batch} -> {line.batch}" if line.batch != entry.batch else entry.batch
+    """The columns of a line that all tables of times share."""
+    measurement = line.measurement
+    batch = measurement.batch
+    used = f"{batch} -> {line.batch}" if line.batch != batch else batch
     row: Row = {
-        "px": write(entry.size), "mode": entry.mode, "dtype": entry.dtype,
-        "compile": line.compiled if line.usable else "on" if entry.compile else "off",
-        "malloc": entry.malloc, "batch": used,
+        "px": write(measurement.size), "mode": measurement.mode, "dtype": measurement.dtype,
+        "compile": line.compiled if line.usable else "on" if measurement.compile else "off",
+        "malloc": measurement.malloc, "batch": used,
     }  # fmt: skip
     return row | numbers(line)
 
 
 def numbers(line: Line) -> Row:
-    """A line's times in milliseconds, with their spread; throughput in images per second."""
+    """Times of a line in milliseconds with their spread; throughput in images per second."""
     notes = [line.note] if line.note else []
     s = line.summary
     if not line.usable:
@@ -72,8 +73,8 @@ def _ci(s: Summary) -> str:
 
 
 def family(line: Line) -> tuple[Any, ...]:
-    """What lines share that stand beside each other in a table."""
-    e = line.entry
+    """The settings that comparable lines of a table share."""
+    e = line.measurement
     return (line.group, e.what, e.size, e.mode, e.dtype, e.batch, e.device, e.threads)
 
 
@@ -81,35 +82,36 @@ def full(lines: Sequence[Line], *, force: bool = False) -> list[Row]:
     """A row per line, with its ratio to ours in the same compile state."""
     rows = []
     for line in lines:
-        mates = [x for x in lines if family(x) == family(line)]
-        row: Row = {"model": line.entry.what, "by": line.entry.label} | base(line)
+        family_lines = [x for x in lines if family(x) == family(line)]
+        row: Row = {"model": line.measurement.what, "by": line.measurement.label} | base(line)
         note = row.pop("note")
         row |= {"speedup": None, "in a process": None, "verdict": None}
         row |= {"logits": _logits(line), "note": note}
-        ours = _ours(mates, line.entry.compile)
+        ours = _ours(family_lines, line.measurement.compile)
         if ours is not None and line is not ours:
             found = summary.compare(ours, line, force=force)
-            row |= judged(found)
+            row |= comparison_columns(found)
         rows.append(row)
     return rows
 
 
-def judged(found: summary.Comparison) -> Row:
-    """What is said of two: never a ratio without how it spreads."""
+def comparison_columns(found: summary.Comparison) -> Row:
+    """Columns of a comparison: the ratio, its spread inside processes, and the result."""
     within = found.within and "{:.3f} ({:.3f} - {:.3f})".format(*found.within)
     return {"speedup": found.ratio, "in a process": within, "verdict": found.text}
 
 
 def _is_ours(line: Line) -> bool:
-    return line.entry.kind == "backbone" and line.entry.backend != "reference"
+    return line.measurement.kind == "backbone" and line.measurement.backend != "reference"
 
 
-def _ours(mates: Sequence[Line], compiled: bool) -> Line | None:
-    return next((x for x in mates if _is_ours(x) and x.entry.compile == compiled), None)
+def _ours(family_lines: Sequence[Line], compiled: bool) -> Line | None:
+    ours = filter(_is_ours, family_lines)
+    return next((x for x in ours if x.measurement.compile == compiled), None)
 
 
 def _logits(line: Line) -> str | None:
-    """Whether a peer computes the same from the same weights."""
+    """Whether the logits of a peer equal ours with equal weights; None if not compared."""
     if line.logits_error is None:
         return None
     same = line.logits_error <= summary.SAME
@@ -117,33 +119,35 @@ def _logits(line: Line) -> str | None:
 
 
 def short(lines: Sequence[Line], *, force: bool = False) -> list[Row]:
-    """A row per line of ours: against the best peer of its compile state, and the memory of it.
+    """A row per line of ours: time and memory against the best peer of its compile state.
 
-    force: also against the best of the other state, which is marked.  What failed is never best.
+    force: also against the best peer of the other state, marked.  Failed peers are left out.
     """
     rows = []
     for ours in filter(_is_ours, lines):
-        mates = [x for x in lines if family(x) == family(ours) and x.entry.kind == "peer"]
-        own = base(ours)
+        peers_of_all_states = [
+            x for x in lines if family(x) == family(ours) and x.measurement.kind == "peer"
+        ]
+        ours_row = base(ours)
         for state in (False, True):
-            peers = [x for x in mates if x.entry.compile == state]
-            same = state == ours.entry.compile
-            if not same and not (peers and force):
+            peers = [x for x in peers_of_all_states if x.measurement.compile == state]
+            same_state = state == ours.measurement.compile
+            if not same_state and not (peers and force):
                 continue
-            name, backend = ours.entry.what, ours.entry.backend
+            name, backend = ours.measurement.what, ours.measurement.backend
             name = name if backend == "auto" else f"{name} {backend}"
-            row: Row = {"model": name, **{name: own[name] for name in SHORT}}
+            row: Row = {"model": name, **{name: ours_row[name] for name in SHORT}}
             row |= {"best peer": None, "its ms": None, "its ci": None, "speedup": None}
             row |= {"in a process": None, "verdict": None, "memory": None}
-            row |= {"to float32": _to_float32(ours, lines), "note": own["note"]}
+            row |= {"to float32": _to_float32(ours, lines), "note": ours_row["note"]}
             allowed = [x for x in peers if force or (x.logits_error or 0.0) <= summary.SAME]
             peer = summary.best(allowed)
             if peer is not None and peer.summary is not None:
                 found = summary.compare(ours, peer, force=force)
                 row |= {
-                    "best peer": peer.entry.label + (" compiled" if state else ""),
+                    "best peer": peer.measurement.label + (" compiled" if state else ""),
                     "its ms": 1e3 * peer.summary.median, "its ci": _ci(peer.summary),
-                    "memory": _ratio(ours.peak_bytes, peer.peak_bytes), **judged(found),
+                    "memory": _ratio(ours.peak_bytes, peer.peak_bytes), **comparison_columns(found),
                 }  # fmt: skip
             elif peers:
                 row["verdict"] = "no peer could be compared"
@@ -152,29 +156,30 @@ def short(lines: Sequence[Line], *, force: bool = False) -> list[Row]:
 
 
 def _to_float32(ours: Line, lines: Sequence[Line]) -> str | None:
-    """How many times as fast as itself in float32, in the same processes."""
-    entry = replace(ours.entry, dtype="float32")
-    wide = next((x for x in lines if (x.group, x.entry) == (ours.group, entry)), None)
+    """The time of ours in float32 over its time in this dtype, inside processes."""
+    measurement = replace(ours.measurement, dtype="float32")
+    wide = next((x for x in lines if (x.group, x.measurement) == (ours.group, measurement)), None)
     if wide is None or wide is ours:
         return None
-    return judged(summary.compare(ours, wide, force=True))["in a process"]
+    return comparison_columns(summary.compare(ours, wide, force=True))["in a process"]
 
 
 def _ratio(a: float | None, b: float | None) -> float | None:
     return a / b if a is not None and b else None
 
 
-def splits(lines: Sequence[Line], by: str) -> list[Row]:
-    """The cost of each line by stage or by kind of operator."""
+def profiles(lines: Sequence[Line], by: str) -> list[Row]:
+    """Rows of each line's profile, by stage or by kind of operator."""
     return [
-        {"model": line.entry.what, "by": line.entry.label, "mode": line.entry.mode,
+        {"model": line.measurement.what, "by": line.measurement.label,
+         "mode": line.measurement.mode,
          "batch": line.batch, **{k: v for k, v in part.items() if k != "of"}}
-        for line in lines for part in line.split if part["of"] == by
+        for line in lines for part in line.profile if part["of"] == by
     ]  # fmt: skip
 
 
-def places(lines: Sequence[Line]) -> str:
-    """The machines and versions of the lines, one a line; more than one is worth a look."""
+def machines(lines: Sequence[Line]) -> str:
+    """The distinct machines and versions of the lines, one a line."""
     said = []
     for line in lines:
         e = line.environment
@@ -192,13 +197,13 @@ def places(lines: Sequence[Line]) -> str:
 
 
 def bars(lines: Sequence[Line], out: Path) -> None:
-    """Images per second of every line; whiskers are the interval of the median."""
+    """Draws images per second of every line; whiskers are the interval of the median."""
     drawn = [line for line in lines if line.usable and line.summary is not None]
     picture = figure_style.figure(7.5, 0.8 + 0.28 * max(1, len(drawn)))
     axes = picture.subplots()
-    labels = list(dict.fromkeys(line.entry.label for line in drawn))
+    labels = list(dict.fromkeys(line.measurement.label for line in drawn))
     for y, line in enumerate(drawn):
-        s, e = line.summary, line.entry
+        s, e = line.summary, line.measurement
         assert s is not None
         rate, low, high = (line.batch / t for t in (s.median, s.high, s.low))
         color = figure_style.COLORS[labels.index(e.label) % len(figure_style.COLORS)]
@@ -207,9 +212,9 @@ def bars(lines: Sequence[Line], out: Path) -> None:
             error_kw={"ecolor": figure_style.INK, "capsize": 2, "elinewidth": 0.8},
         )  # fmt: skip
     names = [
-        f"{x.entry.label}  {x.entry.what[:28]}, {write(x.entry.size)}, {x.entry.mode}, "
-        f"{x.entry.dtype}, batch {x.batch}{', compiled' if x.entry.compile else ''}"
-        for x in drawn
+        f"{m.label}  {m.what[:28]}, {write(m.size)}, {m.mode}, "
+        f"{m.dtype}, batch {line.batch}{', compiled' if m.compile else ''}"
+        for line in drawn for m in [line.measurement]
     ]  # fmt: skip
     axes.set_yticks(range(len(drawn)), map(figure_style.words, names), fontsize=7)
     axes.invert_yaxis()
@@ -219,17 +224,20 @@ def bars(lines: Sequence[Line], out: Path) -> None:
 
 
 def growth(lines: Sequence[Line], out: Path) -> None:
-    """The time of each mixer over the tokens of its grids, log-log, with the interval of the
-    median; dashed: how its MACs grow, from the same first point."""
+    """Draws the time of each mixer over the tokens of its grids, log-log, with the interval of the
+    median; dashed lines are its MACs, scaled to the first point."""
     picture = figure_style.figure(6.4, 4.4)
     axes = picture.subplots()
     drawn = [line for line in lines if line.usable and line.summary is not None]
-    keys = dict.fromkeys((x.entry.what, x.entry.mode, x.entry.dtype) for x in drawn)
-    for i, key in enumerate(keys):
-        own = [x for x in drawn if (x.entry.what, x.entry.mode, x.entry.dtype) == key]
-        own.sort(key=lambda line: line.entry.size[0] * line.entry.size[1])
-        tokens = [line.entry.size[0] * line.entry.size[1] for line in own]
-        spread = [s for line in own if (s := line.summary) is not None]
+
+    def curve_of(line: Line) -> tuple[str, str, str]:
+        return line.measurement.what, line.measurement.mode, line.measurement.dtype
+
+    for i, key in enumerate(dict.fromkeys(map(curve_of, drawn))):
+        points = [line for line in drawn if curve_of(line) == key]
+        points.sort(key=lambda line: line.measurement.size[0] * line.measurement.size[1])
+        tokens = [line.measurement.size[0] * line.measurement.size[1] for line in points]
+        spread = [s for line in points if (s := line.summary) is not None]
         times = [1e3 * s.median for s in spread]
         whiskers = [[1e3 * (s.median - s.low) for s in spread],
                     [1e3 * (s.high - s.median) for s in spread]]  # fmt: skip
@@ -239,9 +247,9 @@ def growth(lines: Sequence[Line], out: Path) -> None:
             linewidth=1, capsize=2, gid=plain(f"time:{key[0]}"),
             label=figure_style.words(" ".join(dict.fromkeys(key))),
         )  # fmt: skip
-        if all(line.macs for line in own):
-            first = own[0].macs or 1
-            predicted = [times[0] * (line.macs or 1) / first for line in own]
+        if all(line.macs for line in points):
+            first = points[0].macs or 1
+            predicted = [times[0] * (line.macs or 1) / first for line in points]
             axes.plot(tokens, predicted, "--", color=color, linewidth=0.7,
                       gid=plain(f"macs:{key[0]}"))  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="milliseconds")

@@ -1,10 +1,10 @@
-"""An append-only file of results: one JSON object a line, whole or not there.
+"""An append-only file of results: one JSON object a line.
 
     store = Store(path);  store.append(rows)      # returns when the rows are on the disk
     rows, problems = store.read()                 # every good row, and the numbers of bad lines
 
-Many processes may append at once.  A line that was torn by a crash is left as it is: it never
-merges with the next one, and the reader names its number.
+Several processes may append at once.  A line torn by a crash stays in the file: it never merges
+with the next one, and the reader reports its number.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from transom import table
 from transom.errors import SpecError, one_line
 
 SCHEMA = 1
-# what turns a row of an older schema into one of the next; the file itself is never rewritten
+# by schema: converts a row to the next schema; the file is never rewritten
 MIGRATE: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 Row = dict[str, Any]
 
 
 class Problem(NamedTuple):
-    """A line that is no row.  line: counted from 1."""
+    """A line that is no valid row.  line: its number, from 1."""
 
     line: int
     reason: str
@@ -39,7 +39,7 @@ class Problem(NamedTuple):
 
 
 def encode(value: Any) -> Any:
-    """As strict JSON can hold it: a float that is no number becomes {"$float": "nan"}."""
+    """A value as strict JSON: a float that is not finite becomes {"$float": "nan"}."""
     if isinstance(value, float) and not math.isfinite(value):
         return {"$float": repr(value)}
     if isinstance(value, dict):
@@ -68,13 +68,13 @@ def _marked(value: dict[str, Any]) -> bool:
 
 
 def to_line(row: Row) -> bytes:
-    """One line of ASCII; whatever a text holds, it holds no line break."""
+    """A row as one line of ASCII; line breaks inside texts are escaped."""
     content = encode({"schema": SCHEMA, **row})
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
 
 def from_line(line: bytes) -> Row:
-    """Raises ValueError for what is no row, TooNew for a row of a later schema."""
+    """The row of a line.  Raises ValueError for an invalid line, TooNew for a later schema."""
     try:
         row = decode(json.loads(line.strip(b"\0\r ").decode("utf-8")))
     except UnicodeDecodeError:
@@ -93,7 +93,7 @@ def from_line(line: bytes) -> Row:
 
 
 class TooNew(Exception):
-    """A row of a schema after ours."""
+    """Raised for a row of a later schema than this code knows."""
 
 
 # -- the file --------------------------------------------------------------------------------
@@ -104,9 +104,9 @@ class Store:
     path: Path
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Adds rows; when it returns they are on the disk.
+        """Appends rows; on return they are on the disk.
 
-        Raises SpecError with the path and the free space; the file then is as it was before.
+        Raises SpecError with the path and the free space; the file is then unchanged.
         """
         lines = b"".join(map(to_line, rows))
         try:
@@ -138,9 +138,9 @@ class Store:
             os.close(file)
 
     def read(self) -> tuple[list[Row], list[Problem]]:
-        """Every good row, in order, and what is wrong with the other lines.
+        """All valid rows, in order, and the problems of the other lines.
 
-        A file that is not there has no rows.  Raises SpecError for a row of a later schema.
+        A missing file has no rows.  Raises SpecError for a row of a later schema.
         """
         try:
             data = self.path.read_bytes()
@@ -180,7 +180,7 @@ def _free(path: Path) -> str:
 
 
 def flat(row: Row) -> Row:
-    """One level, for csv: nested keys joined by dots, lists as JSON."""
+    """A row without nesting, for csv: keys joined by dots, lists as JSON."""
     out: Row = {}
     for key, value in row.items():
         if isinstance(value, dict):
@@ -191,5 +191,5 @@ def flat(row: Row) -> Row:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Every row with every key that any of them has; what a row lacks is empty."""
+    """Rows as csv with the keys of all rows as columns; missing values are empty."""
     return table.csv([flat(row) for row in rows])

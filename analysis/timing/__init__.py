@@ -1,1 +1,1 @@
-"""Seconds and bytes of one call, taken in a process of its own."""
+"""Seconds and bytes of one call, measured in a fresh process."""

@@ -1,4 +1,4 @@
-"""From an entry to what can be timed: its model, its inputs, and whether its answers are right."""
+"""Builds what a measurement times: the model, its inputs, and the error of its answers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import nn
 import attention
 from analysis.models import counterparts, lookup
 from analysis.models.influence import randomise
-from analysis.results.measurement import Entry
+from analysis.results.measurement import Measurement
 from analysis.timing.clock import Runner
-from analysis.timing.steps import Step, answer_of, random_tensor, read, relative, toucher
+from analysis.timing.steps import Step, answer_of, random_tensor, read, relative_error, toucher
 from attention.execution.backends import Choice, backend
 from attention.execution.dispatch import recorded
 from backbones.model.backbone import HierarchicalBackbone
@@ -26,12 +26,12 @@ from transom.errors import SpecError
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A runner and what is known of it.
+    """A runner with its model and properties.
 
-    macs: of one image forward; None where nobody counts them.  compiled: off, on, or partial
-    where a graph broke.  logits_error: of the peer in eager float32, from ours, by the largest
-    logit; answer_error: of the timed call, from eager float32.  backends: which one computes each
-    stage or mixer of ours, and why.
+    macs: of one forward of one image; None where they cannot be counted.  compiled: off, on, or
+    partial where a graph broke.  logits_error: of the peer in eager float32 against ours, relative
+    to the largest logit.  answer_error: of the timed call against eager float32.  backends: the
+    backend of each of our stages or mixers, with the reason.
     """
 
     runner: Runner
@@ -44,71 +44,76 @@ class Built:
     backends: dict[str, str] = field(default_factory=dict)
 
 
-Made = TypeVar("Made")
+Attempted = TypeVar("Attempted")
 
 
-def fitting(entry: Entry, attempt: Callable[[Entry], Made]) -> tuple[Made, int]:
-    """(what the attempt gives, the batch that fitted): half the batch again and again where
-    memory ends.  Raises what the attempt raises."""
-    batch = entry.batch
+def fitting(
+    measurement: Measurement, attempt: Callable[[Measurement], Attempted]
+) -> tuple[Attempted, int]:
+    """(result of the attempt, its batch); the batch is halved as long as memory runs out.
+
+    Raises what the attempt raises.
+    """
+    batch = measurement.batch
     while True:
         try:
-            return attempt(replace(entry, batch=batch)), batch
+            return attempt(replace(measurement, batch=batch)), batch
         except Exception as error:
             if batch == 1 or not out_of_memory(error):
                 raise
         batch //= 2
         gc.collect()
-        if entry.device == "cuda":
+        if measurement.device == "cuda":
             torch.cuda.empty_cache()
 
 
 def out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    said = ("out of memory", "can't allocate memory", "not enough memory")
+    phrases = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(words in text for words in said)
+        isinstance(error, RuntimeError) and any(words in text for words in phrases)
     )
 
 
 # -- models ----------------------------------------------------------------------------------
 
 
-def model_of(entry: Entry) -> tuple[nn.Module, nn.Module]:
-    """(the model, whose answers it must have) in float32 on the CPU, in eval mode.
+def model_of(measurement: Measurement) -> tuple[nn.Module, nn.Module]:
+    """(model, reference whose answers it must give) in float32 on the CPU, in eval mode.
 
-    Parameters are drawn anew from a fixed seed: at initialisation some blocks are the identity.
+    Parameters are drawn from a fixed seed: at initialisation some blocks are the identity.
     """
     torch.manual_seed(0)
-    if entry.kind == "mixer":
-        mixer = attention.create(entry.what, dim=entry.dim, heads=entry.heads, index=entry.index)
+    if measurement.kind == "mixer":
+        sizes = {"dim": measurement.dim, "heads": measurement.heads, "index": measurement.index}
+        mixer = attention.create(measurement.what, **sizes)
         return randomise(mixer), mixer
-    if entry.kind == "named":
-        factory = lookup.find(entry.what)
+    if measurement.kind == "named":
+        factory = lookup.find(measurement.what)
         if factory.foreign:
-            model = factory.make(entry.size).eval()
+            model = factory.make(measurement.size).eval()
             counterparts.disable_drops(model)
             return model, model
-    spec = parse(entry.what)
-    if entry.kind != "named":
-        spec = edit(spec, entry.what, img_size=entry.size)
+    spec = parse(measurement.what)
+    if measurement.kind != "named":
+        spec = edit(spec, measurement.what, img_size=measurement.size)
     ours = HierarchicalBackbone(spec)
     randomise(ours)
-    if entry.kind == "peer":
-        return counterparts.make(entry.library, spec, ours), ours
+    if measurement.kind == "peer":
+        return counterparts.make(measurement.library, spec, ours), ours
     return ours, ours
 
 
-def macs_of(entry: Entry, model: nn.Module) -> int | None:
-    """Multiply-adds of one image: by formula for ours, counted for others."""
+def macs_of(measurement: Measurement, model: nn.Module) -> int | None:
+    """Multiply-adds of one image: by formula for ours, counted for others, or None."""
     from analysis.counting.report import count
 
     try:
         if isinstance(model, attention.TokenMixer):
-            return model.cost(*entry.size).total
+            return model.cost(*measurement.size).total
         if isinstance(model, HierarchicalBackbone):
-            return sum(part.macs for part in model.cost(*entry.size))
-        return count(model, entry.size, trace=False).macs
+            return sum(part.macs for part in model.cost(*measurement.size))
+        return count(model, measurement.size, trace=False).macs
     except (NotImplementedError, SpecError):
         return None
 
@@ -116,44 +121,47 @@ def macs_of(entry: Entry, model: nn.Module) -> int | None:
 # -- timing ----------------------------------------------------------------------------------
 
 
-def build(entry: Entry, *, check: bool = True) -> Built:
-    """Built, and called, so that whatever compiles or chooses a backend has.
+def build(measurement: Measurement, *, check: bool = True) -> Built:
+    """Builds a measurement's model and calls it, so that compilation and autotuning are done.
 
-    check: compare the answers and count.  Raises whatever a model raises.
+    check: compare the answers and count MACs.  Raises whatever a model raises.
     """
-    if entry.kind == "matmul":
-        return _matmul(entry)
-    model, ours = model_of(entry)
-    shape = shape_of(entry, model)
+    if measurement.kind == "matmul":
+        return _matmul(measurement)
+    model, ours = model_of(measurement)
+    shape = shape_of(measurement, model)
     probe = random_tensor((1, *shape[1:]), 1)
-    wanted = logits_error = answer_error = macs = None
+    reference_answer = logits_error = answer_error = macs = None
     if check:
-        macs = macs_of(entry, ours)
-        with torch.no_grad(), backend("reference"):  # as it is written, step by step
-            wanted = answer_of(ours(probe))
+        macs = macs_of(measurement, ours)
+        with torch.no_grad(), backend("reference"):  # the unchunked body
+            reference_answer = answer_of(ours(probe))
             if model is not ours:
-                logits_error = relative(answer_of(model(probe)), wanted)
+                logits_error = relative_error(answer_of(model(probe)), reference_answer)
     del ours
-    step, before = Step(entry, model, shape), _seen()
+    step, before = Step(measurement, model, shape), _compile_counts()
     x = step.fresh(0)
-    if wanted is not None and not (entry.mode == "train" and _uses_statistics(model)):
+    by_batch = measurement.mode == "train" and _uses_statistics(model)
+    if reference_answer is not None and not by_batch:
         with torch.no_grad():
-            x[:1] = probe.to(x)  # first in the very shape that is timed
-        answer_error = relative(answer_of(step.call(x))[:1], wanted)
+            x[:1] = probe.to(x)  # first image of the batch that is timed
+        answer_error = relative_error(answer_of(step.call(x))[:1], reference_answer)
     else:
         step.call(x)
     with recorded() as chosen:
         step.call(x)
     weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     return Built(
-        runner=Runner(entry.label, step.fresh, step.call, read, toucher(step.device)), model=model,
-        macs=macs, weight_bytes=weights, compiled=_state(entry, before),
-        logits_error=logits_error, answer_error=answer_error, backends=_named(model, chosen),
+        runner=Runner(measurement.label, step.fresh, step.call, read, toucher(step.device)),
+        model=model,
+        macs=macs, weight_bytes=weights, compiled=_compile_state(measurement, before),
+        logits_error=logits_error, answer_error=answer_error,
+        backends=_backend_names(model, chosen),
     )  # fmt: skip
 
 
-def _named(model: nn.Module, chosen: list[tuple[nn.Module, Choice]]) -> dict[str, str]:
-    """Which backend ran and why, by the name of the stage or mixer ("" for the model itself)."""
+def _backend_names(model: nn.Module, chosen: list[tuple[nn.Module, Choice]]) -> dict[str, str]:
+    """Backend and reason by the name of the stage or mixer ("" for the model)."""
     names = {part: name for name, part in model.named_modules()}
     return {
         names[part]: f"{choice.name}: {choice.reason}" for part, choice in chosen if choice.final
@@ -161,17 +169,17 @@ def _named(model: nn.Module, chosen: list[tuple[nn.Module, Choice]]) -> dict[str
 
 
 def _uses_statistics(model: nn.Module) -> bool:
-    """In training batch norms answer otherwise than in evaluation."""
+    """True for models with batch norms, whose training output depends on the batch."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
-def _matmul(entry: Entry) -> Built:
-    """A product of two matrices, what a processor is best at: "MxKxN"."""
-    m, k, n = map(int, entry.what.split("x"))
-    device, dtype = torch.device(entry.device), getattr(torch, entry.dtype)
+def _matmul(measurement: Measurement) -> Built:
+    """A product of two matrices, "MxKxN", whose rate stands for the processor's peak."""
+    m, k, n = map(int, measurement.what.split("x"))
+    device, dtype = torch.device(measurement.device), getattr(torch, measurement.dtype)
     right = random_tensor((k, n), 0, device).to(dtype)
     runner = Runner(
-        entry.what, lambda seed: random_tensor((m, k), seed, device).to(dtype),
+        measurement.what, lambda seed: random_tensor((m, k), seed, device).to(dtype),
         lambda x: x @ right, read, toucher(device),
     )  # fmt: skip
     return Built(
@@ -181,40 +189,40 @@ def _matmul(entry: Entry) -> Built:
     )  # fmt: skip
 
 
-def shape_of(entry: Entry, model: nn.Module) -> tuple[int, ...]:
+def shape_of(measurement: Measurement, model: nn.Module) -> tuple[int, ...]:
     """(b, h, w, dim) of a mixer's maps, (b, channels, h, w) of images."""
-    h, w = entry.size
-    if entry.kind == "mixer":
-        return (entry.batch, h, w, entry.dim)
+    h, w = measurement.size
+    if measurement.kind == "mixer":
+        return (measurement.batch, h, w, measurement.dim)
     known: Any = getattr(model, "in_chans", 3)
     if isinstance(model, HierarchicalBackbone):
         known = model.spec.in_channels
-    elif entry.kind == "peer":
-        known = parse(entry.what).in_channels
-    return (entry.batch, int(known), h, w)
+    elif measurement.kind == "peer":
+        known = parse(measurement.what).in_channels
+    return (measurement.batch, int(known), h, w)
 
 
-class _Seen(NamedTuple):
-    """What torch.compile has done in this process."""
+class _CompileCounts(NamedTuple):
+    """Counters of torch.compile in this process."""
 
     graphs: int
     breaks: int
     frames: int
 
 
-def _seen() -> _Seen:
+def _compile_counts() -> _CompileCounts:
     from torch._dynamo.utils import counters
 
     breaks = sum(counters["graph_break"].values())
-    return _Seen(counters["stats"]["unique_graphs"], breaks, counters["frames"]["total"])
+    return _CompileCounts(counters["stats"]["unique_graphs"], breaks, counters["frames"]["total"])
 
 
-def _state(entry: Entry, before: _Seen) -> str:
-    """Whether torch.compile made one graph of the whole model, or ran one that it had, from a
-    model of this process that differs in numbers only."""
-    if not entry.compile:
+def _compile_state(measurement: Measurement, before: _CompileCounts) -> str:
+    """"on" if torch.compile made one graph of the model, or reused the graph of an earlier model
+    of this process that differs in weights only; else "partial"; "off" without it."""
+    if not measurement.compile:
         return "off"
-    now = _seen()
-    made = now.graphs > before.graphs and now.breaks == before.breaks
-    had = now.graphs and now.frames == before.frames and not now.breaks
-    return "on" if made or had else "partial"
+    after = _compile_counts()
+    new_graph = after.graphs > before.graphs and after.breaks == before.breaks
+    reused_graph = after.graphs and after.frames == before.frames and not after.breaks
+    return "on" if new_graph or reused_graph else "partial"

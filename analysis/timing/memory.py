@@ -1,7 +1,7 @@
-"""The most memory that a step holds, in a process of its own.
+"""Peak memory of a step, in a fresh process.
 
-CPU: growth of the resident set, read as VmHWM after its mark is set back (Linux); elsewhere
-ru_maxrss, whose mark cannot be.  CUDA: what torch's allocator held at most.
+CPU: growth of the resident set, read as VmHWM after its mark is reset (Linux), elsewhere as
+ru_maxrss, which cannot be reset.  CUDA: the peak of torch's allocator.
 """
 
 from __future__ import annotations
@@ -17,28 +17,31 @@ from typing import Any
 
 import torch
 
-from analysis.results.measurement import Entry
+from analysis.results.measurement import Measurement
 from analysis.timing import build_model
 
 
-def peak(entry: Entry) -> dict[str, Any]:
-    """Bytes: weight_bytes of parameters and buffers, growth_bytes of the largest moment of one
-    step over the idle model (input, activations, gradients, workspaces), peak_bytes of both."""
-    attempt = _on_cuda if entry.device == "cuda" else _on_cpu
-    found, batch = build_model.fitting(entry, attempt)
+def peak(measurement: Measurement) -> dict[str, Any]:
+    """Memory of a measurement in bytes.
+
+    weight_bytes: parameters and buffers.  growth_bytes: peak of one step over the idle model
+    (input, activations, gradients, workspaces).  peak_bytes: their sum.
+    """
+    attempt = _on_cuda if measurement.device == "cuda" else _on_cpu
+    found, batch = build_model.fitting(measurement, attempt)
     return {**found, "batch_used": batch}
 
 
-def _on_cpu(entry: Entry) -> dict[str, Any]:
-    # the first steps make what libraries keep for every thread, and choose the backend
-    built = build_model.build(entry, check=False)
+def _on_cpu(measurement: Measurement) -> dict[str, Any]:
+    # the first steps allocate what libraries cache per thread, and choose the backend
+    built = build_model.build(measurement, check=False)
     built.model.zero_grad(set_to_none=True)
-    growth, by = grown(lambda: built.runner.call(built.runner.fresh(1)))
+    growth, by = growth_of(lambda: built.runner.call(built.runner.fresh(1)))
     return _row(built, growth, built.weight_bytes + growth, by)
 
 
-def _on_cuda(entry: Entry) -> dict[str, Any]:
-    built = build_model.build(entry, check=False)
+def _on_cuda(measurement: Measurement) -> dict[str, Any]:
+    built = build_model.build(measurement, check=False)
     built.model.zero_grad(set_to_none=True)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -56,8 +59,8 @@ def _row(built: build_model.Built, growth: int, most: int, by: str) -> dict[str,
     }  # fmt: skip
 
 
-def grown(step: Callable[[], Any]) -> tuple[int, str]:
-    """(bytes, how they were read): the largest growth of the resident set during a step."""
+def growth_of(step: Callable[[], Any]) -> tuple[int, str]:
+    """(bytes, how they were read): peak growth of the resident set during a step."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -67,9 +70,9 @@ def grown(step: Callable[[], Any]) -> tuple[int, str]:
         step()
         return max(0, _status("VmHWM") - before), "VmHWM"
     except (OSError, KeyError):
-        before = _most()
+        before = _largest_resident()
         step()
-        return max(0, _most() - before), "ru_maxrss"
+        return max(0, _largest_resident() - before), "ru_maxrss"
 
 
 def _status(field: str) -> int:
@@ -77,6 +80,6 @@ def _status(field: str) -> int:
     return int(dict(line.split(":", 1) for line in lines)[field].split()[0]) * 1024
 
 
-def _most() -> int:
+def _largest_resident() -> int:
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

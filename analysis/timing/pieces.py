@@ -1,7 +1,7 @@
-"""The pieces of the CPU engine that can be switched off one by one, each by what replaces it.
+"""Pieces of the CPU backend that can be switched off one by one, each with its replacement.
 
-`off(name)` is a context in which the piece is gone and everything else stays, so that what it
-brings can be measured (`python -m benchmarks.ablation`).
+`off(name)` is a context without that piece alone, so that its effect can be measured
+(`python -m benchmarks.ablation`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from attention.execution import cache, chunks
 
 Replacement = tuple[Any, str, Any]  # an object, the name of its attribute, the other value
-WHOLE = 1 << 60  # bytes: everything in one part
+UNLIMITED = 1 << 60  # bytes: no limit, one part
 
 
 def _unshared(*, repeated: bool) -> AbstractContextManager[None]:
@@ -21,29 +21,29 @@ def _unshared(*, repeated: bool) -> AbstractContextManager[None]:
 
 
 PIECES: dict[str, list[Replacement]] = {
-    "parts of images": [(chunks, "IMAGES", WHOLE)],
-    "parts of groups and rows": [(chunks, "WIDEST", WHOLE)],
+    "parts of images": [(chunks, "IMAGES", UNLIMITED)],
+    "parts of groups and rows": [(chunks, "WIDEST", UNLIMITED)],
     "tables made once": [(cache, "shared", _unshared)],
 }
-IN = {  # where a piece is at work
+USED_IN = {  # modes in which a piece is used
     "parts of images": ("infer",), "parts of groups and rows": ("infer",),
     "tables made once": ("infer", "train"),
 }  # fmt: skip
 
 
 def off(name: str) -> AbstractContextManager[Any]:
-    """A context without the piece of this name; for "" one in which nothing is missing."""
+    """A context without the piece of this name; "" switches nothing off."""
     return _replaced(PIECES[name]) if name else nullcontext()
 
 
 @contextmanager
 def _replaced(replacements: list[Replacement]) -> Iterator[None]:
     with ExitStack() as stack:
-        for place, name, value in replacements:
-            stack.callback(_setter(place, name, getattr(place, name)))
-            setattr(place, name, value)
+        for owner, name, value in replacements:
+            stack.callback(_setter(owner, name, getattr(owner, name)))
+            setattr(owner, name, value)
         yield
 
 
-def _setter(place: Any, name: str, value: Any) -> Callable[[], None]:
-    return lambda: setattr(place, name, value)
+def _setter(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    return lambda: setattr(owner, name, value)

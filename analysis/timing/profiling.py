@@ -1,6 +1,5 @@
-"""Where the time of a model goes: by stage, from wrapped forwards (hooks would send our models
-to their plain path), and by kind of operator, from torch's profiler.  Both slow what they watch;
-by how much is said."""
+"""The profile of a model: time by stage, from wrapped forwards (hooks would select the reference
+backend), and by kind of operator, from torch's profiler.  Rows state how much both slow a call."""
 
 from __future__ import annotations
 
@@ -13,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.results.measurement import Entry
+from analysis.results.measurement import Measurement
 from analysis.timing import build_model, steps
 from transom.errors import SpecError
 
 Row = dict[str, Any]
 CALLS = 5
-# the first that is in an operator's name decides
+# the first kind with a word in the operator's name
 KINDS = {
     "attention": ("attention", "flash", "sdpa"), "convolution": ("conv",),
     "matrix product": ("addmm", "mm", "linear", "matmul", "gemm"),
@@ -30,15 +29,15 @@ KINDS = {
 }  # fmt: skip
 
 
-def split(entry: Entry) -> Row:
-    """{"split": rows of stage and operator}; ms of one call, and how much watching costs."""
-    if entry.compile:
+def profile_of(measurement: Measurement) -> Row:
+    """{"split": rows by stage and by operator}: ms of one call, and the slowdown by observing."""
+    if measurement.compile:
         raise SpecError("--by: a compiled model has no stages and operators of its own")
-    built, _ = build_model.fitting(entry, lambda own: build_model.build(own, check=False))
-    sync = steps.sync_of(entry.device)
+    built, _ = build_model.fitting(measurement, lambda own: build_model.build(own, check=False))
+    sync = steps.sync_of(measurement.device)
     call, x = built.runner.call, built.runner.fresh(1)
 
-    def once() -> float:
+    def time_call() -> float:
         sync()
         start = time.perf_counter()
         call(x)
@@ -46,13 +45,14 @@ def split(entry: Entry) -> Row:
         return time.perf_counter() - start
 
     for _ in range(3):
-        once()
-    bare = median(once() for _ in range(CALLS))
-    return {"split": [*_stages(built.model, once, sync, bare), *_operators(once, bare)]}
+        time_call()
+    unobserved = median(time_call() for _ in range(CALLS))
+    by_stage = _stages(built.model, time_call, sync, unobserved)
+    return {"split": [*by_stage, *_operators(time_call, unobserved)]}
 
 
 def trunk(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The stages: the elements of the list that holds the most parameters, outermost first."""
+    """The stages by name: elements of the module list with the most parameters, outermost first."""
 
     def size(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
@@ -68,14 +68,14 @@ def trunk(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _stages(
-    model: nn.Module, once: Callable[[], float], sync: Callable[[], None], bare: float
+    model: nn.Module, time_call: Callable[[], float], sync: Callable[[], None], unobserved: float
 ) -> list[Row]:
-    """Forward only: what lies outside the stages, and all of the backward pass, is the rest."""
+    """Rows of forward time by stage; "rest" is the time outside them and of the backward pass."""
     spent: defaultdict[str, list[float]] = defaultdict(list)
     stages = trunk(model)
 
-    def watched_by(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(*args: Any, **named: Any) -> Any:
+    def timed_forward(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def observed(*args: Any, **named: Any) -> Any:
             sync()
             start = time.perf_counter()
             answer = forward(*args, **named)
@@ -83,32 +83,32 @@ def _stages(
             spent[name].append(time.perf_counter() - start)
             return answer
 
-        return watched
+        return observed
 
     for name, module in stages:
-        module.forward = watched_by(name, module.forward)
-    watched = median(once() for _ in range(CALLS))
+        module.forward = timed_forward(name, module.forward)
+    observed = median(time_call() for _ in range(CALLS))
     for _, module in stages:
-        del module.forward  # the class's own again
+        del module.forward  # restores the method of the class
     parts = {name: median(times) for name, times in spent.items()}
-    parts["rest"] = max(0.0, watched - sum(parts.values()))
-    return _rows("stage", parts, watched, bare)
+    parts["rest"] = max(0.0, observed - sum(parts.values()))
+    return _rows("stage", parts, observed, unobserved)
 
 
-def _operators(once: Callable[[], float], bare: float) -> list[Row]:
+def _operators(time_call: Callable[[], float], unobserved: float) -> list[Row]:
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU]
     cuda = torch.cuda.is_available()
     if cuda:
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as seen:
-        watched = median(once() for _ in range(CALLS))
+    with profile(activities=activities) as profiler:
+        observed = median(time_call() for _ in range(CALLS))
     parts: defaultdict[str, float] = defaultdict(float)
-    for event in seen.key_averages():
+    for event in profiler.key_averages():
         own = event.self_device_time_total if cuda else event.self_cpu_time_total
         parts[kind_of(event.key)] += own / 1e6 / CALLS
-    return _rows("operator", dict(parts), watched, bare)
+    return _rows("operator", dict(parts), observed, unobserved)
 
 
 def kind_of(operator: str) -> str:
@@ -116,12 +116,12 @@ def kind_of(operator: str) -> str:
     return next((k for k, words in KINDS.items() if any(w in name for w in words)), "other")
 
 
-def _rows(of: str, parts: dict[str, float], watched: float, bare: float) -> list[Row]:
+def _rows(of: str, parts: dict[str, float], observed: float, unobserved: float) -> list[Row]:
     total = sum(parts.values()) or 1.0
     ordered = parts.items() if of == "stage" else sorted(parts.items(), key=lambda p: -p[1])
     rows = [
         {"of": of, "part": name, "ms": 1e3 * seconds, "share_%": 100 * seconds / total}
         for name, seconds in ordered
     ]  # fmt: skip
-    overhead = 100 * (watched / bare - 1)
+    overhead = 100 * (observed / unobserved - 1)
     return [{**row, "calls": CALLS, "watching_%": overhead} for row in rows]

@@ -1,4 +1,4 @@
-"""One call of a model as a clock sees it: its inputs, what is called, the bytes of the answer."""
+"""The step that is timed: its inputs, the call, and the bytes of its answer."""
 
 from __future__ import annotations
 
@@ -10,58 +10,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from analysis.results.measurement import Entry
+from analysis.results.measurement import Measurement
 from analysis.timing import pieces
 from attention.execution.backends import backend
 from transom.errors import SpecError
 
 
 class Step:
-    """A forward, or a forward, loss and backward, of a model that it moves, casts and compiles.
+    """A forward, or a forward, loss and backward, of a model that is moved, cast and compiled.
 
-    infer: no gradients, weights in the entry's dtype.  train: float16 and bfloat16 by autocast
-    over float32 weights, as usual; no optimiser, whose time is nobody's here.
+    infer: without gradients, weights in the measurement's dtype.  train: float16 and bfloat16 by
+    autocast over float32 weights; no optimiser step, which does not depend on the attention.
     """
 
-    def __init__(self, entry: Entry, model: nn.Module, shape: tuple[int, ...]) -> None:
-        self.device, self.shape, self.backend = torch.device(entry.device), shape, entry.backend
-        self.dtype = getattr(torch, entry.dtype)
-        if entry.backend == "folded":
+    def __init__(self, measurement: Measurement, model: nn.Module, shape: tuple[int, ...]) -> None:
+        self.device, self.shape = torch.device(measurement.device), shape
+        self.backend = measurement.backend
+        self.dtype = getattr(torch, measurement.dtype)
+        if measurement.backend == "folded":
             raise SpecError("backend=folded: only rows of before have it; models are not folded")
-        self.trains, self.without = entry.mode == "train", entry.without
-        self.mixed = self.trains and entry.dtype in ("float16", "bfloat16")
-        self.inner = torch.float32 if self.mixed else self.dtype
-        images = entry.kind != "mixer"
-        self.last = images and entry.layout == "channels_last"
+        self.is_training, self.without = measurement.mode == "train", measurement.without
+        self.autocast = self.is_training and measurement.dtype in ("float16", "bfloat16")
+        self.weight_dtype = torch.float32 if self.autocast else self.dtype
+        images = measurement.kind != "mixer"
+        self.channels_last = images and measurement.layout == "channels_last"
         # a mixer stands inside a network, which needs the gradient of its input
-        self.gradient = self.trains and not images
-        self.model = model.to(self.device, self.inner).train(self.trains)
-        if self.last:
+        self.input_gradient = self.is_training and not images
+        self.model = model.to(self.device, self.weight_dtype).train(self.is_training)
+        if self.channels_last:
             model.to(memory_format=torch.channels_last)
-        self.net: Any = model
-        if entry.compile:
-            with contextlib.suppress(AttributeError):  # older: as many as it takes by default
+        self.callable: Any = model
+        if measurement.compile:
+            with contextlib.suppress(AttributeError):  # older versions keep their default
                 torch._dynamo.config.recompile_limit = 64
-            self.net = torch.compile(model, dynamic=False)
+            self.callable = torch.compile(model, dynamic=False)
 
     def fresh(self, seed: int) -> Tensor:
-        x = random_tensor(self.shape, seed, self.device).to(self.inner)
-        if self.last:
+        x = random_tensor(self.shape, seed, self.device).to(self.weight_dtype)
+        if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        return x.requires_grad_(self.gradient)
+        return x.requires_grad_(self.input_gradient)
 
     def call(self, x: Tensor) -> Any:
         with backend(self.backend), pieces.off(self.without):
-            return self._train(x) if self.trains else self._infer(x)
+            return self._train(x) if self.is_training else self._infer(x)
 
     def _infer(self, x: Tensor) -> Any:
         with torch.no_grad():
-            return self.net(x)
+            return self.callable(x)
 
     def _train(self, x: Tensor) -> Tensor:
         self.model.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.mixed):
-            answer = answer_of(self.net(x))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.autocast):
+            answer = answer_of(self.callable(x))
         answer = answer.float()
         if answer.ndim == 2:
             target = torch.arange(len(answer), device=self.device) % answer.shape[1]
@@ -88,8 +89,8 @@ def answer_of(output: Any) -> Tensor:
     return output
 
 
-def relative(found: Tensor, wanted: Tensor) -> float:
-    """The largest difference, in units of the largest wanted value or of 1."""
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference over the largest wanted value or 1, whichever is larger."""
     found, wanted = found.detach().float().cpu(), wanted.detach().float().cpu()
     if found.shape != wanted.shape or not found.isfinite().all():
         return float("inf")
@@ -102,7 +103,10 @@ def read(output: Any) -> bytes:
 
 
 def toucher(device: torch.device) -> Callable[[Any], None]:
-    """Reads one number of an answer, so that a lazy one is computed; CUDA is synchronised."""
+    """A function that reads one number of an answer, so that a lazy one is computed.
+
+    On CUDA it does nothing, as the clock synchronises.
+    """
 
     def touch(output: Any) -> None:
         tensor = answer_of(output)
@@ -112,5 +116,5 @@ def toucher(device: torch.device) -> Callable[[Any], None]:
 
 
 def sync_of(device: str) -> Callable[[], None]:
-    """What returns when the device has nothing left to do."""
+    """A function that returns when the device is idle."""
     return torch.cuda.synchronize if device == "cuda" else lambda: None
