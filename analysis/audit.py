@@ -1,5 +1,5 @@
-"""The paper ledger: every published parameter count and FLOPs figure of a backbone of ours,
-beside what we count.
+"""The paper ledger: every published parameter count and FLOPs figure of our backbones, with our
+count beside it.
 
   claimed   as printed: parameters in millions, FLOPs in billions (papers mean multiply-adds)
   counted   exact, in the source's own convention; macs: our plain multiply-adds beside it
@@ -68,8 +68,11 @@ UNEXPLAINED = {
 
 
 class Count(NamedTuple):
-    """counted: in the source's convention.  macs: plain multiply-adds, None of parameters.
-    note: for the row if the count is not to the digit."""
+    """A count of ours for one published figure.
+
+    counted: in the source's convention.  macs: plain multiply-adds, None for parameters.  formula:
+    the terms of the sum.  note: for the row if the digits differ.
+    """
 
     counted: int
     macs: int | None
@@ -92,8 +95,8 @@ def _head(row: published.Row) -> list[dense_heads.Layer]:
 
 
 @lru_cache
-def _foreign(name: str, img_size: tuple[int, int]) -> tuple[int, int, int]:
-    """Parameters, multiply-adds, and those of them that batched products of activations are."""
+def _foreign_counts(name: str, img_size: tuple[int, int]) -> tuple[int, int, int]:
+    """(parameters, multiply-adds, multiply-adds of products of two activations) of timm's model."""
     import torch
 
     from analysis.counting import counters
@@ -107,7 +110,7 @@ def _foreign(name: str, img_size: tuple[int, int]) -> tuple[int, int, int]:
 
 def count_params(row: published.Row) -> Count:
     if ":" in row["backbone"]:
-        return Count(_foreign(row["backbone"], row["img_size"])[0], None, "parameters")
+        return Count(_foreign_counts(row["backbone"], row["img_size"])[0], None, "parameters")
     dense = row["task"] != "imagenet"
     total = sum(p.numel() for p in dense_heads.backbone(row["backbone"], dense).parameters())
     if not dense:
@@ -119,7 +122,7 @@ def count_params(row: published.Row) -> Count:
 def count_flops(row: published.Row) -> Count:
     name, size, dense = row["backbone"], row["img_size"], row["task"] != "imagenet"
     if ":" in name:
-        _, macs, products = _foreign(name, size)
+        _, macs, products = _foreign_counts(name, size)
         return Count(macs - products, macs, "MACs - attention products")
     parts = dense_heads.backbone(name, dense).cost(*size)
     head = _head(row) if dense else []
@@ -146,14 +149,14 @@ def count_flops(row: published.Row) -> Count:
 
 
 def difference(claimed: int | float, counted: int, unit: int) -> Decimal:
-    """Percent by which the count is above the claim."""
+    """Percent by which a count exceeds a claim; unit: of the claim."""
     return 100 * (Decimal(counted) / unit / Decimal(str(claimed)) - 1)
 
 
-def judge(claimed: int | float, counted: int, unit: int, *, up: bool = False) -> str:
-    """The verdict on a number printed as `str(claimed)` units.
+def compare_claim(claimed: int | float, counted: int, unit: int, *, up: bool = False) -> str:
+    """The result of comparing a count with a figure printed as `str(claimed)` units.
 
-    up: the source is known to round up, so that its printed digits may be those.
+    up: whether the source rounds up, so that digits rounded up count as equal.
     """
     printed, exact = Decimal(str(claimed)), Decimal(counted) / unit
     step = Decimal(1).scaleb(int(printed.as_tuple().exponent))
@@ -168,19 +171,19 @@ def judge(claimed: int | float, counted: int, unit: int, *, up: bool = False) ->
 
 
 def ledger(rows: Iterable[published.Row]) -> list[table.Row]:
-    """A row per published parameter count and FLOPs figure."""
-    made = []
+    """A row per published parameter count and FLOPs figure of `published.rows`."""
+    ledger_rows = []
     for row in rows:
         for quantity, count in (("params", count_params), ("flops", count_flops)):
             if row[CLAIMS[quantity]] is not None:
-                made.append(_entry(row, quantity, count(row)))
-    return made
+                ledger_rows.append(_ledger_row(row, quantity, count(row)))
+    return ledger_rows
 
 
-def _entry(row: published.Row, quantity: str, count: Count) -> table.Row:
+def _ledger_row(row: published.Row, quantity: str, count: Count) -> table.Row:
     claimed, unit = row[CLAIMS[quantity]], UNITS[quantity]
     family = row["backbone"].split("_")[0]
-    verdict = judge(claimed, count.counted, unit, up=(family, quantity) == ROUNDED_UP)
+    verdict = compare_claim(claimed, count.counted, unit, up=(family, quantity) == ROUNDED_UP)
     cause = count.note if verdict.startswith("within") else ""
     if verdict.startswith("differs by"):
         cause = UNEXPLAINED.get((row["backbone"], row["method"], quantity), "")
@@ -202,25 +205,25 @@ def _entry(row: published.Row, quantity: str, count: Count) -> table.Row:
 
 
 def deviations(rows: Iterable[table.Row], recorded: Iterable[dict[str, str]]) -> list[str]:
-    """A line for each row that is not as recorded: changed, new, or gone."""
+    """A line for each row that differs from the recorded one, is new, or is missing."""
     before = {tuple(row[name] for name in KEY): row for row in recorded}
     lines = []
     for row in rows:
         key = tuple(row[name] for name in KEY)
         old = before.pop(key, None)
         if old is None:
-            lines.append(f"{_place(key)}: not recorded: {row['verdict']}")
+            lines.append(f"{_row_name(key)}: not recorded: {row['verdict']}")
             continue
         now = {name: "" if row[name] is None else str(row[name]) for name in CHECKED}
         changed = [f"{name} {now[name]}, recorded {old[name]}" for name in CHECKED
                    if now[name] != old[name]]  # fmt: skip
         if changed:
-            lines.append(f"{_place(key)}: {'; '.join(changed)}")
-    return [*lines, *(f"{_place(key)}: recorded, but in the ledger no more" for key in before)]
+            lines.append(f"{_row_name(key)}: {'; '.join(changed)}")
+    return [*lines, *(f"{_row_name(key)}: recorded, but in the ledger no more" for key in before)]
 
 
-def _place(key: Sequence[str]) -> str:
-    """A row in words: classification has no schedule."""
+def _row_name(key: Sequence[str]) -> str:
+    """The name of a row: the fields of its key that are not empty."""
     return " ".join(filter(None, key))
 
 
@@ -251,8 +254,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def only(rows: Iterable[Any], names: Sequence[str], tasks: Sequence[str]) -> list[Any]:
-    """The published, or recorded, rows of these variants and tasks; nothing named is all."""
+def selected(rows: Iterable[Any], names: Sequence[str], tasks: Sequence[str]) -> list[Any]:
+    """The rows of these variants and tasks; an empty list selects all."""
     return [
         row
         for row in rows
@@ -267,8 +270,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in names:
         if not published.of(name):
             raise SpecError(f"--backbone {name}: no published number of it is held here")
-    before = only(recorded(RECORDED), names, args.task) if args.check else []
-    rows = ledger(only(published.rows(), names, args.task))
+    before = selected(recorded(RECORDED), names, args.task) if args.check else []
+    rows = ledger(selected(published.rows(), names, args.task))
     cli.emit(render(rows, cli.chosen_format(args)), args.out)
     changed = deviations(rows, before) if args.check else []
     for line in changed:
@@ -277,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def render(rows: Sequence[table.Row], style: str) -> str:
-    """csv and JSON have the exact counts; what is for reading has millions and billions."""
+    """Rows as text: exact counts in csv and JSON, millions and billions in tables."""
     if style in ("csv", "json"):
         return table.render(rows, style)
     note = summary(rows)
@@ -293,7 +296,7 @@ def _for_reading(row: table.Row) -> table.Row:
 
 
 def summary(rows: Sequence[table.Row]) -> str:
-    """How many rows of each verdict, and how many claims could not be found again."""
+    """One line: the number of rows by verdict, and of claims that were not confirmed."""
     counts = Counter(row["verdict"].split(":")[0].split(" by ")[0] for row in rows)
     lines = ", ".join(f"{n} {name}" for name, n in counts.most_common())
     unconfirmed = sum(row["unconfirmed"] for row in rows)

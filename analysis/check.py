@@ -1,4 +1,4 @@
-"""Does a mixer, or a network, do what it must?  A suite of properties, a verdict for each.
+"""Checks a mixer or a network against a suite of properties, with a verdict for each.
 
 WHAT is one of
   pale:size=7                a registered mixer
@@ -7,9 +7,9 @@ WHAT is one of
                              my_module:MyMixer:size=4,shift=false
   swin_t/3=pale              a backbone: its blocks at 8 channels a head, on small images
   timm:NAME torchvision:NAME a network of others at its own size or --img-size, and so is a
-                             callable without arguments; whom its first blocks reach is measured
+                             callable without arguments; the reach of its first blocks is measured
 
-Even and odd blocks of a mixer are judged, unless its config says that they are alike
+Even and odd blocks of a mixer are checked, unless its config says that they are alike
 (`alternates = False`).  A subclass of a registered mixer, or one with its config, is also compared
 with it on the same parameters; --against names another one.
 """
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(subject: Subject, only: list[str] | None = None) -> list[tuple[Property, Result]]:
-    """Every property of the suite that fits, or those called `only`.  Raises SpecError."""
+    """Checks a subject against its suite, or the properties named in `only`.  Raises SpecError."""
     from analysis.checking import properties
 
     suite = properties.NETWORK if subject.network else properties.MIXER
@@ -63,7 +63,7 @@ def check(subject: Subject, only: list[str] | None = None) -> list[tuple[Propert
 
 
 def rows(title: str, results: list[tuple[Property, Result]]) -> list[dict[str, Any]]:
-    """A row per property; what somebody's code calls itself or says is plain text in any format."""
+    """A row per property; names and messages of foreign code are printable text in all formats."""
     return [
         {
             "candidate": table.plain(title), "property": prop.name, "verdict": result.verdict,
@@ -79,7 +79,7 @@ def _plain_lines(text: str) -> str:
 
 
 def listing(found: list[dict[str, Any]]) -> str:
-    """For reading: a candidate, then its properties a line each; more below what fails."""
+    """Text: a subject, then a line per property, with details below a failure."""
     lines: list[str] = []
     title = None
     for row in found:

@@ -1,8 +1,8 @@
-"""Backbones side by side: ours, hybrids, timm's, torchvision's, your own, at any sizes.
+"""Backbones side by side: ours, hybrids, timm's, torchvision's, a user's, at any sizes.
 
 Parameters, MACs and activations are counted; published accuracies carry their source.  Column
-names are those of timm's result files, so that the table joins with them.  --measure adds what a
-clock says.
+names are those of timm's result files, so that the table joins with them.  --measure adds
+latency, throughput and memory.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(_keep_minus(argv))
+    args = build_parser().parse_args(_join_minus(argv))
     cli.load_plugins(args.plugin)
     columns = _columns(args.columns)
     sort = _sort(args.sort)
-    asked = [*(columns or ()), (args.sort or "").removeprefix("-")]
-    if wanting := [name for name in asked if name in MEASURED and not args.measure]:
-        raise SpecError(f"column {wanting[0]!r} is measured: add --measure")
+    requested = [*(columns or ()), (args.sort or "").removeprefix("-")]
+    if unmeasured := [name for name in requested if name in MEASURED and not args.measure]:
+        raise SpecError(f"column {unmeasured[0]!r} is measured: add --measure")
     from analysis.models import lookup
 
     factories = [lookup.find(name) for name in args.backbone]
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
 def _measure(
     rows: list[table.Row], jobs: list[tuple[str, tuple[int, int]]], args: argparse.Namespace
 ) -> bool:
-    """Adds the measured columns; True where every row could be measured."""
+    """Adds the measured columns; True if every row was measured."""
     measured = latency.columns(
         jobs, batch=args.batch, processes=args.processes, samples=args.samples,
         plugins=args.plugin,
@@ -123,8 +123,8 @@ def _measure(
     return all(found["measured"] for found in measured)
 
 
-def _keep_minus(argv: list[str] | None) -> list[str]:
-    """``--sort -top1`` as argparse can read it."""
+def _join_minus(argv: list[str] | None) -> list[str]:
+    """``--sort -top1`` as ``--sort=-top1``, which argparse can read."""
     import sys
 
     words = list(sys.argv[1:] if argv is None else argv)
@@ -145,7 +145,7 @@ def _columns(text: str | None) -> list[str] | None:
 
 
 def _sort(text: str | None) -> Callable[[list[table.Row]], list[table.Row]] | None:
-    """Rows without a value stay last, in either direction."""
+    """The sorting of --sort; rows without a value stay last in both directions."""
     if text is None:
         return None
     name = text.removeprefix("-")
@@ -169,7 +169,7 @@ def _sort(text: str | None) -> Callable[[list[table.Row]], list[table.Row]] | No
 def row_of(
     factory: ModelFactory, img_size: tuple[int, int], *, trace: bool = False
 ) -> dict[str, Any]:
-    """One row; a model that fails keeps its row, with the reason as note."""
+    """The row of a model at (height, width) pixels; a failure is its note."""
     from analysis.counting.report import count
 
     h, w = img_size
@@ -206,15 +206,15 @@ def _counts(report: Report) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_TAKEN = {"imagenet": ("top1",), "ade20k": ("miou_ss",), "coco": ("box_ap", "mask_ap")}
+_PUBLISHED_COLUMNS = {"imagenet": ("top1",), "ade20k": ("miou_ss",), "coco": ("box_ap", "mask_ap")}
 
 
 def _published(factory: ModelFactory, img_size: tuple[int, int]) -> dict[str, Any]:
-    """What the authors report for exactly this variant, and where; top-1 only at its own size."""
+    """Published figures of this variant with their source; top-1 at its published size only."""
     name = variants.ALIASES.get(factory.name, factory.name)
     found: dict[str, Any] = {}
     sources: dict[str, list[str]] = {}
-    for task, columns in _TAKEN.items():
+    for task, columns in _PUBLISHED_COLUMNS.items():
         entry = published.best(name, task)
         if entry is None or (task == "imagenet" and img_size != factory.img_size):
             continue

@@ -1,4 +1,4 @@
-"""The papers' complexity formulas against what the mixers execute.
+"""The papers' complexity formulas compared with the operators that mixers execute.
 
   formula  the paper's, or ours where none is published (analysis/counting/paper_formulas.py)
   exact    what the mixer states: projection, mixing, position and padding
@@ -53,8 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def variations(name: str) -> Iterator[MixerConfig]:
-    """The mixer as it is by default, then with one option at a time changed to whatever else it
-    may be.  Where a combination is refused, shift=false is tried, and then the next."""
+    """The default config of a mixer, then every other value of each option alone.
+
+    A combination that is refused is tried with shift=false, and else left out.
+    """
     default = make_config(name)
     yield default
     for field in dataclasses.fields(config_class(name)):
@@ -78,7 +80,7 @@ def variations(name: str) -> Iterator[MixerConfig]:
 def measure(
     config: MixerConfig, h: int, w: int, *, dim: int, heads: int, index: int, max_memory: int
 ) -> dict[str, Any]:
-    """One row: a mixer on one grid, by its formula, its own cost and two counters."""
+    """A row: MACs of a mixer on an (h, w) grid of tokens by formula, stated cost and counters."""
     import torch
 
     from analysis.counting import counters
@@ -87,18 +89,18 @@ def measure(
     with torch.device("meta"):
         mixer = build(config, dim=dim, heads=heads, index=index)
     shape = (1, h, w, dim)
-    witness = counters.on_meta(mixer, shape)
+    torch_tally = counters.on_meta(mixer, shape)
     weights = sum(p.numel() * p.element_size() for p in mixer.parameters())
-    if refused := Budget(max_memory, float("inf")).refuses(weights, witness):
+    if refused := Budget(max_memory, float("inf")).refuses(weights, torch_tally):
         raise SpecError(f"{config} on a {h}x{w} grid: {refused}; choose smaller --sizes")
-    trace = counters.traced(mixer, shape)
+    fvcore_tally = counters.traced(mixer, shape)
     formula = paper_formulas.formula(config, h, w, dim, index)
     try:
         cost = mixer.cost(h, w)
     except NotImplementedError:
         cost = None
-    counts = {trace.macs[""], witness.macs[""]} | ({cost.total} if cost else set())
-    agree = len(counts) == 1 and not (trace.uncounted or witness.uncounted)
+    counts = {fvcore_tally.macs[""], torch_tally.macs[""]} | ({cost.total} if cost else set())
+    agree = len(counts) == 1 and not (fvcore_tally.uncounted or torch_tally.uncounted)
     if formula and formula.divides and cost:
         agree = agree and formula.macs == cost.projection + cost.mixing
     return {
@@ -109,8 +111,8 @@ def measure(
         "formula_source": formula.source if formula else "none",
         "projection": cost.projection if cost else None, "mixing": cost.mixing if cost else None,
         "position": cost.position if cost else None, "padding": cost.padding if cost else None,
-        "exact": cost.total if cost else None, "fvcore": trace.macs[""],
-        "torch": witness.macs[""], "divides": formula.divides if formula else None,
+        "exact": cost.total if cost else None, "fvcore": fvcore_tally.macs[""],
+        "torch": torch_tally.macs[""], "divides": formula.divides if formula else None,
         "agree": agree,
     }  # fmt: skip
 

@@ -85,9 +85,9 @@ def render(reports: list[Report], style: str, by: str, convention: str) -> str:
 
 
 def _csv_rows(report: Report, by: str) -> list[dict[str, Any]]:
-    """One row per stage, the total last, with everything known about the whole in each."""
+    """One row per stage, block or operator, the total last; each repeats the model's columns."""
     h, w = report.img_size
-    whole = {"backbone": report.backbone, "img_size": f"{h}x{w}"}
+    model = {"backbone": report.backbone, "img_size": f"{h}x{w}"}
     trust = {
         "macs_formula": report.macs_formula, "macs_fvcore": report.macs_fvcore,
         "macs_torch": report.macs_torch, "agree": report.agree,
@@ -96,7 +96,7 @@ def _csv_rows(report: Report, by: str) -> list[dict[str, Any]]:
     rows = report.stages if by == "stage" else [*getattr(report, by + "s"), report.stages[-1]]
     named = [{by: "total", **row} if by != "stage" else row for row in rows]
     return [
-        {**whole, **row, "flops": 2 * row["macs"] if row["macs"] is not None else None, **trust}
+        {**model, **row, "flops": 2 * row["macs"] if row["macs"] is not None else None, **trust}
         for row in named
     ]
 
@@ -126,7 +126,7 @@ _LABELS = ("stage", "block", "operator", "grid", "dim", "depth", "heads", "mixer
 
 
 def _headings(row: dict[str, Any]) -> dict[str, Any]:
-    """A row for reading: counts in millions, four digits; csv and JSON have them exact."""
+    """A row of the table: counts in millions; csv and JSON have exact counts."""
     return {
         _HEADINGS.get(key, key): value
         if key in _LABELS or key.endswith("%") or value is None

@@ -1,7 +1,7 @@
-"""Where each family's backbone runs without this code: torch.compile, torch.export, ONNX.
+"""Export of each family's backbone: torch.compile, torch.export, ONNX.
 
-Everything is run: every parameter drawn at random, three sizes that windows do not divide, batches
-1 to 8, the largest difference to the plain eager path in each cell.  "no" is what was refused.
+Every export is run: with random parameters, at three sizes that windows do not divide and batches
+of 1 to 8.  A cell has the largest difference to the eager reference, or "no" for a refusal.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ NOTE = (
 
 
 def compiles(model: nn.Module, inputs: Sequence[Tensor]) -> int | str:
-    """How many graphs torch.compile makes for all the inputs; "partial" where it leaves the graph
-    to Python in between."""
+    """Number of graphs that torch.compile makes for all inputs; "partial" for a graph break, "no"
+    for a failure, "differs" for an unequal result."""
     import torch
 
     graphs: list[Any] = []
@@ -62,7 +62,7 @@ def compiles(model: nn.Module, inputs: Sequence[Tensor]) -> int | str:
             with export.one_graph(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
                 if export.largest_difference(run, model, inputs) > export.TOLERANCE["pt2"]:
                     return "differs"
-        except Exception:  # of whatever kind: it is not one graph
+        except Exception:  # of any kind: there is no single graph
             continue
         finally:
             torch._dynamo.reset()
@@ -71,7 +71,7 @@ def compiles(model: nn.Module, inputs: Sequence[Tensor]) -> int | str:
 
 
 def row_of(name: str, text: str) -> table.Row:
-    """One row: how many graphs, then a difference or "no" per format and request."""
+    """A row: number of graphs, then a difference or "no" per format and request."""
     from analysis.models.influence import randomise
     from attention.execution.backends import backend
     from backbones.factory import create
@@ -88,9 +88,9 @@ def row_of(name: str, text: str) -> table.Row:
     with backend("reference"), tempfile.TemporaryDirectory() as folder:
         row["compile"] = compiles(model, inputs(REQUESTS["batch,size"]))
         for format in export.TOLERANCE:
-            for what, request in REQUESTS.items():
+            for request_name, request in REQUESTS.items():
                 file = Path(folder) / f"model.{format}"
-                column = f"{format} {what}"
+                column = f"{format} {request_name}"
                 try:
                     export.require(format)
                     export.write(export.program(model, spec, request), format, file)
@@ -104,7 +104,7 @@ def row_of(name: str, text: str) -> table.Row:
 
 
 def within(row: table.Row) -> bool:
-    """Is every difference of a row as small as its format promises?"""
+    """True if every difference of a row is within the tolerance of its format."""
     return row["compile"] != "differs" and all(
         not isinstance(value, float) or value <= export.TOLERANCE[column.split()[0]]
         for column, value in row.items()

@@ -1,4 +1,4 @@
-"""Pictures of who attends to whom: footprints, masks, receptive fields, biases, attention.
+"""Figures of attention: footprints, masks, receptive fields, biases, weights on a photo.
 
   footprint  what a query can reach after 1, 2, 4 blocks, by integer arithmetic
   reach      how many blocks until every token has seen the whole map, as a table
@@ -40,7 +40,7 @@ MIXERS = (
 
 
 def tokens(text: str) -> tuple[int, int]:
-    """``5,9``: row and column, from 0."""
+    """(row, column), from 0, of ``5,9``."""
     parts = text.split(",")
     if len(parts) != 2 or not all(part.isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r}: expected row,column such as 5,9, from 0")
@@ -52,18 +52,18 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], Any], doc: str) -> Any:
-        made = commands.add_parser(name, description=doc, help=doc)
-        made.set_defaults(run=run)
-        made.add_argument(
+        subparser = commands.add_parser(name, description=doc, help=doc)
+        subparser.set_defaults(run=run)
+        subparser.add_argument(
             "--plugin", action="append", default=argparse.SUPPRESS, metavar="MODULE",
             help="import a module that registers mixers of your own; repeatable",
         )  # fmt: skip
         if name != "reach":
-            made.add_argument(
+            subparser.add_argument(
                 "--out", action=files.OutFile, default=Path(f"{name}.png"), metavar="FILE",
                 help=f"ends in {', '.join(ENDINGS)} (default {name}.png)",
             )  # fmt: skip
-        return made.add_argument
+        return subparser.add_argument
 
     size, count = cli.image_size, cli.count_from_one
     query = {"type": tokens, "metavar": "ROW,COLUMN"}
@@ -121,7 +121,7 @@ def _add_block(add: Any) -> None:
     _add_weights(add)
 
 
-# -- one function a command ------------------------------------------------------------------
+# -- a function per command -------------------------------------------------------------------
 
 
 def _footprint(args: argparse.Namespace) -> Study:

@@ -93,7 +93,7 @@ def _times(text: str) -> float:
 
 
 def series_of(args: argparse.Namespace) -> list[Series]:
-    """Every backbone and mixer, once or per policy.  Raises SpecError; torch is not needed."""
+    """A series per backbone and mixer, or per policy; torch is not imported.  Raises SpecError."""
     found = []
     for text in args.backbone:
         spec = parse_backbone(text)
@@ -112,13 +112,13 @@ def series_of(args: argparse.Namespace) -> list[Series]:
         raise SpecError(f"--policy and --base-img are for --over resolution, not {args.over}")
     if (args.over == "size" or "scale" in args.policy) and not any(s.sizes for s in found):
         raise SpecError(f"{', '.join(names)}: no window, stripe or pale whose size could change")
-    split: list[Series] = []
+    by_policy: list[Series] = []
     for series in found:
         for policy in dict.fromkeys(args.policy if series.sizes else ["fixed"]):
             scaled = policy == "scale"
             name = f"{series.name} (scale)" if scaled else series.name
-            split.append(replace(series, name=name, scale=scaled))
-    return split
+            by_policy.append(replace(series, name=name, scale=scaled))
+    return by_policy
 
 
 def _read_factor(text: str) -> Fraction:
@@ -132,7 +132,7 @@ def _read_factor(text: str) -> Fraction:
 
 
 def values_of(texts: Sequence[str] | None, over: str) -> list[Number] | None:
-    """--values in rising order, each once.  Raises SpecError."""
+    """The distinct values of --values in rising order, or None.  Raises SpecError."""
     found: set[Number] = set()
     for text in texts or ():
         try:
@@ -146,7 +146,7 @@ def values_of(texts: Sequence[str] | None, over: str) -> list[Number] | None:
 
 
 def readable(row: Row) -> Row:
-    """A row for people: billions of MACs, MiB."""
+    """A row of the table: billions of MACs, MiB."""
     return {
         "series": row["series"], row["over"]: row["value"], "tokens": row["tokens"],
         "dim": row["dim"], "size": row["size"], "mixing, G": row["mixing"] / 1e9,
@@ -181,17 +181,17 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     cli.load_plugins(args.plugin)
     lines = series_of(args)
-    given = values_of(args.values, args.over)
+    stated_values = values_of(args.values, args.over)
     img_size = args.img_size or lines[0].base
-    values = {s: given or scaling.default_values(s, args.over, img_size) for s in lines}
+    values = {s: stated_values or scaling.default_values(s, args.over, img_size) for s in lines}
     jobs = [(s, value) for s in lines for value in values[s]]
-    for series, value in jobs:  # what cannot be built is said before anything is counted
+    for series, value in jobs:  # refuses what cannot be built before anything is counted
         series.at(args.over, value, img_size)
     if args.figure:
         if args.figure.suffix not in figure_style.ENDINGS:
             endings = ", ".join(figure_style.ENDINGS)
             raise SpecError(f"--figure {args.figure}: expected a name ending in {endings}")
-        figure_style.figure(1, 1)  # without matplotlib there is nothing to wait for
+        figure_style.figure(1, 1)  # raises now if matplotlib is missing
 
     from analysis.counting.report import CONVENTION
     from transom.progress import bar
@@ -201,12 +201,12 @@ def main(argv: list[str] | None = None) -> int:
         for series, value in bar(jobs, unit="point")
     ]
     fits = [scaling.exponents([r for r in rows if r["series"] == s.name]) for s in lines]
-    found, said = [], []
-    for a, b in bar([*itertools.combinations(lines, 2)], unit="pair"):
-        shared = sorted(set(values[a]) & set(values[b]))
+    found, sentences = [], []
+    for left, right in bar([*itertools.combinations(lines, 2)], unit="pair"):
+        shared = sorted(set(values[left]) & set(values[right]))
         if shared:
-            found.append(crossings.crossing(a, b, args.over, shared, img_size, args.times))
-            said.append(sentence(found[-1], args.over, shared))
+            found.append(crossings.crossing(left, right, args.over, shared, img_size, args.times))
+            sentences.append(sentence(found[-1], args.over, shared))
     bad = sum(not row["agree"] for row in rows)
     style = cli.chosen_format(args)
     if style == "json":
@@ -229,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
         bullet = "- " if style == "md" else ""
         blocks = [
             table.grid([readable(row) for row in rows], style), table.grid(fits_shown, style),
-            "\n".join([*(bullet + table.cell(line, style) for line in said), verdict]),
+            "\n".join([*(bullet + table.cell(line, style) for line in sentences), verdict]),
             CONVENTION,
         ]  # fmt: skip
         text = "\n\n".join(blocks)
@@ -237,7 +237,8 @@ def main(argv: list[str] | None = None) -> int:
         import matplotlib
 
         with matplotlib.rc_context({"svg.fonttype": "none"}):  # text that can be searched
-            figure_style.save(draw_curves.draw(rows, fits, found, said, args.over), args.figure)
+            picture = draw_curves.draw(rows, fits, found, sentences, args.over)
+            figure_style.save(picture, args.figure)
     cli.emit(text, args.out)
     return cli.DIFFER if bad else cli.AGREED
 

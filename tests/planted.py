@@ -765,8 +765,8 @@ MISTAKES = [
     ),
     Mistake(
         "analysis/papers/published.py",
-        'plain = [r for r in found if r["pretrain"] == "ImageNet-1K"]',
-        'plain = [r for r in found if r["pretrain"]]',
+        'in1k_only = [r for r in found if r["pretrain"] == "ImageNet-1K"]',
+        'in1k_only = [r for r in found if r["pretrain"]]',
         "test_published.py::test_best",
         "more data taken for a better backbone",
     ),

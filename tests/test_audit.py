@@ -103,7 +103,7 @@ def test_classification_flops_round_to_what_is_printed(rows):
 def test_swin_v2_only_fits_without_log_cpb(rows):
     found = pick(rows, "flops", "swinv2_")
     assert all(row["counted"] < row["macs"] and "log-CPB" in row["formula"] for row in found)
-    plain = [audit.judge(row["claimed"], row["macs"], 10**9) for row in found]
+    plain = [audit.compare_claim(row["claimed"], row["macs"], 10**9) for row in found]
     assert sum(verdict != "rounds to" for verdict in plain) >= 5
 
 
@@ -162,7 +162,7 @@ def test_swin_dense_fits_with_norms(rows):
     found = [row for row in found if not row["second_hand"]]
     assert Counter(row["verdict"] for row in found) == {"rounds to": 9, "within 1%": 2}
     assert max(abs(row["difference_%"]) for row in found) < 0.08
-    plain = Counter(audit.judge(row["claimed"], row["macs"], 10**9) for row in found)
+    plain = Counter(audit.compare_claim(row["claimed"], row["macs"], 10**9) for row in found)
     assert plain["rounds to"] == 5
 
 
@@ -180,7 +180,7 @@ def test_twins_pcpvt_only_fits_without_attention_products(rows, size, params, wi
     (row,) = pick(rows, "flops", name)
     assert (round(row["counted"] / 1e9, 3), round(row["macs"] / 1e9, 3)) == (without, products)
     assert row["verdict"] == "rounds to" and row["formula"] == "MACs - attention products"
-    assert audit.judge(row["claimed"], row["macs"], 10**9) != "rounds to"
+    assert audit.compare_claim(row["claimed"], row["macs"], 10**9) != "rounds to"
     assert pick(rows, "params", name)[0]["counted"] == params
 
 
@@ -230,7 +230,7 @@ def test_what_the_causes_say(row, other):
     ],
 )
 def test_judge(claimed, counted, up, verdict):
-    assert audit.judge(claimed, counted, 10**9, up=up) == verdict
+    assert audit.compare_claim(claimed, counted, 10**9, up=up) == verdict
 
 
 # -- norms -------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def test_row_is_whole(row):
     own = lookup.find(row["backbone"]).img_size
     assert source or variants.get(row["backbone"]).spec.name == row["backbone"]  # no alias
     assert source in ("", "timm") and row["task"] in published.TASKS
-    assert row[published.MEASURES[row["task"]]] is not None
+    assert row[published.RANKED_BY[row["task"]]] is not None
     assert row["source"] and row["pretrain"] and min(row["img_size"]) >= 224
     assert row["second_hand"] in ("no", "all", *published.NUMBERS)
     if row["task"] == "imagenet":
@@ -98,7 +98,7 @@ def test_dense_rows(backbone, method, schedule, wanted):
     """Parameters, FLOPs, box AP or mIoU, mask AP, as the sources print them."""
     rows = [r for r in published.of(backbone) if r["method"] == method]
     (row,) = [r for r in rows if r["schedule"] == schedule]
-    measure = row[published.MEASURES[row["task"]]]
+    measure = row[published.RANKED_BY[row["task"]]]
     assert (row["params_m"], row["flops_g"], measure, row["mask_ap"]) == wanted
 
 

@@ -1,1 +1,1 @@
-"""Models by name, ours and others, and what they do: who reaches whom, masks, maps."""
+"""Models by name, ours and foreign, and their influence, receptive fields, masks and maps."""

@@ -1,1 +1,1 @@
-"""What the authors published, and the dense heads that their tables count."""
+"""Published numbers, and the dense heads that the papers' tables count."""

@@ -1,7 +1,7 @@
-"""The dense heads that papers put on a backbone, layer by layer, from the layer shapes alone; and
-the backbone under them.
+"""The dense heads of the papers, layer by layer, by the shapes of their layers; and the backbones
+under them.
 
-What a benchmark's FLOPs count: one image through the heads at inference, with 1000 proposals for
+FLOPs of a benchmark count one image through the heads at inference, with 1000 proposals for
 the box heads and the first 100 of them for the mask heads (mmdetection, `forward_dummy` of its
 RoI heads), and without UPerNet's auxiliary head, which only trains.  Class counts are those of
 COCO (80, and one for the background) and ADE20K (150).
@@ -194,22 +194,25 @@ class Norms(NamedTuple):
 
 @lru_cache
 def backbone(name: str, dense: bool) -> HierarchicalBackbone:
-    """A variant on the meta device, without weights.  dense: as a detector has it, with no head,
-    and a norm on each level instead of the last one, in the families that have norms there."""
+    """A variant on the meta device.
+
+    dense: as in a detector, without a head, and with a norm per level instead of the final norm in
+    families that have one.
+    """
     import torch
 
     from backbones.factory import create
 
-    own = variants.get(name).spec
+    spec = variants.get(name).spec
     with torch.device("meta"):
         if not dense:
-            return create(own)
-        return create(own, num_classes=0, final_norm=False, out_norms=own.final_norm)
+            return create(spec)
+        return create(spec, num_classes=0, final_norm=False, out_norms=spec.final_norm)
 
 
 def norm_elements(model: HierarchicalBackbone, h: int, w: int) -> Norms:
-    """What the LayerNorm and BatchNorm modules of a backbone on the meta device are given for one
-    image of h x w pixels; with out_norms, on the way to `features`."""
+    """Elements that the norms of a backbone on the meta device read for one image of h x w pixels;
+    with out_norms, in `features`."""
     import torch
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""Numbers that the authors published, each with its source; `published.csv` beside this file."""
+"""Published numbers with their sources, from `published.csv` in this folder."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 FILE = Path(__file__).with_name("published.csv")
 TASKS = ("imagenet", "coco", "ade20k")
-MEASURES = {"imagenet": "top1", "coco": "box_ap", "ade20k": "miou_ss"}  # what a task is ranked by
+RANKED_BY = {"imagenet": "top1", "coco": "box_ap", "ade20k": "miou_ss"}  # what a task is ranked by
 NUMBERS = ("params_m", "flops_g", "top1", "box_ap", "mask_ap", "miou_ss", "miou_ms")
-USUAL = {"imagenet": "classification", "coco": "Mask R-CNN", "ade20k": "UPerNet"}
+MAIN_METHOD = {"imagenet": "classification", "coco": "Mask R-CNN", "ade20k": "UPerNet"}
 
 Row = dict[str, Any]
 
 
 def _number(text: str) -> int | float | None:
-    """As printed: `str` of it gives the text back, so that its digits can be counted."""
+    """The number of a cell; `str` of it equals the printed text, so that digits can be counted."""
     return None if not text else int(text) if text.isdecimal() else float(text)
 
 
@@ -33,8 +33,8 @@ def _read() -> tuple[Row, ...]:
 
 
 def rows() -> list[Row]:
-    """Every row: the columns of the file, with numbers as int or float, None where nothing was
-    published, and img_size as (height, width).  backbone: a variant of ours, or timm:NAME.
+    """All rows: the columns of the file, numbers as int or float, None where nothing was published,
+    and img_size as (height, width) in pixels.  backbone: a variant of ours, or timm:NAME.
 
     params_m: millions.  flops_g: billions, in the source's own convention.  second_hand: no, all,
     or the column that was taken from a transcription instead of from the authors.
@@ -43,25 +43,25 @@ def rows() -> list[Row]:
 
 
 def of(backbone: str, task: str | None = None) -> list[Row]:
-    """The rows of one variant, of one task of `TASKS` or of all."""
+    """The rows of a variant, for one task of `TASKS` or all."""
     return [r for r in rows() if r["backbone"] == backbone and task in (None, r["task"])]
 
 
 def best(backbone: str, task: str) -> Row | None:
-    """The row to set beside other backbones: the usual method of the task (`USUAL`), pre-trained
-    on ImageNet-1K where that was published, since more data is not the backbone's merit; of
-    several, the highest."""
-    found = [r for r in of(backbone, task) if r["method"] == USUAL[task]]
-    found = [r for r in found if r[MEASURES[task]] is not None]
-    plain = [r for r in found if r["pretrain"] == "ImageNet-1K"]
-    return max(plain or found, key=lambda row: row[MEASURES[task]], default=None)
+    """The row for comparisons with other backbones: the task's main method (`MAIN_METHOD`), with
+    ImageNet-1K pre-training where that was published, and of several rows the highest; None if
+    there is none."""
+    found = [r for r in of(backbone, task) if r["method"] == MAIN_METHOD[task]]
+    found = [r for r in found if r[RANKED_BY[task]] is not None]
+    in1k_only = [r for r in found if r["pretrain"] == "ImageNet-1K"]
+    return max(in1k_only or found, key=lambda row: row[RANKED_BY[task]], default=None)
 
 
 def is_second_hand(row: Row, column: str) -> bool:
-    """Whether this number of the row came through a transcription."""
+    """Whether this number of a row was taken from a transcription of the paper."""
     return row["second_hand"] == "all" or column in row["second_hand"].split()
 
 
 def is_unconfirmed(row: Row, column: str) -> bool:
-    """Whether this number is second hand and its source says that nobody found it there again."""
+    """Whether this number is second hand and was not found in the paper."""
     return is_second_hand(row, column) and "unconfirmed" in row["source"]
