@@ -93,8 +93,8 @@ def rows_of(lines: list[Any]) -> list[dict[str, Any]]:
             "batch": line.batch, "what": measurement.label, "ms": least and 1e3 * least,
             "x": least / unit if least and unit else None,
         }  # fmt: skip
-        held = ours.peak_bytes if ours else None
-        row["memory"] = line.peak_bytes / held if line.peak_bytes and held else None
+        our_bytes = ours.peak_bytes if ours else None
+        row["memory"] = line.peak_bytes / our_bytes if line.peak_bytes and our_bytes else None
         row["n"] = sum(map(len, line.times.values()))
         row["note"] = line.note if line.usable else f"{line.status}: {line.reason}"
         found.append(row)

@@ -259,9 +259,9 @@ def launch_plans(p: Problem) -> list[Any]:
     from attention.kernels.launch import TILE_TOKENS, Plan
 
     length = math.prod(p.groups.extent)
-    whole = length <= TILE_TOKENS
-    blocks = (max(16, 1 << (length - 1).bit_length()),) if whole else (32, 64, 128)
-    grid = itertools.product(blocks, (4, 8), (2, 3), (3, 4, 8) if whole else (4,), (None, 128))
+    one_tile = length <= TILE_TOKENS
+    blocks = (max(16, 1 << (length - 1).bit_length()),) if one_tile else (32, 64, 128)
+    grid = itertools.product(blocks, (4, 8), (2, 3), (3, 4, 8) if one_tile else (4,), (None, 128))
     return [Plan(*numbers) for numbers in grid]
 
 

@@ -69,7 +69,7 @@ class _Maps(TorchFunctionMode):
 
 
 def _mixed(y: Tensor, x: Tensor) -> tuple[bool, bool]:
-    """Whether a token of the map y depends on several rows and on several columns of x."""
+    """(rows, columns): True if a token of the map y depends on several of them in x."""
     h, w = y.shape[1:3]
     sides = [extent(reach) for reach in support(y, x, sample_tokens(h, w, 9))]
     return max(rows for rows, _ in sides) > 1, max(cols for _, cols in sides) > 1

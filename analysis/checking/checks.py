@@ -71,7 +71,7 @@ class Subject:
         return torch.randn(batch, *shape, generator=generator, dtype=torch.float64).to(dtype)
 
     def problem(self, size: Size) -> str:
-        """What is wrong with a forward at this size, cached; "" if it runs."""
+        """The fault of a forward at this size, cached; "" if it runs."""
         if size not in self._problems:
             self._problems[size] = problem_at(self, size)
         return self._problems[size]

@@ -112,7 +112,7 @@ def _inside(subject: Subject) -> Result:
 
 
 def states_region(module: Any) -> bool:
-    """Whether a module declares a region; the method is optional, and the base class raises."""
+    """True if a module declares a region; the method is optional, and the base class raises."""
     try:
         module.region(1, 1, (0, 0))
     except (AttributeError, NotImplementedError):

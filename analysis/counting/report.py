@@ -42,7 +42,7 @@ class Budget:
     seconds: float = 30.0
 
     def refuses(self, weights: int, torch_tally: Tally) -> str:
-        """Why a forward is beyond the budget, or "".  weights: bytes of the parameters."""
+        """The reason why a forward exceeds the budget, or "".  weights: bytes of the parameters."""
         need = weights + torch_tally.peak_bytes
         if need > self.memory:
             return (

@@ -1,4 +1,4 @@
-"""How cost grows: series of points, and the exponents that fit them.
+"""Growth of cost: series of points, and the exponents that fit them.
 
 A series is a backbone or one mixer.  One axis is varied: the resolution, the size of its windows,
 stripes and pales, its width or its depth.  Costs are MACs of one forward of one image.

@@ -91,7 +91,7 @@ def count_runs(line: Tensor) -> int:
 
 
 def wraps(reach: Tensor) -> bool:
-    """Whether an (h, w) influence set joins opposite edges: broken on the map, but one interval
+    """True if an (h, w) influence set joins opposite edges: broken on the map, but one interval
     on the map closed to a ring.  (Interlaced sets are broken on the ring too.)"""
     return any(
         count_runs(line) == 2 and bool(line[0] and line[-1])

@@ -58,10 +58,10 @@ def best(backbone: str, task: str) -> Row | None:
 
 
 def is_second_hand(row: Row, column: str) -> bool:
-    """Whether this number of a row was taken from a transcription of the paper."""
+    """True if this number of a row was taken from a transcription of the paper."""
     return row["second_hand"] == "all" or column in row["second_hand"].split()
 
 
 def is_unconfirmed(row: Row, column: str) -> bool:
-    """Whether this number is second hand and was not found in the paper."""
+    """True if this number is second hand and was not found in the paper."""
     return is_second_hand(row, column) and "unconfirmed" in row["source"]

@@ -111,7 +111,7 @@ def _ours(family_lines: Sequence[Line], compiled: bool) -> Line | None:
 
 
 def _logits(line: Line) -> str | None:
-    """Whether the logits of a peer equal ours with equal weights; None if not compared."""
+    """The comparison of a peer's logits with ours at equal weights; None if not compared."""
     if line.logits_error is None:
         return None
     same = line.logits_error <= summary.SAME
@@ -180,7 +180,7 @@ def profiles(lines: Sequence[Line], by: str) -> list[Row]:
 
 def machines(lines: Sequence[Line]) -> str:
     """The distinct machines and versions of the lines, one a line."""
-    said = []
+    descriptions = []
     for line in lines:
         e = line.environment
         if not e:
@@ -192,8 +192,8 @@ def machines(lines: Sequence[Line]) -> str:
             f"Python {e['python']}",
             f"commit {e['commit']}{' and changes' if e.get('commit_dirty') else ''}",
         ]  # fmt: skip
-        said.append(", ".join(map(str, parts)))
-    return "\n".join(dict.fromkeys(said))
+        descriptions.append(", ".join(map(str, parts)))
+    return "\n".join(dict.fromkeys(descriptions))
 
 
 def bars(lines: Sequence[Line], out: Path) -> None:

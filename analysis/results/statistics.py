@@ -101,7 +101,7 @@ def mann_whitney(a: Sequence[float], b: Sequence[float]) -> float:
 
 @functools.lru_cache(maxsize=64)
 def _sums(ranks: tuple[int, ...], n: int) -> dict[int, int]:
-    """How many of the choices of n ranks have each sum."""
+    """Number of choices of n ranks, by their sum."""
     counts: list[dict[int, int]] = [{0: 1}, *({} for _ in range(n))]
     for rank in ranks:
         for size in range(n, 0, -1):

@@ -33,7 +33,9 @@ def profile_of(measurement: Measurement) -> Row:
     """{"split": rows by stage and by operator}: ms of one call, and the slowdown by observing."""
     if measurement.compile:
         raise SpecError("--by: a compiled model has no stages and operators of its own")
-    built, _ = build_model.fitting(measurement, lambda own: build_model.build(own, check=False))
+    built, _ = build_model.fitting(
+        measurement, lambda attempt: build_model.build(attempt, check=False)
+    )
     sync = steps.sync_of(measurement.device)
     call, x = built.runner.call, built.runner.fresh(1)
 
@@ -106,8 +108,8 @@ def _operators(time_call: Callable[[], float], unobserved: float) -> list[Row]:
         observed = median(time_call() for _ in range(CALLS))
     parts: defaultdict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
-        own = event.self_device_time_total if cuda else event.self_cpu_time_total
-        parts[kind_of(event.key)] += own / 1e6 / CALLS
+        microseconds = event.self_device_time_total if cuda else event.self_cpu_time_total
+        parts[kind_of(event.key)] += microseconds / 1e6 / CALLS
     return _rows("operator", dict(parts), observed, unobserved)
 
 
