@@ -8,6 +8,9 @@ import inspect
 import re
 
 import pytest
+from strategies import BUILT_IN
+
+from attention import registry
 
 PUBLIC = {  # by the module that a user imports
     "attention": None,  # all of __all__
@@ -60,7 +63,11 @@ def test_a_public_name_says_what_it_is(module, name):
 
 
 @pytest.mark.parametrize(("module", "name"), NAMES)
-def test_its_example_runs(module, name):
+def test_its_example_runs(module, name, monkeypatch):
+    for mixer in BUILT_IN:
+        importlib.import_module(f"attention.mixers.{mixer}")  # a class registers once a process
+    for table in ("_configs", "_classes", "_sources"):  # an example may register a mixer
+        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
     thing = getattr(importlib.import_module(module), name)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     globals_ = {name: thing}
