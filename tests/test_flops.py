@@ -400,7 +400,8 @@ class Several(nn.Module):
     lambda *maps: maps[-1], lambda *maps: list(maps), lambda *maps: (*maps, *maps),
     lambda *maps: dict(zip(("fine", "coarse"), maps, strict=True)),
     lambda *maps: {"all": [list(maps), maps[0]]},
-], ids=["tensor", "list", "tuple", "dict", "nested"])  # fmt: skip
+    lambda *maps: {"maps": maps, "names": ["fine", "coarse"], "strides": 4, "loss": None},
+], ids=["tensor", "list", "tuple", "dict", "nested", "other things"])  # fmt: skip
 def test_activations_are_of_products_whatever_a_model_returns(pack):
     report = analysis.count(Several(pack), 8)
     assert report.activations == 4 * 8 * 8 + 6 * 4 * 4

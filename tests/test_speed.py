@@ -244,7 +244,7 @@ def test_a_peer_that_cannot_be_built_counts_as_failed(inline, capsys, monkeypatc
         (["--backbone", "swin_t", "--resume"], ["--resume", "--store"]),
         (["--backbone", "swin_t", "--quick", "--samples", "3"], ["--quick"]),
         (["--backbone", "swin_t", "--by", "stage", "--compile", "on"], ["--by", "compile"]),
-        (["--backbone", "swin_t", "--store", "/nowhere/s.jsonl"], ["/nowhere/s.jsonl", "free"]),
+        (["--backbone", "swin_t", "--store", "/nowhere/s.jsonl"], ["/nowhere/s.jsonl", "folder"]),
         (["--table", "/nowhere/s.jsonl"], ["no such file"]),
         (["--table", "setup.cfg", "--backbone", "swin_t"], ["--table"]),
         (["--table", "setup.cfg", "--figure", "x.gif"], ["x.gif", ".svg"]),

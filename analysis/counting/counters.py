@@ -193,6 +193,28 @@ def _slow_multihead() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
+@contextlib.contextmanager
+def _tensors_alone(model: nn.Module) -> Iterator[None]:
+    """The tracer takes tensors: what else a forward returns beside them (names, sizes, None) is
+    left out of its result."""
+    forward = model.forward
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        out = forward(*args, **kwargs)
+        tensors = tuple(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+        return tensors if tensors and len(tensors) < len(tree_leaves(out)) else out
+
+    own = "forward" in vars(model)
+    model.forward = told
+    try:
+        yield
+    finally:
+        if own:
+            model.forward = forward
+        else:
+            del model.forward
+
+
 def traced(model: nn.Module, shape: tuple[int, ...]) -> Tally:
     """Counts with fvcore on a traced forward, by the rules of `operator_costs` only."""
     with warnings.catch_warnings():
@@ -205,7 +227,7 @@ def traced(model: nn.Module, shape: tuple[int, ...]) -> Tally:
         torch.zeros(0),
     )
     x = torch.zeros(shape, device=like.device, dtype=like.dtype)
-    with _quiet_eval(real), _slow_multihead():
+    with _quiet_eval(real), _slow_multihead(), _tensors_alone(real):
         analysis = JitModelAnalysis(real, (x,))
         analysis.clear_op_handles().set_op_handle(**COST_RULES)
         analysis.set_op_handle(**dict.fromkeys(FREE))
