@@ -339,12 +339,12 @@ def test_benchmark_compares_one_function(monkeypatch, cosine):
 
     monkeypatch.setitem(kernel.SIZES, "tiny", ((8, 8), (4, 4), 32, 2, True, cosine))
     p = kernel.problem("tiny", 1, "float32", DEVICE)
-    calls = kernel.contenders(p, "infer", flex_attention)
+    calls = kernel.kernel_calls(p, "infer", flex_attention)
     want, *others = (kernel.in_groups(p, name, call()[0]) for name, call in calls.items())
     assert len(others) == 2
     for other in others:
         assert (want - other).abs().max() <= 1e-5
-    calls = kernel.contenders(p, "train", flex_attention)
+    calls = kernel.kernel_calls(p, "train", flex_attention)
     fused_grads, sdpa_grads = calls["fused"]()[1:], calls["sdpa"]()[1:]
     if not cosine:  # there, SDPA is given unit vectors
 
