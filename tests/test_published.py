@@ -129,7 +129,7 @@ def test_rows_are_copies():
 
 
 def test_loading_needs_no_torch():
-    code = "import sys; from analysis import published; published.rows(); "
+    code = "import sys; from analysis.papers import published; published.rows(); "
     code += "assert 'torch' not in sys.modules"
     root = published.FILE.parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
