@@ -131,5 +131,5 @@ def test_rows_are_copies():
 def test_loading_needs_no_torch():
     code = "import sys; from analysis.papers import published; published.rows(); "
     code += "assert 'torch' not in sys.modules"
-    root = published.FILE.parents[1]
+    root = published.FILE.parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
