@@ -189,6 +189,26 @@ def test_windows_of_another_size_are_resized_if_asked():
     assert all(name.startswith("stages.3.blocks.") for name in status["fresh"])
 
 
+@pytest.mark.parametrize(
+    ("family", "edit", "status"),
+    [
+        ("cswin", "1=cross:size=4", "loaded"),  # no tensor of stripes knows their width
+        ("swin", "1=window:size=4,shift=false", "resized"),
+        ("swinmlp", "1=token_mlp:size=4", "fresh"),  # whose weights are of one size of windows
+        ("swin", "1=window:size=4,qkv_bias=false", "fresh"),
+    ],
+)
+def test_which_windows_of_another_size_are_one_mixer(family, edit, status):
+    """Attention without a table, or with one that can be resized; no other option may differ."""
+    source = create(family, seed=3)
+    loaded = weights.load(
+        notation(family, edit), source, partial="replaced", how=Adapt(resize="bicubic")
+    )
+    found = by_status(loaded.report)
+    assert any(name.startswith("stages.0.blocks.0.mixer.") for name in found[status])
+    assert (status == "fresh") == ("fresh" in found)
+
+
 def test_swin_v2_whose_shapes_tell_no_window():
     """What shapes do not tell is as in the backbone that is asked for."""
     from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -254,8 +274,9 @@ def test_dropped_names():
     state = {"a.weight": torch.ones(1), "a.bias": torch.ones(2), "b.weight": torch.ones(3)}
     kept, left = dropped(state, ["a.*"], "")
     assert list(kept) == ["b.weight"] and list(left) == ["a.weight", "a.bias"]
-    kept, left = dropped(state, ["model.b.weight", "a.bias"], "model.")
-    assert list(kept) == ["a.weight"] and set(left) == {"a.bias", "b.weight"}
+    under = {f"model.{key}": tensor for key, tensor in state.items()}
+    kept, left = dropped(under, ["model.b.weight", "a.bias"], "model.")
+    assert list(kept) == ["model.a.weight"] and set(left) == {"model.a.bias", "model.b.weight"}
     with pytest.raises(WeightsError, match=r"--drop a\.weigh: .*did you mean a\.weight"):
         dropped(state, ["a.weigh"], "")
     swin = create("swin", seed=3)
@@ -264,6 +285,18 @@ def test_dropped_names():
         weights.load(create("swin"), odd)
     loaded = weights.load(create("swin"), odd, drop=["projector.*"])
     assert by_status(loaded.report)["left out"] == {"projector.weight"}
+    assert state_hash(loaded.model) == state_hash(swin)
+    inside = {f"encoder.{key}": tensor for key, tensor in odd.items()}
+    inside |= {"decoder.weight": torch.ones(2)}  # which is outside, and left out anyhow
+    for names in (["projector.*"], ["encoder.projector.weight"], ["projector.*", "decoder.*"]):
+        loaded = weights.load(create("swin"), inside, drop=names)
+        left = {"encoder.projector.weight", "decoder.weight"}
+        assert by_status(loaded.report)["left out"] == left
+        assert state_hash(loaded.model) == state_hash(swin)
+    both = inside | {f"teacher.{key}": t for key, t in create("swin").state_dict().items()}
+    with pytest.raises(WeightsError, match="--prefix"):
+        weights.load(create("swin"), both, drop=["projector.*"])
+    loaded = weights.load(create("swin"), both, drop=["projector.*", "teacher.*"])
     assert state_hash(loaded.model) == state_hash(swin)
 
 

@@ -233,14 +233,15 @@ def read_weights(
     else:
         found = locate(weights, entry)
     with storage.about(path):
-        inside, others = body(renamed(found.state, rename or {}), prefix)
-        state, removed = dropped(inside, drop, prefix)
+        named = renamed(found.state, rename or {})
+        start = prefix or next(iter(bodies(named)), "")
+        kept, removed = dropped(named, drop, start)
+        state, others = body(kept, prefix)
     rows = [row("left out", None, key, tensor) for key, tensor in (others | removed).items()]
     rows += [
         {"status": "left out", "tensor": None, "from": one_line(key), "shape": kind}
         for key, kind in found.beside.items()
     ]
-    start = prefix or next(iter(bodies(found.state)), "")
     beside = {key.removeprefix(start): kind for key, kind in found.beside.items()}
     return SourceWeights(state, rows, path, spec, found.stated, beside)
 

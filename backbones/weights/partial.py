@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import Any
 
+from attention.catalogue import SoftmaxConfig
 from attention.registry import MixerConfig
 from backbones.files.storage import WeightsError
 from backbones.specs.spec import BackboneSpec, StageSpec
@@ -26,7 +27,7 @@ def replaced(asked: BackboneSpec, theirs: BackboneSpec, how: Adapt) -> tuple[str
     Args:
         asked: the backbone to build.
         theirs: the backbone of the weights.
-        how: with resize, windows of another size do not make another mixer.
+        how: with resize, windows of another size do not make another softmax mixer.
 
     Returns:
         Beginnings of names in the state dict of `asked`.
@@ -95,8 +96,9 @@ def _in_stage(
 
 def _same_mixer(asked: MixerConfig, theirs: MixerConfig, grid: tuple[int, int], how: Adapt) -> bool:
     asked, theirs = (without_idle_shift(mixer, grid) for mixer in (asked, theirs))
-    if how.resize and type(asked) is type(theirs) and hasattr(asked, "size"):
-        theirs = replace(theirs, size=asked.size, shift=getattr(asked, "shift", None))  # type: ignore[call-arg]
+    if how.resize and type(asked) is type(theirs) and isinstance(asked, SoftmaxConfig):
+        free = {name: getattr(asked, name) for name in ("size", "shift") if hasattr(asked, name)}
+        theirs = replace(theirs, **free)
     return asked == theirs
 
 
@@ -106,13 +108,13 @@ def dropped(
     """(tensors that no pattern matches, tensors that one matches).
 
     A pattern is a name, in which ``*`` stands for any text; it is compared with names with and
-    without the prefix.  Raises WeightsError for a pattern that matches nothing.
+    without the prefix of the backbone.  Raises WeightsError for a pattern that matches nothing.
     """
     left: dict[str, Any] = {}
     for pattern in patterns:
         found = {
             key: tensor for key, tensor in state.items()
-            if fnmatchcase(key, pattern) or fnmatchcase(prefix + key, pattern)
+            if fnmatchcase(key, pattern) or fnmatchcase(key.removeprefix(prefix), pattern)
         }  # fmt: skip
         if not found:
             close = difflib.get_close_matches(pattern[:LONGEST_WORD], list(state), n=1)
