@@ -3,8 +3,9 @@
     report = analysis.count(model, 224)      # three counts of one model, and whether they agree
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from transom.packages import lazy as _lazy
 from transom.packages import require as _require
 
 _require("attention", "backbones")
@@ -14,10 +15,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "count"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:  # these need torch
-        import importlib
-
-        return getattr(importlib.import_module("analysis.counting.report"), name)
-    raise AttributeError(f"module 'analysis' has no attribute {name!r}")
+__getattr__ = _lazy(__name__, dict.fromkeys(__all__, "analysis.counting.report"))

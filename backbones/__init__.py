@@ -6,9 +6,9 @@
 Specs and names are plain Python; torch is imported when a model is built.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from transom.packages import lazy as _lazy
 from transom.packages import require as _require
 
 _require("attention")
@@ -27,14 +27,10 @@ __all__ = [
     "from_dict", "parse",
 ]  # fmt: skip
 
-
-_NEED_TORCH = {
-    "HierarchicalBackbone": "backbones.model.backbone", "create": "backbones.factory",
-    "backend_of": "attention.execution.dispatch",
-}  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    if name in _NEED_TORCH:
-        return getattr(importlib.import_module(_NEED_TORCH[name]), name)
-    raise AttributeError(f"module 'backbones' has no attribute {name!r}")
+__getattr__ = _lazy(
+    __name__,
+    {
+        "HierarchicalBackbone": "backbones.model.backbone", "create": "backbones.factory",
+        "backend_of": "attention.execution.dispatch",
+    },
+)  # fmt: skip

@@ -20,8 +20,8 @@ import backbones
 from attention.execution import chunks
 from attention.mixers.cross import CrossMixer
 from backbones.model.layers import nhwc
+from backbones.weights import WeightsError, convert, load
 from backbones.weights.key_rules import find
-from backbones.weights.loading import WeightsError, convert, load
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(str(path.parent.relative_to(GOLDEN)) for path in GOLDEN.glob("*/*/case.json"))

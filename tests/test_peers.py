@@ -11,8 +11,8 @@ import torch
 from tiny import error, images, randomise, state_hash
 
 import backbones
+from backbones.weights import WeightsError, load
 from backbones.weights.key_rules import SOURCES, find
-from backbones.weights.loading import WeightsError, load
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")

@@ -4,9 +4,11 @@ common name (attention, analysis) is imported instead."""
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 HOME = Path(__file__).resolve().parent.parent
 # a package may import those before it in this list
@@ -33,6 +35,30 @@ def require(*names: str) -> None:
                 f"{found or 'none'}; uninstall or move the other one, or put "
                 f"{HOME} first on the path"
             )
+
+
+def lazy(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package whose public names need torch: imported when asked for.
+
+    Args:
+        package: its name.
+        modules: the module of every such name.
+
+    Returns:
+        A function from a name to what the module calls so; it raises AttributeError for others.
+
+    Example:
+        >>> from transom import packages
+        >>> packages.lazy("mine", {"sqrt": "math"})("sqrt")(4)
+        2.0
+    """
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(modules[name]), name)
+
+    return get
 
 
 def digest(names: Sequence[str]) -> str:

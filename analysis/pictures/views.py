@@ -33,7 +33,7 @@ def load(
     torch.manual_seed(seed)
     model = backbones.create(spec, img_size=img_size or spec.img_size).eval()
     if weights is not None:
-        from backbones.weights.loading import load as load_weights
+        from backbones.weights import load as load_weights
 
         try:
             load_weights(model, weights, source)

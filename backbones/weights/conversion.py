@@ -16,11 +16,13 @@ from backbones.model.backbone import HierarchicalBackbone
 from backbones.specs.notation import parse
 from backbones.specs.spec import BackboneSpec
 from backbones.specs.writing import to_notation
-from backbones.weights import loading
 from backbones.weights.detect_source import source_of
 from backbones.weights.infer_spec import small_maps
+from backbones.weights.loading import load_read
 from backbones.weights.reference_models import LIBRARIES, difference, reference_model
 from backbones.weights.resize import Adapt, extent_of, retarget
+from backbones.weights.saving import export, save
+from backbones.weights.source import SourceWeights, read_weights
 from transom import cli, table
 
 TOLERANCE = 1e-5
@@ -28,7 +30,7 @@ POSITIONS = ("absolute_pos_embed", "position_embeddings", "stem.position")
 
 
 def source_spec(
-    args: argparse.Namespace, given: loading.SourceWeights, source: str
+    args: argparse.Namespace, given: SourceWeights, source: str
 ) -> BackboneSpec:
     """The spec of the weights: that of --spec, or inferred from their shapes."""
     if args.spec is not None:
@@ -80,20 +82,20 @@ def convert(args: argparse.Namespace) -> tuple[int, str]:
         reference_model(args.source, parse("swin_t"), {})  # raises before anything is read
     if args.partial is not None:
         _check_partial(args)
-    given = loading.read_weights(args.file, args.entry, args.prefix, args.drop, dict(args.rename))
+    given = read_weights(args.file, args.entry, args.prefix, args.drop, dict(args.rename))
     code, result = cli.AGREED, ""
     with storage.about(given.path):
         source = args.source or source_of(given.state)
         if args.partial is not None:
             config = {k: v for k, v in infer_config(args).items() if v is not None}
             asked = parse(args.spec)
-            loaded = loading.load_read(asked, given, source, partial=args.partial, **config)
+            loaded = load_read(asked, given, source, partial=args.partial, **config)
         else:
             spec = source_spec(args, given, source)
             new = _retargeted(args, spec, source)
             if args.check is not None:
                 code, result = _check_result(args, spec, given, source)
-            loaded = loading.load_read(new, given, source, how=_adapt_config(args, spec))
+            loaded = load_read(new, given, source, how=_adapt_config(args, spec))
     assert isinstance(loaded.model, HierarchicalBackbone)
     target = _write(loaded.model, args.to, args.target)
     note = f"{args.file} (names of {source}) -> {target}: {to_notation(loaded.model.spec)}"
@@ -134,10 +136,10 @@ def _adapt_config(args: argparse.Namespace, spec: BackboneSpec) -> Adapt:
 
 
 def _check_result(
-    args: argparse.Namespace, spec: BackboneSpec, given: loading.SourceWeights, source: str
+    args: argparse.Namespace, spec: BackboneSpec, given: SourceWeights, source: str
 ) -> tuple[int, str]:
     """(exit code, line of the report) of --check."""
-    ours = loading.load_read(spec, given, source).model
+    ours = load_read(spec, given, source).model
     assert isinstance(ours, HierarchicalBackbone)
     worst, largest = check(source, spec, given.state, ours, args.check)
     allowed = TOLERANCE * max(1.0, largest)
@@ -149,8 +151,8 @@ def _check_result(
 
 def _write(model: HierarchicalBackbone, to: Path, target: str | None) -> Path:
     if target is None:
-        return loading.save(model, to)
-    state = loading.export(model, target)
+        return save(model, to)
+    state = export(model, target)
     return storage.write(state, to, {"format": "pt"})
 
 

@@ -136,9 +136,10 @@ def table(tensor: Tensor, old: Size, new: Size, method: str = "bicubic") -> Tens
     if old == new:
         return tensor
     if method == "timm":
-        from backbones.weights.timm_tables import timm_table
+        from timm.layers import resize_rel_pos_bias_table
 
-        return timm_table(tensor, old, new)
+        shape = ((2 * new[0] - 1) * (2 * new[1] - 1), tensor.shape[1])
+        return resize_rel_pos_bias_table(tensor, new, shape, old)
     picture = tensor.T.reshape(1, -1, h, w)  # (1, heads, 2 gh - 1, 2 gw - 1)
     side = tuple(2 * s - 1 for s in new)
     wide = torch.promote_types(tensor.dtype, torch.float32)  # some CPUs have no half kernel
