@@ -15,7 +15,8 @@ from transom import packages
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = packages.NAMES  # each may import those before it
 OTHERS = (
-    "backbones/timm_models.py", "backbones/weights/reference_models.py",
+    "backbones/timm_backbone.py", "backbones/timm_models.py",
+    "backbones/weights/reference_models.py",
     "backbones/weights/resize.py", "analysis/models/lookup.py",
 )  # fmt: skip
 PLACES = {
