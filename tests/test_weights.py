@@ -360,8 +360,10 @@ def test_stale_temporaries_go(model, tmp_path):
     """Those of dead processes; a living writer's is left alone."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    stale = tmp_path / f".own.safetensors.{dead.pid}.tmp"
-    alive = tmp_path / f".own.safetensors.{os.getppid()}.tmp"
+    stale, alive = (
+        storage.temporary_of(tmp_path / "own.safetensors", process)
+        for process in (dead.pid, os.getppid())
+    )
     for path in (stale, alive):
         path.write_bytes(b"half")
     weights.save(model, tmp_path / "own.safetensors")
@@ -385,6 +387,21 @@ def test_links_and_modes_are_kept(model, tmp_path):
     loaded = weights.load(None, link).model
     weights.save(loaded, link)  # over the file just loaded
     assert state_hash(weights.load(None, link).model) == state_hash(other)
+
+
+def test_any_name_and_no_pipe(model, tmp_path):
+    """The longest names that leave room for the manifest's; what is no file is not replaced."""
+    path = tmp_path / ("\u4e00" * 78 + "x" + ".safetensors")
+    assert len(os.fsencode(path.name)) == 255 - len(".sha256") - 1
+    weights.save(model, path)
+    assert state_hash(weights.load(None, path).model) == state_hash(model)
+    with pytest.raises(WeightsError, match="File name too long"):
+        weights.save(model, path.with_name("xx" + path.name))
+    pipe = tmp_path / "pipe.safetensors"
+    os.mkfifo(pipe)
+    with pytest.raises(WeightsError, match=r"pipe\.safetensors: .*not a regular file"):
+        weights.save(model, pipe)
+    assert pipe.is_fifo() and len(os.listdir(tmp_path)) == 3
 
 
 def test_failed_writes_keep_the_old_file(model, tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ later readings compare the file with it.
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import os
 import shutil
@@ -98,8 +97,11 @@ def write(state: Mapping[str, Tensor], path: str | Path, texts: Mapping[str, str
     if path.suffix != ".safetensors":
         raise WeightsError(f"{shown(path)}: only .safetensors files are written")
     target = path.resolve()
+    if target.exists() and not target.is_file():
+        cause = "it is not a regular file; give the name of a file"
+        raise WeightsError(f"{shown(path)}: cannot be written: {cause}")
     tidy(target)
-    temporary = _temporary(target)
+    temporary = temporary_of(target, os.getpid())
     try:
         old = digest(target) if target.is_file() else None
         mode = stat.S_IMODE(target.stat().st_mode) if old else None
@@ -138,8 +140,11 @@ def _drop(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+def temporary_of(target: Path, process: int | str) -> Path:
+    """The temporary file of one writer of `target`: its name is short, however long the target's;
+    process "*" stands for every writer."""
+    name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    return target.with_name(f".{name}.{process}.tmp")
 
 
 def _write_manifest(target: Path, digests: list[str]) -> None:
@@ -156,8 +161,8 @@ def _sync(path: Path) -> None:
 
 def tidy(target: Path) -> None:
     """Removes temporary files that writers of this file left when they were killed."""
-    for name in (target.name, manifest_of(target).name):
-        for left in target.parent.glob(f".{glob.escape(name)}.*.tmp"):
+    for written in (target, manifest_of(target)):
+        for left in target.parent.glob(temporary_of(written, "*").name):
             owner = left.name.split(".")[-2]
             if owner.isdecimal() and not _alive(int(owner)):
                 with contextlib.suppress(OSError):
@@ -176,7 +181,7 @@ def _alive(process: int) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a small text file by replacing it at once.  Raises WeightsError."""
-    temporary = _temporary(path)
+    temporary = temporary_of(path, os.getpid())
     try:
         temporary.write_text(text + "\n", encoding="utf-8")
         _sync(temporary)
