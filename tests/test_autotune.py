@@ -3,7 +3,6 @@ asked, saved and read back."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -231,8 +230,12 @@ def test_a_file_of_something_else_is_refused_whole(text, tmp_path):
 def test_a_save_that_fails_leaves_the_old_file(timed, tmp_path, monkeypatch):
     winner()
     (path := tmp_path / "choices.json").write_text("old")
-    monkeypatch.setattr(json, "dump", lambda *a, **k: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(SpecError, match=r"choices\.json: No space left"):
         autotune.save(path)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["choices.json"]
 

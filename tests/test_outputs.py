@@ -174,6 +174,22 @@ def test_the_default_name_is_checked_too(module, monkeypatch):
         import_module(module).main(argv)
 
 
+def test_what_has_no_option_follows_links_too(tmp_path, monkeypatch):
+    """Saved names, and choices of backends."""
+    from attention.execution import autotune
+    from backbones.specs import aliases
+
+    monkeypatch.chdir(tmp_path)
+    for link, save in (("transom.toml", lambda: aliases.save("mine", "swin_t/3=pale")),
+                       ("choices.json", lambda: autotune.save("choices.json"))):  # fmt: skip
+        Path(link).symlink_to(f"real_{link}")
+        save()
+        assert Path(link).is_symlink() and Path(f"real_{link}").stat().st_size > 2
+    assert aliases.read() == {"mine": "swin_t/3=pale"} and len(os.listdir()) == 4
+    with pytest.raises(SpecError, match=r"^no/choices\.json: No such file"):
+        autotune.save("no/choices.json")
+
+
 @pytest.mark.parametrize("ending", figure_style.ENDINGS)
 def test_a_picture_follows_links_too(ending, tmp_path):
     target, link = tmp_path / ("\u4e00" * 83 + ending), tmp_path / f"link{ending}"

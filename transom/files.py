@@ -75,12 +75,13 @@ def _refusal(text: str) -> str | None:
     return None
 
 
-def write(out: Path, data: bytes) -> None:
+def write(out: Path, data: bytes, option: str = "--out") -> None:
     """Replaces a file atomically, or writes into a device or pipe.
 
     Args:
         out: path of the file, which keeps its mode; a link is followed.
         data: the complete content.
+        option: the one that named the file, for an error; "" where none did.
 
     Raises:
         SpecError: with the reason of the system.
@@ -110,7 +111,8 @@ def write(out: Path, data: bytes) -> None:
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise SpecError(f"--out {one_line(str(out))}: {reason}") from None
+        named = f"{option} {one_line(str(out))}".strip()
+        raise SpecError(f"{named}: {reason}") from None
 
 
 def _stream(status: os.stat_result) -> int | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from attention.execution import torch_private
 from attention.execution.backends import BY_NAME, CPU, KERNEL, REFERENCE, Choice, Reference, running
+from transom import files
 from transom.errors import SpecError
 
 ROUNDS = 3  # timings of each backend, interleaved; the least counts
@@ -170,10 +170,10 @@ def save(path: str | os.PathLike[str]) -> None:
     """Writes every choice of this process to a JSON file, atomically.
 
     Args:
-        path: the file, which is replaced if it exists.
+        path: the file, which is replaced if it exists; a link is followed.
 
     Raises:
-        OSError: where the folder cannot be written.
+        SpecError: where the folder cannot be written.
 
     Example:
         >>> import pathlib, tempfile
@@ -182,17 +182,8 @@ def save(path: str | os.PathLike[str]) -> None:
         ...     autotune.save(pathlib.Path(folder, "choices.json"))
         ...     autotune.load(pathlib.Path(folder, "choices.json"))
     """
-    path = Path(path)
     content = {key: {"backend": c.name, "reason": c.reason} for key, c in sorted(_choices.items())}
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
-    try:
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    files.write(Path(path), (json.dumps(content, indent=1) + "\n").encode("ascii"), option="")
 
 
 def load(path: str | os.PathLike[str]) -> None:

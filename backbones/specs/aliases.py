@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from pathlib import Path
 from typing import Any
 
+from transom import files
 from transom.errors import SpecError, one_line
 
 FILE = Path("transom.toml")
@@ -72,11 +72,4 @@ def save(name: str, text: str) -> None:
     if base == name:
         raise SpecError(f"{name} = {one_line(text)!r} stands for itself; choose another name")
     lines = [f"{quoted(key)} = {quoted(value)}" for key, value in saved.items()]
-    temporary = FILE.with_name(f".{FILE.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text("\n".join(["[aliases]", *lines, ""]), encoding="utf-8")
-        temporary.replace(FILE)
-    except OSError as error:
-        raise SpecError(f"{FILE}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write(FILE, "\n".join(["[aliases]", *lines, ""]).encode(), option="")
