@@ -12,7 +12,7 @@ import os
 
 from backbones.weights.key_rules import METHODS, PARTIAL, SOURCES, TARGETS
 from transom import cli, files
-from transom.errors import SpecError, one_line
+from transom.errors import SpecError, printable
 from transom.fields import read_number, read_size
 
 EPILOG = """examples:
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.load_plugins(args.plugin)
     if not args.file.startswith("hf:") and not os.path.lexists(args.file):
         reason = "No such file or directory; expected a .safetensors or .pth file"
-        raise SpecError(f"{one_line(args.file)}: cannot be read: {reason}")
+        raise SpecError(f"{printable(args.file)}: cannot be read: {reason}")
     from backbones.weights.conversion import convert
 
     code, text = convert(args)

@@ -47,8 +47,29 @@ def one_line(text: str) -> str:
         >>> print(one_line("pale\\n"))
         pale\\n
     """
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:81])
+    text = printable(text[:81])
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def printable(text: object) -> str:
+    """A path or an error in full as part of an error: one line, control characters escaped.
+
+    A path is not shortened, as `one_line` does, since the user has to find the file.
+
+    Args:
+        text: any characters; of more than 900, the first and the last 400 are shown.
+
+    Returns:
+        One printable line.
+
+    Example:
+        >>> from transom.errors import printable
+        >>> print(printable("runs\\n.jsonl"))
+        runs\\n.jsonl
+    """
+    text = str(text)
+    text = text if len(text) <= 900 else f"{text[:400]} ... {text[-400:]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

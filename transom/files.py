@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transom.errors import SpecError, one_line
+from transom.errors import SpecError, printable
 
 
 class OutFile(argparse.Action):
@@ -45,7 +45,7 @@ def checked(out: Path, option: str = "--out", text: str | None = None) -> Path:
     """
     text = str(out) if text is None else text
     if reason := _refusal(text):
-        raise SpecError(f"{option} {one_line(text) or repr(text)}: {reason}")
+        raise SpecError(f"{option} {printable(text) or repr(text)}: {reason}")
     return out
 
 
@@ -69,9 +69,9 @@ def _refusal(text: str) -> str | None:
         return None
     folder = os.path.dirname(os.path.realpath(text))
     if not os.path.isdir(folder):
-        return f"No such file or directory: folder {one_line(folder)}"
+        return f"No such file or directory: folder {printable(folder)}"
     if not os.access(folder, os.W_OK | os.X_OK):
-        return f"its folder {one_line(folder)} cannot be written to"
+        return f"its folder {printable(folder)} cannot be written to"
     return None
 
 
@@ -111,7 +111,7 @@ def write(out: Path, data: bytes, option: str = "--out") -> None:
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        named = f"{option} {one_line(str(out))}".strip()
+        named = f"{option} {printable(out)}".strip()
         raise SpecError(f"{named}: {reason}") from None
 
 

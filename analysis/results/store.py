@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transom import table
-from transom.errors import SpecError, one_line
+from transom.errors import SpecError, one_line, printable
 
 SCHEMA = 1
 # by schema: converts a row to the next schema; the file is never rewritten
@@ -122,7 +122,7 @@ class Store:
                     raise
         except OSError as error:
             reason = error.strerror or str(error)
-            place = one_line(str(self.path))
+            place = printable(self.path)
             raise SpecError(f"--store {place}: {reason}; {_free(self.path)}") from None
 
     @contextlib.contextmanager
@@ -147,7 +147,7 @@ class Store:
         except FileNotFoundError:
             return [], []
         except OSError as error:
-            place = one_line(str(self.path))
+            place = printable(self.path)
             raise SpecError(f"{place}: {error.strerror or error}") from None
         rows: list[Row] = []
         problems: list[Problem] = []
@@ -159,7 +159,7 @@ class Store:
             try:
                 rows.append(from_line(line))
             except TooNew as error:
-                raise SpecError(f"{one_line(str(self.path))}: line {number} {error}") from None
+                raise SpecError(f"{printable(self.path)}: line {number} {error}") from None
             except ValueError as error:
                 problems.append(Problem(number, str(error)))
         return rows, problems

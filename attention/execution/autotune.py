@@ -22,7 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from attention.execution import torch_private
 from attention.execution.backends import BY_NAME, CPU, KERNEL, REFERENCE, Choice, Reference, running
 from transom import files
-from transom.errors import SpecError
+from transom.errors import SpecError, printable
 
 ROUNDS = 3  # timings of each backend, interleaved; the least counts
 # How many times as fast as the reference a backend must be.  The kernel sums in another order.
@@ -209,7 +209,7 @@ def load(path: str | os.PathLike[str]) -> None:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise SpecError(f"{path}: no file of saved choices ({text})") from None
+        raise SpecError(f"{printable(path)}: no file of saved choices ({text})") from None
     _choices.update(found)
 
 

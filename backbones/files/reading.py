@@ -25,8 +25,8 @@ from torch import Tensor
 
 from backbones.files import sandbox, standins
 from backbones.files.locate import Located, locate
-from backbones.files.storage import WeightsError, shown, verify
-from transom.errors import one_line
+from backbones.files.storage import WeightsError, verify
+from transom.errors import one_line, printable
 
 SAFE_TORCH = (2, 10)  # older ones have published holes in weights_only=True
 LONGEST_HEADER = 8 * 2**20  # bytes; a backbone's names take 0.2 MB
@@ -70,11 +70,11 @@ def located(path: str | Path, entry: str | None = None) -> Located:
         if is_zip(path):
             found = _zip(path, entry)
         elif entry is not None:
-            raise WeightsError(f"{shown(path)}: --entry {entry}: its tensors are in no entries")
+            raise WeightsError(f"{printable(path)}: --entry {entry}: its tensors are in no entries")
         else:
             found = Located(_safetensors(path), {}, {})
     if not found.state:
-        raise WeightsError(f"{shown(path)}: holds no tensors; {NEXT}")
+        raise WeightsError(f"{printable(path)}: holds no tensors; {NEXT}")
     return found
 
 
@@ -89,7 +89,7 @@ def is_zip(path: Path) -> bool:
         return True
     if first[8:] != b"{" and path.suffix != ".safetensors":
         cause = "neither a .safetensors file nor one of torch.save in its zip format"
-        raise WeightsError(f"{shown(path)}: cannot be read: {cause}; save it as safetensors")
+        raise WeightsError(f"{printable(path)}: cannot be read: {cause}; save it as safetensors")
     return False
 
 
@@ -111,10 +111,11 @@ def regular(path: Path) -> None:
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or error
         expected = "expected a .safetensors or .pth file"
-        raise WeightsError(f"{shown(path)}: cannot be read: {cause}; {expected}") from None
+        raise WeightsError(f"{printable(path)}: cannot be read: {cause}; {expected}") from None
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-        raise WeightsError(f"{shown(path)}: cannot be read: it is {kind}; give a file of weights")
+        advice = "give a file of weights"
+        raise WeightsError(f"{printable(path)}: cannot be read: it is {kind}; {advice}")
 
 
 @contextlib.contextmanager
@@ -123,7 +124,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WeightsError(f"{shown(path)}: cannot be read: {error.strerror or error}") from None
+        cause = error.strerror or error
+        raise WeightsError(f"{printable(path)}: cannot be read: {cause}") from None
 
 
 # -- the two formats ---------------------------------------------------------------------------
@@ -137,10 +139,10 @@ def _header(path: Path) -> dict[str, Any]:
         length = int.from_bytes(first, "little")
         if len(first) < 8 or length > size - 8:
             claim = f"a header of {length} bytes is claimed, the file has {size}"
-            raise WeightsError(f"{shown(path)}: cannot be read: cut short ({claim}); {NEXT}")
+            raise WeightsError(f"{printable(path)}: cannot be read: cut short ({claim}); {NEXT}")
         if length > LONGEST_HEADER:
             found = f"its header has {length} bytes, the longest read {LONGEST_HEADER}"
-            raise WeightsError(f"{shown(path)}: cannot be read: {found}; {NEXT}")
+            raise WeightsError(f"{printable(path)}: cannot be read: {found}; {NEXT}")
         text = file.read(length)
     try:
         header = json.loads(text)
@@ -148,7 +150,7 @@ def _header(path: Path) -> dict[str, Any]:
             raise ValueError("not a table")
     except (ValueError, RecursionError) as error:
         cause = f"its header is no JSON: {one_line(str(error))}"
-        raise WeightsError(f"{shown(path)}: cannot be read: {cause}; {NEXT}") from None
+        raise WeightsError(f"{printable(path)}: cannot be read: {cause}; {NEXT}") from None
     return header
 
 
@@ -159,13 +161,13 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     header = _header(path)
     if len(header) > MOST_ENTRIES:
         found = f"{len(header)} tensors, the most read are {MOST_ENTRIES}"
-        raise WeightsError(f"{shown(path)}: cannot be read: {found}")
+        raise WeightsError(f"{printable(path)}: cannot be read: {found}")
     try:
         return load_file(path)
     except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, KeyError,
             OverflowError, MemoryError, AttributeError) as error:  # fmt: skip
         cause = one_line(str(error))
-        raise WeightsError(f"{shown(path)}: cannot be read: {cause}; {NEXT}") from None
+        raise WeightsError(f"{printable(path)}: cannot be read: {cause}; {NEXT}") from None
 
 
 def _zip(path: Path, entry: str | None) -> Located:
@@ -174,12 +176,12 @@ def _zip(path: Path, entry: str | None) -> Located:
     if numbers is None or (int(numbers[1]), int(numbers[2])) < SAFE_TORCH:
         needs = ".".join(map(str, SAFE_TORCH))
         raise WeightsError(
-            f"{shown(path)}: not opened: torch {torch.__version__} is older than {needs}, below "
-            "which weights_only=True can be escaped; update torch or give a .safetensors file"
+            f"{printable(path)}: not opened: torch {torch.__version__} is older than {needs}, "
+            "below which weights_only=True can be escaped; update torch or give a .safetensors file"
         )
     if not sandbox.supported():
         raise WeightsError(
-            f"{shown(path)}: not opened: .pth files are read under limits of memory and time, "
+            f"{printable(path)}: not opened: .pth files are read under limits of memory and time, "
             "which this system does not set (Linux does); give a .safetensors file"
         )
     with tempfile.TemporaryDirectory() as folder:
@@ -190,10 +192,10 @@ def _zip(path: Path, entry: str | None) -> Located:
             more = json.loads(_header(out)["__metadata__"][FOUND])
             return Located(_safetensors(out), more["beside"], more["stated"])
         except sandbox.Stopped as error:
-            raise WeightsError(f"{shown(path)}: {shown(str(error))}") from None
+            raise WeightsError(f"{printable(path)}: {printable(error)}") from None
         except WeightsError as error:
             cause = str(error).removeprefix(str(out) + ": ")
-            raise WeightsError(f"{shown(path)}: as read: {cause}") from None
+            raise WeightsError(f"{printable(path)}: as read: {cause}") from None
 
 
 def _read_in_sandbox(path: Path, out: Path, entry: str | None) -> None:
@@ -232,7 +234,7 @@ def main(argv: list[str]) -> int:
     try:
         _read_in_sandbox(Path(argv[0]), Path(argv[1]), argv[2] if len(argv) > 2 else None)
     except WeightsError as error:
-        print(shown(str(error)))
+        print(printable(error))
         return sandbox.REFUSED
     return 0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from transom.errors import SpecError, one_line
+from transom.errors import SpecError, one_line, printable
 
 
 class WeightsError(SpecError):
@@ -36,11 +36,6 @@ class WeightsError(SpecError):
     """
 
 
-def shown(path: str | Path) -> str:
-    """A path as part of an error: one line, not shortened, since the user has to find it."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path)[:4096])
-
-
 @contextlib.contextmanager
 def about(path: Path | None) -> Iterator[None]:
     """Context that puts the path before a SpecError that does not have it."""
@@ -49,7 +44,7 @@ def about(path: Path | None) -> Iterator[None]:
     except SpecError as error:
         if path is None or str(path) in str(error):
             raise
-        raise type(error)(f"{shown(path)}: {error}") from None
+        raise type(error)(f"{printable(path)}: {error}") from None
 
 
 # -- the manifest ------------------------------------------------------------------------------
@@ -76,7 +71,7 @@ def verify(path: Path) -> None:
         known = {line.split()[0] for line in lines if line.strip()}
         if (found := digest(path)) not in known:
             raise WeightsError(
-                f"{shown(path)}: its SHA-256 {found[:16]}... is not that of {manifest.name}: "
+                f"{printable(path)}: its SHA-256 {found[:16]}... is not that of {manifest.name}: "
                 "changed or damaged since it was written; fetch it again"
             )
 
@@ -95,11 +90,11 @@ def write(state: Mapping[str, Tensor], path: str | Path, texts: Mapping[str, str
 
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise WeightsError(f"{shown(path)}: only .safetensors files are written")
+        raise WeightsError(f"{printable(path)}: only .safetensors files are written")
     target = path.resolve()
     if target.exists() and not target.is_file():
         cause = "it is not a regular file; give the name of a file"
-        raise WeightsError(f"{shown(path)}: cannot be written: {cause}")
+        raise WeightsError(f"{printable(path)}: cannot be written: {cause}")
     tidy(target)
     temporary = temporary_of(target, os.getpid())
     try:
@@ -121,7 +116,7 @@ def write(state: Mapping[str, Tensor], path: str | Path, texts: Mapping[str, str
         cause = one_line(getattr(error, "strerror", None) or str(error))
         _drop(temporary)  # so that what it took counts as free
         free = _free(target.parent)
-        raise WeightsError(f"{shown(path)}: cannot be written: {cause}{free}") from None
+        raise WeightsError(f"{printable(path)}: cannot be written: {cause}{free}") from None
     finally:
         _drop(temporary)
     return target
@@ -189,7 +184,7 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         _drop(temporary)
         cause = f"{error.strerror or error}{_free(path.parent)}"
-        raise WeightsError(f"{shown(path)}: cannot be written: {cause}") from None
+        raise WeightsError(f"{printable(path)}: cannot be written: {cause}") from None
     finally:
         _drop(temporary)
 
@@ -201,4 +196,4 @@ def read_text(path: Path, longest: int = 2**20) -> str:
             raise OSError(f"no file, or none below {longest} bytes")
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{shown(path)}: cannot be read: {error}") from None
+        raise WeightsError(f"{printable(path)}: cannot be read: {error}") from None

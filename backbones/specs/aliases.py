@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transom import files
-from transom.errors import SpecError, one_line
+from transom.errors import SpecError, one_line, printable
 
 FILE = Path("transom.toml")
 
@@ -30,7 +30,7 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:  # no file, no path, no TOML, too deep
-        raise SpecError(f"{one_line(str(path))}: cannot be read: {one_line(str(error))}") from None
+        raise SpecError(f"{printable(path)}: cannot be read: {one_line(str(error))}") from None
 
 
 def quoted(text: str) -> str:

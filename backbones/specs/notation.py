@@ -32,7 +32,7 @@ from backbones.specs.spec import (
     fields_of,
     from_dict,
 )
-from transom.errors import LONGEST_WORD, SpecError, nearest, one_line
+from transom.errors import LONGEST_WORD, SpecError, nearest, one_line, printable
 from transom.fields import read_count
 
 LONGEST = 65536  # characters; nobody writes more by hand
@@ -104,7 +104,7 @@ def _from_file(path: Path, depth: int) -> BackboneSpec:
     try:
         data = aliases.load(path)
     except FileNotFoundError as error:
-        raise SpecError(f"{one_line(str(path))}: cannot be read: {error.strerror}") from None
+        raise SpecError(f"{printable(path)}: cannot be read: {error.strerror}") from None
     return _from_table({"name": path.stem, **data}, depth)
 
 

@@ -18,7 +18,7 @@ from backbones.weights.infer_spec import same_backbone
 from backbones.weights.key_rules import TARGETS, find_back
 from backbones.weights.loading import load
 from backbones.weights.source import SPEC
-from transom.errors import nearest, one_line
+from transom.errors import nearest, one_line, printable
 
 FILE, CONFIG = "model.safetensors", "config.json"
 
@@ -76,7 +76,7 @@ def save_pretrained(model: HierarchicalBackbone, folder: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WeightsError(f"{storage.shown(folder)}: {error.strerror or error}") from None
+        raise WeightsError(f"{printable(folder)}: {error.strerror or error}") from None
     save(model, folder / FILE)
     storage.write_text(folder / CONFIG, json.dumps({"spec": model.spec.to_dict()}, indent=1))
     return folder
@@ -115,7 +115,7 @@ def from_pretrained(folder: str | Path) -> HierarchicalBackbone:
     try:
         stated = from_dict(json.loads(text)["spec"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        place = storage.shown(config)
+        place = printable(config)
         raise WeightsError(f"{place}: cannot be read: {one_line(str(error))}") from None
     if stated.resolve() != model.spec.resolve():
         warnings.warn(f"{config} is not the spec of {FILE}; that of {FILE} is used", stacklevel=2)
