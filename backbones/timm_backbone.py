@@ -12,9 +12,10 @@ from timm.layers.config import is_scriptable
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from attention.softmax.branch import projection as linear
 from backbones import timm_keywords
 from backbones.model.backbone import HierarchicalBackbone
-from backbones.model.layers import linear, nchw, nhwc
+from backbones.model.layout import nchw, nhwc
 from backbones.specs.notation import parse
 from backbones.specs.spec import edit
 from transom.errors import SpecError

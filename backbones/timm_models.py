@@ -24,7 +24,8 @@ from timm.models import (
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
-from backbones.model.layers import Stage, Stem
+from backbones.model.resample import Stem
+from backbones.model.stage import Stage
 from backbones.specs import variants
 from backbones.specs.notation import parse
 from backbones.timm_backbone import TimmBackbone

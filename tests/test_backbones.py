@@ -17,7 +17,7 @@ from torch import nn
 
 import attention
 import backbones
-from backbones.model.layers import DropPath
+from backbones.model.block import DropPath
 
 ROOT = Path(__file__).resolve().parent.parent
 every_family = pytest.mark.parametrize("family", FAMILIES)

@@ -14,7 +14,7 @@ import backbones
 from attention import fast
 from attention.mixers.token_mlp import TokenMLPMixer
 from backbones import export
-from backbones.model.layers import MLP
+from backbones.model.block import MLP
 
 MIXERS = [pytest.param(name, index, id=f"{name}-{index}")
           for name in attention.names() for index in (0, 1)]  # fmt: skip

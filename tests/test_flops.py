@@ -139,7 +139,7 @@ def test_a_thousand_specs_count_alike(data):
 
 def test_a_wrong_formula_is_found(monkeypatch):
     """One MAC too many in the MLP of one block is a disagreement, and exit code 1."""
-    from backbones.model.layers import MLP
+    from backbones.model.block import MLP
 
     real = MLP.cost
     monkeypatch.setattr(MLP, "cost", lambda self, h, w: real(self, h, w) + 1)

@@ -23,7 +23,7 @@ PLACES = {
     "timm": OTHERS,
     "torchvision": OTHERS,
     "fvcore": ("analysis/",),
-    "einops": ("attention/", "backbones/model/layers.py"),
+    "einops": ("attention/", "backbones/model/resample.py"),
 }
 SAFE_LOAD = "backbones/files/standins.py"  # the one place of torch.load, and weights_only there
 # import what the user names, or what a table of theirs does

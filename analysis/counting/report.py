@@ -10,7 +10,7 @@ from torch import nn
 from analysis.counting import breakdown, counters
 from analysis.counting.counters import Tally
 from backbones.model.backbone import HierarchicalBackbone
-from backbones.model.layers import Macs
+from backbones.model.cost import Macs
 from transom.errors import SpecError
 from transom.fields import read_size
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from attention.registry import MixerConfig, build
 from backbones.model.backbone import HierarchicalBackbone
-from backbones.model.layers import Block, Merge, Resample, Stage
+from backbones.model.block import Block
+from backbones.model.resample import Merge, Resample
+from backbones.model.stage import Stage
 from backbones.specs.spec import BackboneSpec, StageSpec, edit
 from transom.errors import SpecError
 

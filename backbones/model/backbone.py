@@ -8,8 +8,12 @@ from torch import Tensor, nn
 
 from attention.execution import backends
 from attention.execution.dispatch import Executable
+from attention.softmax.branch import projection as linear
+from backbones.model.cost import Macs
 from backbones.model.decay import is_position, matcher
-from backbones.model.layers import Macs, Stage, Stem, linear, nchw, nhwc
+from backbones.model.layout import nchw, nhwc
+from backbones.model.resample import Stem
+from backbones.model.stage import Stage
 from backbones.model.unread import join_graph
 from backbones.specs.spec import BackboneSpec
 from transom.errors import SpecError
