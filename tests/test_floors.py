@@ -4,11 +4,14 @@ or folders; folders of 5 to 12 files; and what is installed is whole."""
 from __future__ import annotations
 
 import ast
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import sysconfig
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -89,11 +92,11 @@ def complaints(files: Mapping[str, str]) -> list[str]:
     return wrong + [f"{folder} is in a circle of folders" for folder in circles(between)]
 
 
-def tree() -> dict[str, str]:
+def tree(root: Path = ROOT) -> dict[str, str]:
     return {
-        path.relative_to(ROOT).as_posix(): path.read_text()
+        path.relative_to(root).as_posix(): path.read_text()
         for name in packages.NAMES
-        for path in (ROOT / name).rglob("*.py")
+        for path in (root / name).rglob("*.py")
     }
 
 
@@ -144,33 +147,99 @@ def test_folders_have_five_to_twelve_files(tmp_path):
     assert crowded(tmp_path) == {"transom": 13, "backbones/files": 4, "backbones": 1}
 
 
-def test_what_is_built_is_whole(tmp_path):
-    """Every module and table is in what setuptools builds, and runs from there alone."""
-    source, built = tmp_path / "source", tmp_path / "built"
-    source.mkdir()
-    for name in (*packages.NAMES, "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, source / name)
-    build = "from setuptools import setup; setup()"
-    command = [sys.executable, "-c", build, "-q", "build", "--build-lib", str(built)]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+# -- what is installed ---------------------------------------------------------------------
+
+COMMANDS = {
+    "analysis.flops": ["--backbone", "swin_t", "--max-seconds", "0"],
+    "attention": [], "backbones.show": ["swin_t"], "benchmarks.speed": ["--help"],
+}  # fmt: skip
+WHERE = """
+import importlib, json, sys
+files = {name: importlib.import_module(name).__file__ for name in sys.argv[1:]}
+print(json.dumps([files, [repr(finder) for finder in sys.meta_path]]))
+"""
+
+
+def missing_or_foreign(source: Iterable[str], wheel: Iterable[str]) -> list[str]:
+    """What a wheel (paths, its own records aside) lacks of our packages, or has beside them."""
+    ours = {
+        path for path in source
+        if path.split("/")[0] in packages.NAMES and path.endswith((".py", ".csv"))
+    }  # fmt: skip
+    have = {path for path in wheel if ".dist-info/" not in path}
+    lacks, foreign = sorted(ours - have), sorted(have - ours)
+    return [f"lacks {path}" for path in lacks] + [f"has {path}" for path in foreign]
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """The stdout of a command that sees no PYTHONPATH."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    have = {path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()}
-    assert tree().keys() <= have
-    assert {"analysis/papers/published.csv", "analysis/papers/verdicts.csv"} <= have
-    environment = {**os.environ, "PYTHONPATH": str(built)}
-    for module, argv in {
-        "analysis.flops": ["--backbone", "swin_t", "--max-seconds", "0"],
-        "attention": [], "backbones.show": ["swin_t"], "benchmarks.speed": ["--help"],
-    }.items():  # fmt: skip
-        where = f"import {module} as m, sys; sys.stderr.write(m.__file__)"
-        place = subprocess.run(
-            [sys.executable, "-c", where], cwd=tmp_path, env=environment,
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert place.stderr.startswith(str(built)), place.stderr
-        done = subprocess.run(
-            [sys.executable, "-m", module, *argv], cwd=tmp_path, env=environment,
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0 and done.stdout, done.stderr
+    return done.stdout
+
+
+def build(folder: Path, change: tuple[str, str] = ("", "")) -> tuple[Path, list[str]]:
+    """A wheel of a copy of the tree, whose setup.cfg may be changed, and its faults."""
+    source, out = folder / "source", folder / "out"
+    source.mkdir()
+    kept = shutil.ignore_patterns("__pycache__")
+    for name in (*packages.NAMES, "tests", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=kept)
+        else:
+            shutil.copy(ROOT / name, source / name)
+    files = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
+    setup = (source / "setup.cfg").read_text()
+    assert change[0] in setup
+    (source / "setup.cfg").write_text(setup.replace(*change) if change[0] else setup)
+    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index")
+    run(*pip, "--no-build-isolation", "--wheel-dir", out, source, cwd=folder)
+    (wheel,) = out.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return wheel, missing_or_foreign(files, archive.namelist())
+
+
+def test_the_wheel_is_whole(tmp_path):
+    """Built, installed beside nothing of ours, and run from there: every module and command."""
+    wheel, faults = build(tmp_path)
+    assert faults == []
+    venv, cwd = tmp_path / "venv", tmp_path / "elsewhere"
+    cwd.mkdir()
+    run(sys.executable, "-m", "venv", "--without-pip", venv, cwd=cwd)
+    python = venv / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile")
+    run(*pip, "--no-deps", "--no-index", wheel, cwd=cwd)
+    # The libraries of this environment, by a .pth file: those that stand in their folder, such
+    # as the one of an editable install of ours, are not read through another.
+    (site,) = (venv / "lib").glob("python*/site-packages")
+    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    modules = [module_of(path) for path in tree(site) if not path.endswith("__main__.py")]
+    files, finders = json.loads(run(python, "-c", WHERE, *modules, cwd=cwd))
+    assert set(packages.NAMES) <= files.keys()
+    assert [path for path in files.values() if not Path(path).is_relative_to(site)] == []
+    assert [finder for finder in finders if "__editable__" in finder] == []
+    for module, argv in COMMANDS.items():
+        assert run(python, "-m", module, *argv, cwd=cwd)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("* = *.csv", ""), ["lacks analysis/papers/published.csv"]),
+        (("[options.package_data]", "exclude = analysis.papers\n[options.package_data]"),
+         ["lacks analysis/papers/__init__.py", "lacks analysis/papers/published.csv"]),
+    ],
+)  # fmt: skip
+def test_a_wheel_that_is_not_whole_is_seen(tmp_path, change, said):
+    """Negative controls."""
+    assert set(said) <= set(build(tmp_path, change)[1])
+
+
+def test_a_missing_or_foreign_file_is_named():
+    source = ["attention/a.py", "analysis/b.csv", "analysis/b.txt", "tests/c.py", "setup.cfg"]
+    whole = ["attention/a.py", "analysis/b.csv", "transom-0.1.0.dist-info/RECORD"]
+    assert missing_or_foreign(source, whole) == []
+    assert missing_or_foreign(source, [whole[0], "tests/c.py"]) == [
+        "lacks analysis/b.csv", "has tests/c.py",
+    ]  # fmt: skip
