@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -194,53 +195,19 @@ def count(
         >>> [row["stage"] for row in report.stages]
         ['1', '2', 'head', 'total']
     """
-    try:
-        h, w = read_size(img_size)
-    except ValueError as error:
-        raise SpecError(f"img_size={img_size!r}: expected {error}") from None
-    budget, notes = budget or Budget(), []
+    h, w = _read_image_size(img_size)
     backbone = model if isinstance(model, HierarchicalBackbone) else None
     name = name or (backbone.spec.name if backbone else type(model).__name__)
     shape = (1, backbone.spec.in_channels if backbone else getattr(model, "in_chans", 3), h, w)
 
-    try:
-        torch_tally = counters.on_meta(model, shape)
-    except Exception as error:
-        raise _cannot_run(name, h, w, error) from None
-    parts: list[Macs] | None = None
-    if backbone is None:
-        notes.append("no formula: not one of ours")
-    else:
-        try:
-            parts = backbone.cost(h, w)
-        except NotImplementedError:
-            notes.append("no formula: a mixer states no cost")
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    torch_tally = _tally(counters.on_meta, model, shape, name)
+    parts, no_formula = _formula(backbone, h, w)
+    skipped = _over_budget(model, budget or Budget(), torch_tally) if trace else ""
     fvcore_tally: Tally | None = None
-    if trace and (refused := budget.refuses(weights, torch_tally)):
-        notes.append(f"fvcore skipped: {refused}")
-    elif trace:
-        try:
-            fvcore_tally = counters.traced(model, shape)
-        except Exception as error:
-            raise _cannot_run(name, h, w, error) from None
-
-    if backbone:
-        stages = breakdown.by_stage(backbone, parts, torch_tally, (h, w))
-    else:
-        stages = breakdown.by_child(model, torch_tally)
+    if trace and not skipped:
+        fvcore_tally = _tally(counters.traced, model, shape, name)
     tallies = [tally for tally in (torch_tally, fvcore_tally) if tally is not None]
-    totals = [tally.macs[""] for tally in tallies]
-    if parts is not None:
-        totals.append(sum(part.macs for part in parts))
-    uncounted = tuple(sorted({op for tally in tallies for op in tally.uncounted}))
-    agree = len(totals) > 1 and len(set(totals)) == 1 and not uncounted
-    if len({tally.norms[""] for tally in tallies}) > 1:
-        agree = False
-        notes.append("the counters see different norms")
-    if backbone and agree and (wrong := breakdown.differing_module(backbone, parts, tallies)):
-        agree = False
-        notes.append(f"totals agree, but not in {wrong}")
+    agree, difference = _agreement(backbone, parts, tallies)
     return Report(
         backbone=name,
         img_size=(h, w),
@@ -252,15 +219,67 @@ def count(
         norm_elements=torch_tally.norms[""],
         activations=torch_tally.activations,
         padding_macs=None if parts is None else sum(part.padding for part in parts),
-        uncounted=uncounted,
+        uncounted=tuple(sorted({operator for tally in tallies for operator in tally.uncounted})),
         agree=agree,
-        note="; ".join(notes),
-        stages=stages,
+        note="; ".join(filter(None, (no_formula, skipped, difference))),
+        stages=breakdown.by_child(model, torch_tally) if backbone is None
+        else breakdown.by_stage(backbone, parts, torch_tally, (h, w)),
         blocks=breakdown.by_block(model, parts, torch_tally),
         operators=breakdown.by_operator(fvcore_tally or torch_tally),
-    )
+    )  # fmt: skip
 
 
-def _cannot_run(name: str, h: int, w: int, error: Exception) -> SpecError:
-    text = str(error).strip().splitlines() or [""]
-    return SpecError(f"{name}: its forward fails on a {h}x{w} image: {text[0]}")
+def _read_image_size(img_size: int | str | tuple[int, int]) -> tuple[int, int]:
+    try:
+        return read_size(img_size)
+    except ValueError as error:
+        raise SpecError(f"img_size={img_size!r}: expected {error}") from None
+
+
+def _tally(
+    counter: Callable[[nn.Module, tuple[int, ...]], Tally], model: nn.Module,
+    shape: tuple[int, int, int, int], name: str,
+) -> Tally:  # fmt: skip
+    """The tally of one counter for images (1, c, h, w).  Raises SpecError if the forward fails."""
+    try:
+        return counter(model, shape)
+    except Exception as error:
+        h, w = shape[2:]
+        text = str(error).strip().splitlines() or [""]
+        message = f"{name}: its forward fails on a {h}x{w} image: {text[0]}"
+        raise SpecError(message) from None
+
+
+def _formula(
+    backbone: HierarchicalBackbone | None, h: int, w: int
+) -> tuple[list[Macs] | None, str]:
+    """The costs that the modules state, or None and the reason why they state none."""
+    if backbone is None:
+        return None, "no formula: not one of ours"
+    try:
+        return backbone.cost(h, w), ""
+    except NotImplementedError:
+        return None, "no formula: a mixer states no cost"
+
+
+def _over_budget(model: nn.Module, budget: Budget, torch_tally: Tally) -> str:
+    """The reason why fvcore, which runs a real forward, is skipped, or ""."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    refused = budget.refuses(weights, torch_tally)
+    return f"fvcore skipped: {refused}" if refused else ""
+
+
+def _agreement(
+    backbone: HierarchicalBackbone | None, parts: list[Macs] | None, tallies: list[Tally]
+) -> tuple[bool, str]:
+    """Whether two or more counts are equal, module by module, and what differs beside totals."""
+    if len({tally.norms[""] for tally in tallies}) > 1:
+        return False, "the counters see different norms"
+    totals = [tally.macs[""] for tally in tallies]
+    if parts is not None:
+        totals.append(sum(part.macs for part in parts))
+    if len(totals) < 2 or len(set(totals)) > 1 or any(tally.uncounted for tally in tallies):
+        return False, ""
+    if backbone and (module := breakdown.differing_module(backbone, parts, tallies)):
+        return False, f"totals agree, but not in {module}"
+    return True, ""
