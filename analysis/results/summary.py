@@ -16,6 +16,7 @@ from analysis.results.statistics import Summary
 Row = dict[str, Any]
 SAME = 1e-5  # of the largest logit, float32: difference of two models with equal weights
 TRAIN = 3  # forward, and two products backward for each forward
+MEMORY = "peak_bytes", "growth_bytes"
 PAIRED = ("mode", "dtype", "layout", "device", "malloc", "size")
 PAIRED_ENVIRONMENT = (
     "threads", "tf32", "deterministic", "processor", "cores_usable", "governor", "gpu", "python",
@@ -93,52 +94,89 @@ def lines(rows: Iterable[Row]) -> list[Line]:
 
 
 def _line(group: str, rows: Sequence[Row], peaks: Mapping[int, float]) -> Line:
+    """The line of all rows of one measurement.  peaks: best rate of the machine, by process."""
     measurement = from_dict(rows[0]["config"])
     time_rows = [row for row in rows if row["kind"] == "time"]
-    ok_rows = [row for row in time_rows if row["status"] == "ok"]
-    memory = [row for row in rows if row["kind"] == "memory"]
-    memory_ok = [row for row in memory if row["status"] == "ok"]
-    invalid = [row for row in time_rows if row["status"] == "invalid"]
-    failed = [row for row in time_rows if row["status"] == "failed"]
-    if invalid:
-        status, reason = "invalid", invalid[0]["reason"]
-    elif failed and not ok_rows:
-        status, reason = "failed", failed[0]["reason"]
-    else:
-        status, reason = ("ok" if ok_rows else "failed"), "" if ok_rows else "was not timed"
-    shown = ok_rows or invalid
-    seconds = {name: [s for row in shown for s in row[name]] for name in ("firsts", "repeats")}
-    if ratio := statistics.cached(seconds["firsts"], seconds["repeats"]):
-        why = f"a new input takes {ratio:.3g} times as long as one seen before"
-        status, reason = "invalid", reason or why
+    shown = _of_status(time_rows, "ok") or _of_status(time_rows, "invalid")
+    status, reason = _status(time_rows, shown)
+    peak_bytes, growth_bytes, memory_notes = _memory(rows)
+    profile, profile_notes = _profile(rows)
     times = {row["process"]: row["samples"] for row in shown}
     first = shown[0] if shown else rows[0]
     batch = min((row["batch_used"] for row in shown), default=measurement.batch)
     macs = first.get("macs")
-    notes = [f"{len(failed)} of {len(time_rows)} processes failed"] if failed and ok_rows else []
-    if memory and not memory_ok:
-        notes.append(f"memory: {memory[0]['reason']}")
-    profile: list[Row] = []
-    for row in rows:
-        if row["kind"] == "split" and row["status"] == "ok":
-            profile = row["split"]
-        elif row["kind"] == "split":
-            notes.append(f"split: {row['reason']}")
     work = 2 * (macs or 0) * batch * (TRAIN if measurement.mode == "train" else 1)
-    shares = [work / median(times[p]) / peak for p, peak in peaks.items() if p in times]
     return Line(
         measurement=measurement, group=group, environment=first.get("environment", {}),
         status=status, reason=reason, times=times,
         summary=statistics.summarise(list(times.values())) if times else None,
         batch=batch, macs=macs,
         compiled=_common_state({row.get("compiled", "off") for row in shown}),
-        share=median(shares) if shares and macs and status == "ok" else None,
-        peak_bytes=median(row["peak_bytes"] for row in memory_ok) if memory_ok else None,
-        growth_bytes=median(row["growth_bytes"] for row in memory_ok) if memory_ok else None,
-        logits_error=max((row["logits_error"] or 0.0 for row in shown), default=None)
-        if any(row.get("logits_error") is not None for row in shown) else None,
-        unstable=sum(row["unstable"] for row in shown), note="; ".join(notes), profile=profile,
+        share=_share_of_peak(work, times, peaks) if macs and status == "ok" else None,
+        peak_bytes=peak_bytes, growth_bytes=growth_bytes, logits_error=_logits_error(shown),
+        unstable=sum(row["unstable"] for row in shown),
+        note="; ".join([*_failures(time_rows), *memory_notes, *profile_notes]), profile=profile,
     )  # fmt: skip
+
+
+def _of_status(rows: Iterable[Row], status: str) -> list[Row]:
+    return [row for row in rows if row["status"] == status]
+
+
+def _status(time_rows: Sequence[Row], shown: Sequence[Row]) -> tuple[str, str]:
+    """Status and reason of a line whose times are those of `shown`."""
+    if invalid := _of_status(time_rows, "invalid"):
+        status, reason = "invalid", invalid[0]["reason"]
+    elif shown:
+        status, reason = "ok", ""
+    else:
+        failed = _of_status(time_rows, "failed")
+        status, reason = "failed", failed[0]["reason"] if failed else "was not timed"
+    seconds = {name: [s for row in shown for s in row[name]] for name in ("firsts", "repeats")}
+    if ratio := statistics.cached(seconds["firsts"], seconds["repeats"]):
+        why = f"a new input takes {ratio:.3g} times as long as one seen before"
+        status, reason = "invalid", reason or why
+    return status, reason
+
+
+def _failures(time_rows: Sequence[Row]) -> list[str]:
+    """A note on the processes that failed while others succeeded."""
+    failed = _of_status(time_rows, "failed")
+    if not (failed and _of_status(time_rows, "ok")):
+        return []
+    return [f"{len(failed)} of {len(time_rows)} processes failed"]
+
+
+def _memory(rows: Sequence[Row]) -> tuple[float | None, float | None, list[str]]:
+    """Medians of peak and growth in bytes, and a note if no process could tell them."""
+    memory_rows = [row for row in rows if row["kind"] == "memory"]
+    if ok_rows := _of_status(memory_rows, "ok"):
+        peak, growth = (median(row[name] for row in ok_rows) for name in MEMORY)
+        return peak, growth, []
+    return None, None, [f"memory: {row['reason']}" for row in memory_rows[:1]]
+
+
+def _profile(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """The last profile, and a note on each that failed; rows of files call it a split."""
+    profile_rows = [row for row in rows if row["kind"] == "split"]
+    profiles = [row["split"] for row in _of_status(profile_rows, "ok")]
+    notes = [f"split: {row['reason']}" for row in profile_rows if row["status"] != "ok"]
+    return (profiles[-1] if profiles else []), notes
+
+
+def _share_of_peak(
+    work: int, times: Mapping[int, Sequence[float]], peaks: Mapping[int, float]
+) -> float | None:
+    """Median over processes of the rate of `work` operations in units of the best rate."""
+    shares = [work / median(times[p]) / peak for p, peak in peaks.items() if p in times]
+    return median(shares) if shares else None
+
+
+def _logits_error(shown: Sequence[Row]) -> float | None:
+    """The largest difference from the logits of ours, None where none was compared."""
+    if all(row.get("logits_error") is None for row in shown):
+        return None
+    return max(row["logits_error"] or 0.0 for row in shown)
 
 
 def _common_state(states: set[str]) -> str:
