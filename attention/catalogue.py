@@ -101,6 +101,11 @@ def _shrunk_window(config, h: int, w: int, rule: str):
 
 @dataclass(frozen=True, kw_only=True)
 class WindowConfig(SoftmaxConfig):
+    """Options of windows, every second block shifted.
+
+    Source: Swin Transformer (Liu et al. 2021, arXiv 2103.14030), section 3.2.
+    """
+
     size: tuple[int, int] = option((7, 7), read_size, SIZE)
     shift: bool = option(True, read_flag, "every second block shifts its windows by half")
     position: str = _position("bias")
@@ -124,12 +129,22 @@ class WindowConfig(SoftmaxConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CosineConfig(WindowConfig):
+    """Options of windows with cosine scores and log-spaced positions.
+
+    Source: Swin Transformer V2 (Liu et al. 2022, arXiv 2111.09883), sections 3.2 and 3.3.
+    """
+
     scores: str = _scores("cosine")
     position: str = _position("log_cpb")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShuffleConfig(SoftmaxConfig):
+    """Options of windows and dilated windows in turn.
+
+    Source: Shuffle Transformer (Huang et al., arXiv 2106.03650), section 3.2.
+    """
+
     size: tuple[int, int] = option((7, 7), read_size, SIZE)
     position: str = _position("bias")
     mask_padding: bool = _mask_padding()
@@ -137,6 +152,12 @@ class ShuffleConfig(SoftmaxConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AxialConfig(_FullLength):
+    """Options of attention along whole columns and whole rows.
+
+    Source: after Axial-DeepLab (Wang et al. 2020, arXiv 2003.07853), whose layer has other
+    projections, norms and positions.
+    """
+
     order: str = option(
         "parallel", choice("parallel", "sequential"),
         "half the channels along each axis, or two layers: height, then width",
@@ -153,6 +174,11 @@ class AxialConfig(_FullLength):
 
 @dataclass(frozen=True, kw_only=True)
 class CrossConfig(_TwoBranches):
+    """Options of cross-shaped windows.
+
+    Source: CSWin Transformer (Dong et al. 2022, arXiv 2107.00652), section 3.2.
+    """
+
     size: tuple[int, int] = option((7, 7), read_size, SIZE)
     position: str = _position("lepe")
     mask_padding: bool = _mask_padding()
@@ -168,17 +194,31 @@ class CrossConfig(_TwoBranches):
 
 @dataclass(frozen=True, kw_only=True)
 class PaleConfig(_TwoBranches):
+    """Options of pale-shaped attention.
+
+    Source: Pale Transformer (Wu et al. 2022, arXiv 2112.14000), a reconstruction: no code is
+    published.
+    """
+
     size: tuple[int, int] = option((7, 7), read_size, SIZE)
     mask_padding: bool = _mask_padding()
 
 
 @dataclass(frozen=True, kw_only=True)
 class FullConfig(_FullLength):
-    pass
+    """Options of global self-attention.
+
+    Source: Vaswani et al. 2017 (arXiv 1706.03762).
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenMLPConfig(MixerConfig):
+    """Options of a learned matrix over the tokens of a window.
+
+    Source: Swin-MLP, models/swin_mlp.py of microsoft/Swin-Transformer.
+    """
+
     size: tuple[int, int] = option((7, 7), read_size, SIZE)
     shift: bool = option(True, read_flag, "every second block moves its windows by half")
 

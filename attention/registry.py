@@ -30,6 +30,9 @@ log = logging.getLogger("transom")
 class Cost(NamedTuple):
     """Multiply-adds (MACs) of one forward of one image through one mixer.
 
+    Source: the two terms of eq. 1 and 2 of Swin Transformer (arXiv 2103.14030), for projections and
+    products between tokens; what the other mixers add is counted from their definitions.
+
     Args:
         projection: MACs of the linear layers and convolutions that make queries, keys, values
             and the output.

@@ -39,6 +39,10 @@ def groups(
 
     A backbone is found by its stem, also where timm's features_only wrappers have taken it apart.
 
+    Sources: configs/swin of SwinTransformer/Swin-Transformer-Semantic-Segmentation and
+    segmentation/configs of microsoft/CSWin-Transformer (authors); timm/optim/_param_groups.py (timm
+    and layer_decay).
+
     Args:
         model: any module; frozen parameters are left out, every other is in one group.
         lr: learning rate of everything outside the backbones.

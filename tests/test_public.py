@@ -10,7 +10,7 @@ import re
 import pytest
 from strategies import BUILT_IN
 
-from attention import registry
+from attention import catalogue, registry
 
 PUBLIC = {  # by the module that a user imports
     "attention": None,  # all of __all__
@@ -30,6 +30,22 @@ NAMES = [
     for name in names or importlib.import_module(module).__all__
 ]
 WITHOUT_EXAMPLE = {"MixerConfig", "TokenMixer"}  # which are subclassed, as README shows
+WITHOUT_SOURCE = {  # what comes from no paper; every other name gives its source
+    "an error": ("SpecError", "WeightsError"),
+    "a base class; each mixer's config has a source": ("MixerConfig", "TokenMixer"),
+    "the registry and the notation, ours": (
+        "build", "create", "from_dict", "make_config", "names", "option", "parse", "register",
+    ),
+    "plain data that BackboneSpec holds": ("StageSpec",),
+    "how something is computed, not what": ("backend", "backend_of", "bounded", "plain"),
+    "reading, matching and writing of files": (
+        "Loaded", "convert", "export", "from_pretrained", "load", "plan", "read", "read_weights",
+        "save", "save_pretrained",
+    ),
+    "a table or a progress bar": ("bar", "render"),
+}  # fmt: skip
+EXEMPT = {name for names in WITHOUT_SOURCE.values() for name in names}
+REFERENCE = r"arXiv \d{4}\.\d{5}|[\w./]+ of [\w-]+/[\w-]+|\w+(/\w+)+\.py"  # a paper or a file
 
 
 def faults(thing: object, name: str) -> list[str]:
@@ -54,12 +70,34 @@ def faults(thing: object, name: str) -> list[str]:
             wrong.append("no Raises")
     if name not in WITHOUT_EXAMPLE and ">>>" not in text:
         wrong.append("no example")
+    if name not in EXEMPT and not sources(text):
+        wrong.append("no source")
     return wrong
+
+
+def sources(text: str) -> list[str]:
+    """The papers, by arXiv number, and files that the paragraph "Source:" of a docstring gives."""
+    paragraph = re.search(r"^ *Sources?: (.*?)(\n\s*\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    found = re.finditer(REFERENCE, " ".join(paragraph[1].split()) if paragraph else "")
+    return [match[0] for match in found]
 
 
 @pytest.mark.parametrize(("module", "name"), NAMES)
 def test_a_public_name_says_what_it_is(module, name):
     assert faults(getattr(importlib.import_module(module), name), name) == []
+
+
+def test_each_name_is_told_its_reason_once():
+    reasons = [name for names in WITHOUT_SOURCE.values() for name in names]
+    assert len(reasons) == len(EXEMPT) and {name for _, name in NAMES} >= EXEMPT
+
+
+@pytest.mark.parametrize(("mixer", "config", "source"), catalogue.BUILT_IN)
+def test_a_mixers_options_give_its_source(mixer, config, source):
+    """The paper of `python -m attention`, or the authors' file."""
+    papers = re.findall(r"arXiv [\d.]+|\w+\.py", source)
+    said = " ".join(sources(config.__doc__ or ""))
+    assert papers and all(paper in said for paper in papers)
 
 
 @pytest.mark.parametrize(("module", "name"), NAMES)
@@ -96,5 +134,23 @@ def test_what_is_not_said_is_seen():
         """
         raise ValueError
 
-    assert faults(bare, "bare") == ["no summary sentence", "no Args", "no example"]
-    assert faults(half, "half") == ["nothing of size", "no Returns", "no Raises", "no example"]
+    assert faults(bare, "bare") == ["no summary sentence", "no Args", "no example", "no source"]
+    assert faults(half, "half") == [
+        "nothing of size", "no Returns", "no Raises", "no example", "no source",
+    ]  # fmt: skip
+    assert "no source" not in faults(half, "bar")  # the name of one that needs none
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Merges.\n\nSource: Swin (arXiv 2103.14030),\nsection 3.1.", ["arXiv 2103.14030"]),
+        ("Merges.\n\n    Sources: models/a.py of o/R;\n    timm/b/c.py.\n\n    Args:\n",
+         ["models/a.py of o/R", "timm/b/c.py"]),
+        ("Merges (Swin, arXiv 2103.14030).", []),
+        ("Merges.\n\nSource: the paper.\n\nArgs:\n    x: as in arXiv 2103.14030.", []),
+        ("Merges.\n\nSource: Swin, section 3.1.", []),
+    ],
+)  # fmt: skip
+def test_a_source_is_a_paper_or_a_file(text, found):
+    assert sources(text) == found

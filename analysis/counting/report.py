@@ -60,6 +60,9 @@ class Budget:
 class Report:
     """Costs of one model for one image: parameters, and MACs by up to three counters.
 
+    Source: activations are those of Radosavovic et al. 2020 (arXiv 2003.13678), who count
+    convolutions alone.
+
     Args:
         backbone: name of the model.
         img_size: (height, width) of the image in pixels.
@@ -169,6 +172,9 @@ def count(
     The formula is the sum of the modules' `cost`, for a `HierarchicalBackbone` only; fvcore
     (https://github.com/facebookresearch/fvcore) analyses a traced forward; torch counts on the
     meta device, so that a model on that device is counted without its weights ever existing.
+
+    Source: the formulas of W-MSA and MSA are eq. 1 and 2 of Swin Transformer (arXiv 2103.14030);
+    analysis/counting/paper_formulas.py holds those of the other papers, as witnesses.
 
     Args:
         model: a backbone, or any module that takes images (1, in_chans, height, width);

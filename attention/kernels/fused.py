@@ -52,6 +52,9 @@ def supported(q: Tensor, groups: Groups, *, heads: int) -> str | None:
 def kernel() -> AbstractContextManager[None]:
     """Context in which mixers attend by the GPU kernel: `attention.backend("kernel")`.
 
+    Source: for groups of many tiles FlashAttention (Dao et al. 2022, arXiv 2205.14135), softmax
+    over tiles of keys that backward computes again.  Code and geometry are ours.
+
     Returns:
         A context manager.  Inside, a call that the kernel cannot compute raises ValueError.
 

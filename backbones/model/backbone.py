@@ -20,7 +20,10 @@ from transom.errors import SpecError
 
 
 class HierarchicalBackbone(nn.Module):
-    """A stem and 2 to 5 stages, each halving the map of the stage before (Swin, section 3.1).
+    """A stem and 2 to 5 stages, each halving the map of the stage before.
+
+    Source: Swin Transformer (Liu et al. 2021, arXiv 2103.14030), section 3.1; the spec says which
+    parts are another paper's.
 
     Images are (b, in_channels, H, W) with any H, W >= 1.  The map of stage i has
     ceil(H / (patch_size * 2**i)) rows and ceil(W / (patch_size * 2**i)) columns.

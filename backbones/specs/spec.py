@@ -126,6 +126,11 @@ SMALL_MAPS = ("pad", "shrink_both", "shrink_axis")
 class BackboneSpec:
     """A hierarchical backbone as immutable plain data, each field of which the notation can set.
 
+    Sources: Swin Transformer (arXiv 2103.14030, section 3.1), Swin V2 (arXiv 2111.09883), CSWin
+    (arXiv 2107.00652) and Pale (arXiv 2112.14000), where a value names them; cpe after Chu et al.
+    2021 (arXiv 2102.10882), drop_path after Huang et al. 2016 (arXiv 1603.09382); shrink_both from
+    swin_transformer.py of microsoft/Swin-Transformer, shrink_axis from timm's.
+
     Args:
         name: the name shown in tables.
         stages: 2 to 5 StageSpec, finest first.

@@ -25,10 +25,13 @@ Size = tuple[int, int]
 class Adapt:
     """Differences between weights and model that loading resolves; none by default.
 
+    Sources: load_pretrained in utils.py of microsoft/Swin-Transformer (bicubic, also of absolute
+    positions); timm/layers/pos_embed_rel.py, resize_rel_pos_bias_table (timm);
+    timm/models/_manipulate.py, adapt_input_conv (new_inputs).
+
     Args:
-        resize: bicubic (load_pretrained in utils.py of microsoft/Swin-Transformer) or timm (steps
-            in geometric progression) for relative bias tables; either also allows absolute
-            positions, which are always resized bicubic.
+        resize: bicubic or timm (steps in geometric progression) for relative bias tables; either
+            also allows absolute positions, which are always resized bicubic.
         windows: (height, width) in tokens of the windows that the tables were trained for, per
             stage; needed where they are not square.
         grid: (height, width) in tokens of the absolute positions; needed where it is not square.
