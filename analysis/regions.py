@@ -47,67 +47,38 @@ def tokens(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
+QUERY: dict[str, Any] = {"type": tokens, "metavar": "ROW,COLUMN"}
+PIXELS: dict[str, Any] = {
+    "type": cli.image_size, "metavar": "SIZE", "help": "pixels (default: the backbone's own)",
+}  # fmt: skip
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("analysis.regions", __doc__, EPILOG)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Callable[[argparse.Namespace], Any], doc: str) -> Any:
-        subparser = commands.add_parser(name, description=doc, help=doc)
-        subparser.set_defaults(run=run)
-        subparser.add_argument(
-            "--plugin", action="append", default=argparse.SUPPRESS, metavar="MODULE",
-            help="import a module that registers mixers of your own; repeatable",
-        )  # fmt: skip
-        if name != "reach":
-            subparser.add_argument(
-                "--out", action=files.OutFile, default=Path(f"{name}.png"), metavar="FILE",
-                help=f"ends in {', '.join(ENDINGS)} (default {name}.png)",
-            )  # fmt: skip
-        return subparser.add_argument
-
-    size, count = cli.image_size, cli.count_from_one
-    query = {"type": tokens, "metavar": "ROW,COLUMN"}
-    pixels = {"type": size, "metavar": "SIZE", "help": "pixels (default: the backbone's own)"}
-
-    add = command("footprint", _footprint, "what a query token can reach after some blocks")
-    add("--mixers", nargs="+", metavar="MIXER", help="such as pale:size=7, or window+axial")
-    add("--backbone", nargs="+", metavar="NAME", help="through the stages of these instead")
-    add("--grid", type=size, default=(28, 28), metavar="SIZE", help="tokens (default 28x28)")
-    add("--img-size", **pixels)
-    add("--query", **query, help="a token of the map (default 5,9 on 28x28; centre of a stage)")
-    add("--blocks", type=count, nargs="+", default=[1, 2, 4], metavar="N", help="default 1 2 4")
-
-    add = command("reach", _reach, "blocks until every token has seen the whole map")
-    add("--backbone", nargs="+", required=True, metavar="NAME", help="ours, in the notation")
-    add("--img-size", **pixels)
-    add("--format", choices=table.FORMATS, help="default: table, or by the ending of --out")
-    add("--out", action=files.OutFile, metavar="FILE", help="write there instead of the terminal")
-
-    add = command("masks", _masks, "the groups after the cyclic shift, and each window's mask")
-    add("--mixer", default="window:size=7", metavar="MIXER", help="default window:size=7")
-    add("--grid", type=size, default=(14, 14), metavar="SIZE", help="tokens (default 14x14)")
-    add("--index", type=int, choices=(0, 1), default=1, help="even or odd block (default 1)")
-    add("--branch", type=count, default=1, metavar="N", help="of cross, axial, pale (default 1)")
-
-    add = command("erf", _erf, "gradient of the centre unit of a stage at every pixel")
-    add("--backbone", nargs="+", required=True, metavar="NAME", help="ours, timm:, torchvision:")
-    add("--stage", type=count, metavar="N", help="default: the last")
-    add("--seeds", type=count, default=3, metavar="N", help="drawn models (default 3)")
-    add("--img-size", **pixels)
-    _add_weights(add)
-
-    add = command("bias", _bias, "relative position bias per head, as images and curves")
-    add("--backbone", required=True, metavar="NAME", help="ours, in the notation")
-    add("--img-size", **pixels)
-    _add_block(add)
-
-    add = command("attention", _attention, "what each head gives to every token, on a photo")
-    add("--backbone", required=True, metavar="NAME", help="ours, in the notation")
-    add("--query", **query, help="a token of the stage's map (default: its centre)")
-    add("--image", type=Path, metavar="FILE", help="default: scikit-image's astronaut")
-    add("--img-size", **pixels)
-    _add_block(add)
+    for add_command in (
+        _add_footprint, _add_reach, _add_masks, _add_erf, _add_bias, _add_attention,
+    ):  # fmt: skip
+        add_command(commands)
     return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], Any], doc: str
+) -> Any:
+    """Adds a subcommand; returns the `add_argument` of its parser."""
+    subparser = commands.add_parser(name, description=doc, help=doc)
+    subparser.set_defaults(run=run)
+    subparser.add_argument(
+        "--plugin", action="append", default=argparse.SUPPRESS, metavar="MODULE",
+        help="import a module that registers mixers of your own; repeatable",
+    )  # fmt: skip
+    if name != "reach":
+        subparser.add_argument(
+            "--out", action=files.OutFile, default=Path(f"{name}.png"), metavar="FILE",
+            help=f"ends in {', '.join(ENDINGS)} (default {name}.png)",
+        )  # fmt: skip
+    return subparser.add_argument
 
 
 def _add_weights(add: Any) -> None:
@@ -121,7 +92,20 @@ def _add_block(add: Any) -> None:
     _add_weights(add)
 
 
-# -- a function per command -------------------------------------------------------------------
+# -- a parser and a function per command -------------------------------------------------------
+
+
+def _add_footprint(commands: Any) -> None:
+    add = _command(
+        commands, "footprint", _footprint, "what a query token can reach after some blocks"
+    )
+    size, count = cli.image_size, cli.count_from_one
+    add("--mixers", nargs="+", metavar="MIXER", help="such as pale:size=7, or window+axial")
+    add("--backbone", nargs="+", metavar="NAME", help="through the stages of these instead")
+    add("--grid", type=size, default=(28, 28), metavar="SIZE", help="tokens (default 28x28)")
+    add("--img-size", **PIXELS)
+    add("--query", **QUERY, help="a token of the map (default 5,9 on 28x28; centre of a stage)")
+    add("--blocks", type=count, nargs="+", default=[1, 2, 4], metavar="N", help="default 1 2 4")
 
 
 def _footprint(args: argparse.Namespace) -> Study:
@@ -134,37 +118,12 @@ def _footprint(args: argparse.Namespace) -> Study:
     return studies.footprints(args.mixers or MIXERS, args.grid, args.query, args.blocks)
 
 
-def _masks(args: argparse.Namespace) -> Study:
-    from analysis.pictures import studies
-
-    return studies.masks(args.mixer, args.grid, index=args.index, branch=args.branch)
-
-
-def _erf(args: argparse.Namespace) -> Study:
-    from analysis.pictures import views
-
-    return views.erf(
-        args.backbone, args.img_size, stage=args.stage, seeds=args.seeds, weights=args.weights,
-        source=args.source,
-    )  # fmt: skip
-
-
-def _bias(args: argparse.Namespace) -> Study:
-    from analysis.pictures import views
-
-    return views.bias(
-        args.backbone, args.img_size, stage=args.stage, block=args.block, weights=args.weights,
-        source=args.source,
-    )  # fmt: skip
-
-
-def _attention(args: argparse.Namespace) -> Study:
-    from analysis.pictures import views
-
-    return views.attention(
-        args.backbone, args.img_size, stage=args.stage, block=args.block, query=args.query,
-        image=args.image, weights=args.weights, source=args.source,
-    )  # fmt: skip
+def _add_reach(commands: Any) -> None:
+    add = _command(commands, "reach", _reach, "blocks until every token has seen the whole map")
+    add("--backbone", nargs="+", required=True, metavar="NAME", help="ours, in the notation")
+    add("--img-size", **PIXELS)
+    add("--format", choices=table.FORMATS, help="default: table, or by the ending of --out")
+    add("--out", action=files.OutFile, metavar="FILE", help="write there instead of the terminal")
 
 
 def _reach(args: argparse.Namespace) -> None:
@@ -182,6 +141,76 @@ def _reach(args: argparse.Namespace) -> None:
         "seen when the stage ends; image_seen_after: blocks through all stages so far"
     )
     cli.emit(table.render(rows, style, note="" if style == "csv" else note), args.out)
+
+
+def _add_masks(commands: Any) -> None:
+    doc = "the groups after the cyclic shift, and each window's mask"
+    add = _command(commands, "masks", _masks, doc)
+    size, count = cli.image_size, cli.count_from_one
+    add("--mixer", default="window:size=7", metavar="MIXER", help="default window:size=7")
+    add("--grid", type=size, default=(14, 14), metavar="SIZE", help="tokens (default 14x14)")
+    add("--index", type=int, choices=(0, 1), default=1, help="even or odd block (default 1)")
+    add("--branch", type=count, default=1, metavar="N", help="of cross, axial, pale (default 1)")
+
+
+def _masks(args: argparse.Namespace) -> Study:
+    from analysis.pictures import studies
+
+    return studies.masks(args.mixer, args.grid, index=args.index, branch=args.branch)
+
+
+def _add_erf(commands: Any) -> None:
+    add = _command(commands, "erf", _erf, "gradient of the centre unit of a stage at every pixel")
+    count = cli.count_from_one
+    add("--backbone", nargs="+", required=True, metavar="NAME", help="ours, timm:, torchvision:")
+    add("--stage", type=count, metavar="N", help="default: the last")
+    add("--seeds", type=count, default=3, metavar="N", help="drawn models (default 3)")
+    add("--img-size", **PIXELS)
+    _add_weights(add)
+
+
+def _erf(args: argparse.Namespace) -> Study:
+    from analysis.pictures import views
+
+    return views.erf(
+        args.backbone, args.img_size, stage=args.stage, seeds=args.seeds, weights=args.weights,
+        source=args.source,
+    )  # fmt: skip
+
+
+def _add_bias(commands: Any) -> None:
+    add = _command(commands, "bias", _bias, "relative position bias per head, as images and curves")
+    add("--backbone", required=True, metavar="NAME", help="ours, in the notation")
+    add("--img-size", **PIXELS)
+    _add_block(add)
+
+
+def _bias(args: argparse.Namespace) -> Study:
+    from analysis.pictures import views
+
+    return views.bias(
+        args.backbone, args.img_size, stage=args.stage, block=args.block, weights=args.weights,
+        source=args.source,
+    )  # fmt: skip
+
+
+def _add_attention(commands: Any) -> None:
+    doc = "what each head gives to every token, on a photo"
+    add = _command(commands, "attention", _attention, doc)
+    add("--backbone", required=True, metavar="NAME", help="ours, in the notation")
+    add("--query", **QUERY, help="a token of the stage's map (default: its centre)")
+    add("--image", type=Path, metavar="FILE", help="default: scikit-image's astronaut")
+    add("--img-size", **PIXELS)
+    _add_block(add)
+
+
+def _attention(args: argparse.Namespace) -> Study:
+    from analysis.pictures import views
+
+    return views.attention(
+        args.backbone, args.img_size, stage=args.stage, block=args.block, query=args.query,
+        image=args.image, weights=args.weights, source=args.source,
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,6 +14,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
 
 from analysis.counting import crossings, scaling
 from analysis.counting.scaling import Number, Row, Series
@@ -36,7 +38,6 @@ EPILOG = """examples:
 table and md show points, exponents and crossings, json has them in full, csv the points alone
 
 exit code: 0 every point agrees, 1 a point does not, 2 the request cannot be answered"""
-
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -92,6 +93,20 @@ def _times(text: str) -> float:
 # -- the request -----------------------------------------------------------------------------
 
 
+class Request(NamedTuple):
+    """What is swept: the values of the axis `over` for every series.
+
+    img_size: (height, width) in pixels, where the resolution is not swept.  times: factor of cost
+    at which two series cross.
+    """
+
+    series: list[Series]
+    over: str
+    values: dict[Series, list[Number]]
+    img_size: tuple[int, int]
+    times: float
+
+
 def series_of(args: argparse.Namespace) -> list[Series]:
     """A series per backbone and mixer, or per policy; torch is not imported.  Raises SpecError."""
     found = []
@@ -142,7 +157,33 @@ def values_of(texts: Sequence[str] | None, over: str) -> list[Number] | None:
     return sorted(found) or None
 
 
+def read_request(args: argparse.Namespace) -> Request:
+    """The request of a command line.  Raises SpecError for what cannot be built, before a count."""
+    series, over = series_of(args), args.over
+    stated = values_of(args.values, over)
+    img_size = args.img_size or series[0].base
+    values = {line: stated or scaling.default_values(line, over, img_size) for line in series}
+    for line in series:
+        for value in values[line]:
+            line.at(over, value, img_size)
+    return Request(series, over, values, img_size, args.times)
+
+
 # -- the answer ------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """Rows of points, of fitted exponents and of crossings, with a sentence per crossing."""
+
+    rows: list[Row]
+    fits: list[Row]
+    crossings: list[Row]
+    sentences: list[str]
+
+    @property
+    def disagreeing(self) -> int:
+        """Number of points at which formula and torch differ."""
+        return sum(not row["agree"] for row in self.rows)
 
 
 def readable(row: Row) -> Row:
@@ -156,91 +197,92 @@ def readable(row: Row) -> Row:
     }  # fmt: skip
 
 
-def sentence(found: Row, over: str, values: Sequence[Number]) -> str:
-    """A crossing in words."""
-    unit = " pixels" if over == "resolution" else ""
-    times, end = found["times"], f"up to {float(values[-1]):g}{unit}"
-    more = f"{found['more']} costs {'more than' if times == 1 else f'{times:g} times'}"
-    if found["verdict"] == "equal":
-        return f"{found['more']} and {found['less']} cost the same at the end, {end[6:]}"
-    if found["verdict"] == "never":
-        return f"{more} {found['less']} at no point {end}"
-    parts = []
-    if found["exact"] is not None:
-        parts.append(f"from {found['exact']}{unit} on, padding included")
-    elif found["verdict"] == "always":
-        parts.append(f"at every point {end}")
-    if found["sampled"] is not None and found["exact"] is None:
-        parts.append(f"the lines cross at {found['sampled']:.4g}{unit}")
-    if found["tokens"] is not None:
-        parts.append(f"by the formulas, without padding, from {found['tokens']:.6g} tokens")
-    return f"{more} {found['less']}: {'; '.join(parts)}"
+def readable_fit(fit: Row) -> Row:
+    """A row of the table of exponents."""
+    return {
+        "series": fit["series"], f"mixing ~ {fit['against']}^": fit["mixing"],
+        f"total ~ {fit['against']}^": fit["total"], "fitted to": fit["fitted"],
+    }  # fmt: skip
+
+
+def compute(request: Request) -> Answer:
+    """Counts every point, fits every series and compares every pair of series."""
+    from transom.progress import bar
+
+    series, over, img_size = request.series, request.over, request.img_size
+    points = [(line, value) for line in series for value in request.values[line]]
+    rows = [
+        scaling.row_of(line, over, value, img_size) for line, value in bar(points, unit="point")
+    ]
+    fits = [scaling.exponents([r for r in rows if r["series"] == line.name]) for line in series]
+    crossing_rows, sentences = [], []
+    for left, right in bar([*itertools.combinations(series, 2)], unit="pair"):
+        shared = sorted(set(request.values[left]) & set(request.values[right]))
+        if shared:
+            row = crossings.crossing(left, right, over, shared, img_size, request.times)
+            crossing_rows.append(row)
+            sentences.append(crossings.sentence(row, over, shared))
+    return Answer(rows, fits, crossing_rows, sentences)
+
+
+def render(answer: Answer, style: str) -> str:
+    """The answer as text: json has it in full, csv the points alone."""
+    from analysis.counting.report import CONVENTION
+
+    if style == "json":
+        return table.as_json({
+            "convention": CONVENTION, "rows": answer.rows, "exponents": answer.fits,
+            "crossings": answer.crossings,
+        })  # fmt: skip
+    if style == "csv":
+        return table.csv(answer.rows)
+    count, bad = len(answer.rows), answer.disagreeing
+    verdict = f"{count} points: " + (
+        f"{bad} do not agree" if bad else "formula and torch agree at every one"
+    )
+    bullet = "- " if style == "md" else ""
+    lines = [bullet + table.cell(line, style) for line in answer.sentences]
+    return "\n\n".join([
+        table.grid([readable(row) for row in answer.rows], style),
+        table.grid([readable_fit(fit) for fit in answer.fits], style),
+        "\n".join([*lines, verdict]),
+        CONVENTION,
+    ])  # fmt: skip
+
+
+# -- command ---------------------------------------------------------------------------------
+
+
+def check_figure(path: Path) -> None:
+    """Raises SpecError if no figure can be written to a file of this name."""
+    if path.suffix not in figure_style.ENDINGS:
+        endings = ", ".join(figure_style.ENDINGS)
+        raise SpecError(f"--figure {path}: expected a name ending in {endings}")
+    figure_style.figure(1, 1)  # raises now if matplotlib is missing
+
+
+def save_figure(answer: Answer, over: str, path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text that can be searched
+        picture = draw_curves.draw(
+            answer.rows, answer.fits, answer.crossings, answer.sentences, over
+        )
+        figure_style.save(picture, path)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     cli.load_plugins(args.plugin)
-    lines = series_of(args)
-    stated_values = values_of(args.values, args.over)
-    img_size = args.img_size or lines[0].base
-    values = {s: stated_values or scaling.default_values(s, args.over, img_size) for s in lines}
-    jobs = [(s, value) for s in lines for value in values[s]]
-    for series, value in jobs:  # refuses what cannot be built before anything is counted
-        series.at(args.over, value, img_size)
+    request = read_request(args)
     if args.figure:
-        if args.figure.suffix not in figure_style.ENDINGS:
-            endings = ", ".join(figure_style.ENDINGS)
-            raise SpecError(f"--figure {args.figure}: expected a name ending in {endings}")
-        figure_style.figure(1, 1)  # raises now if matplotlib is missing
-
-    from analysis.counting.report import CONVENTION
-    from transom.progress import bar
-
-    rows = [
-        scaling.row_of(series, args.over, value, img_size)
-        for series, value in bar(jobs, unit="point")
-    ]
-    fits = [scaling.exponents([r for r in rows if r["series"] == s.name]) for s in lines]
-    found, sentences = [], []
-    for left, right in bar([*itertools.combinations(lines, 2)], unit="pair"):
-        shared = sorted(set(values[left]) & set(values[right]))
-        if shared:
-            found.append(crossings.crossing(left, right, args.over, shared, img_size, args.times))
-            sentences.append(sentence(found[-1], args.over, shared))
-    bad = sum(not row["agree"] for row in rows)
-    style = cli.chosen_format(args)
-    if style == "json":
-        text = table.as_json({
-            "convention": CONVENTION, "rows": rows, "exponents": fits, "crossings": found,
-        })  # fmt: skip
-    elif style == "csv":
-        text = table.csv(rows)
-    else:
-        fits_shown = [
-            {
-                "series": fit["series"], f"mixing ~ {fit['against']}^": fit["mixing"],
-                f"total ~ {fit['against']}^": fit["total"], "fitted to": fit["fitted"],
-            }
-            for fit in fits
-        ]  # fmt: skip
-        verdict = f"{len(rows)} points: " + (
-            f"{bad} do not agree" if bad else "formula and torch agree at every one"
-        )
-        bullet = "- " if style == "md" else ""
-        blocks = [
-            table.grid([readable(row) for row in rows], style), table.grid(fits_shown, style),
-            "\n".join([*(bullet + table.cell(line, style) for line in sentences), verdict]),
-            CONVENTION,
-        ]  # fmt: skip
-        text = "\n\n".join(blocks)
+        check_figure(args.figure)
+    answer = compute(request)
+    text = render(answer, cli.chosen_format(args))
     if args.figure:
-        import matplotlib
-
-        with matplotlib.rc_context({"svg.fonttype": "none"}):  # text that can be searched
-            picture = draw_curves.draw(rows, fits, found, sentences, args.over)
-            figure_style.save(picture, args.figure)
+        save_figure(answer, args.over, args.figure)
     cli.emit(text, args.out)
-    return cli.DIFFER if bad else cli.AGREED
+    return cli.DIFFER if answer.disagreeing else cli.AGREED
 
 
 if __name__ == "__main__":

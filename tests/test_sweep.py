@@ -234,9 +234,9 @@ def test_no_smaller_image_costs_more(name):
 
 
 def test_where_there_is_no_exact_point_the_lines_say_one():
-    found = {"more": "a", "less": "b", "times": 1, "exact": None, "tokens": None,
-             "verdict": "crosses", "sampled": 300.0}  # fmt: skip
-    assert sweep.sentence(found, "width", [1, 2]) == "a costs more than b: the lines cross at 300"
+    row = {"more": "a", "less": "b", "times": 1, "exact": None, "tokens": None,
+           "verdict": "crosses", "sampled": 300.0}  # fmt: skip
+    assert crossings.sentence(row, "width", [1, 2]) == "a costs more than b: the lines cross at 300"
 
 
 @pytest.mark.parametrize("x", [1, 2, 3, 4, 8])

@@ -65,6 +65,27 @@ def crossing(a: Series, b: Series, over: str, values: Sequence[Number],
     return {**row, "verdict": "crosses" if crossed else "always"}
 
 
+def sentence(row: Row, over: str, values: Sequence[Number]) -> str:
+    """A row of `crossing` in words."""
+    unit = " pixels" if over == "resolution" else ""
+    times, end = row["times"], f"up to {float(values[-1]):g}{unit}"
+    more = f"{row['more']} costs {'more than' if times == 1 else f'{times:g} times'}"
+    if row["verdict"] == "equal":
+        return f"{row['more']} and {row['less']} cost the same at the end, {end[6:]}"
+    if row["verdict"] == "never":
+        return f"{more} {row['less']} at no point {end}"
+    parts = []
+    if row["exact"] is not None:
+        parts.append(f"from {row['exact']}{unit} on, padding included")
+    elif row["verdict"] == "always":
+        parts.append(f"at every point {end}")
+    if row["sampled"] is not None and row["exact"] is None:
+        parts.append(f"the lines cross at {row['sampled']:.4g}{unit}")
+    if row["tokens"] is not None:
+        parts.append(f"by the formulas, without padding, from {row['tokens']:.6g} tokens")
+    return f"{more} {row['less']}: {'; '.join(parts)}"
+
+
 def last_failure(holds: Callable[[int, int], bool], low: int, high: int) -> int | None:
     """The largest number from low to high for which `holds` is false; None if there is none.
 
