@@ -5,28 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-body {{ font: 14px system-ui, sans-serif; margin: 2em; color: #222; background: #fff }}
-table {{ border-collapse: collapse }}
-th, td {{ padding: .3em .7em; border-bottom: 1px solid #ccc; text-align: left }}
-th {{ cursor: pointer; border-bottom: 2px solid #444 }}
-th[aria-sort=ascending]::after {{ content: " \\2191" }}
-th[aria-sort=descending]::after {{ content: " \\2193" }}
-.n {{ text-align: right; font-variant-numeric: tabular-nums }}
-@media (prefers-color-scheme: dark) {{ body {{ color: #ddd; background: #161616 }} }}
-</style></head><body>
-<h1>{title}</h1>
-<table><thead><tr>{head}</tr></thead><tbody>
-{body}
-</tbody></table>
-<p>{note}</p>
-<script>
-for (const th of document.querySelectorAll("th")) th.addEventListener("click", () => {{
+STYLE = """
+body { font: 14px system-ui, sans-serif; margin: 2em; color: #222; background: #fff }
+table { border-collapse: collapse }
+th, td { padding: .3em .7em; border-bottom: 1px solid #ccc; text-align: left }
+th { cursor: pointer; border-bottom: 2px solid #444 }
+th[aria-sort=ascending]::after { content: " \\2191" }
+th[aria-sort=descending]::after { content: " \\2193" }
+.n { text-align: right; font-variant-numeric: tabular-nums }
+@media (prefers-color-scheme: dark) { body { color: #ddd; background: #161616 } }
+"""
+SORT_ON_CLICK = """
+for (const th of document.querySelectorAll("th")) th.addEventListener("click", () => {
   const up = th.getAttribute("aria-sort") !== "ascending";
   for (const other of th.parentNode.children) other.removeAttribute("aria-sort");
   th.setAttribute("aria-sort", up ? "ascending" : "descending");
@@ -34,8 +24,8 @@ for (const th of document.querySelectorAll("th")) th.addEventListener("click", (
   const order = (a, b) => (a === "") - (b === "") ||
     (up ? 1 : -1) * (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
   for (const row of [...body.rows].sort((a, b) => order(key(a), key(b)))) body.append(row);
-}});
-</script></body></html>"""
+});
+"""
 
 
 def html(
@@ -68,4 +58,15 @@ def html(
         for row in rows
     ]  # fmt: skip
     body = "\n".join(lines)
-    return _PAGE.format(title=escape(title), head=head, body=body, note=escape(note))
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{escape(title)}</title>
+<style>{STYLE}</style></head><body>
+<h1>{escape(title)}</h1>
+<table><thead><tr>{head}</tr></thead><tbody>
+{body}
+</tbody></table>
+<p>{escape(note)}</p>
+<script>{SORT_ON_CLICK}</script></body></html>"""
