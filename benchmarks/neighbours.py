@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from attention import Cost, MixerConfig, SpecError, TokenMixer, register
 from attention.catalogue import SIZE, WindowConfig
-from attention.geometry.axis import Axis, axis
+from attention.geometry.axis import shifted_by_pads
 from attention.geometry.groups import Groups
 from attention.mixer import map_size
 from attention.softmax.layers import PadFirst
@@ -31,14 +31,6 @@ class PaddedConfig(WindowConfig):
     mask_padding: bool = option(True, read_flag, "hide pad tokens; without it windows differ")
 
 
-def _shifted(length: int, extent: int, shift: int) -> Axis:
-    """An axis with pads before the first token instead of a roll; none if one window covers it."""
-    if not shift or length <= extent:
-        return axis(length, extent)
-    before = extent - shift
-    return Axis(length, extent, before, -(-(before + length) // extent) * extent, 0, False)
-
-
 @register("padded", config=PaddedConfig)
 class PaddedMixer(PadFirst):
     """Equals `window` on the same parameters, wherever windows divide the map."""
@@ -48,9 +40,11 @@ class PaddedMixer(PadFirst):
     def groups(self, h: int, w: int) -> Groups:
         gh, gw = self.config.size
         odd = self.config.shift and self.index % 2
-        return Groups(
-            _shifted(h, gh, gh // 2 if odd else 0), _shifted(w, gw, gw // 2 if odd else 0)
+        rows, columns = (
+            shifted_by_pads(length, extent, extent // 2 if odd else 0)
+            for length, extent in ((h, gh), (w, gw))
         )
+        return Groups(rows, columns)
 
 
 # -- sliding windows -------------------------------------------------------------------------

@@ -174,7 +174,7 @@ MISTAKES = [
         "from the second block on all are dilated",
     ),
     Mistake(
-        "attention/mixers/token_mlp.py",
+        "attention/geometry/axis.py",
         "before = smaller(extent - shift,",
         "before = smaller(shift,",
         "test_attention_definition.py::test_locality[token_mlp]",

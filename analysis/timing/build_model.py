@@ -15,7 +15,14 @@ from analysis.models import counterparts, lookup
 from analysis.models.influence import randomise
 from analysis.results.measurement import Measurement
 from analysis.timing.clock import Runner
-from analysis.timing.steps import Step, answer_of, random_tensor, read, relative_error, toucher
+from analysis.timing.steps import (
+    Step,
+    absolute_or_relative_error,
+    leading_tensor,
+    random_tensor,
+    read,
+    toucher,
+)
 from attention.execution.backends import Choice, backend
 from attention.execution.dispatch import recorded
 from backbones.model.backbone import HierarchicalBackbone
@@ -135,9 +142,11 @@ def build(measurement: Measurement, *, check: bool = True) -> Built:
     if check:
         macs = macs_of(measurement, ours)
         with torch.no_grad(), backend("reference"):  # the unchunked body
-            reference_answer = answer_of(ours(probe))
+            reference_answer = leading_tensor(ours(probe))
             if model is not ours:
-                logits_error = relative_error(answer_of(model(probe)), reference_answer)
+                logits_error = absolute_or_relative_error(
+                    leading_tensor(model(probe)), reference_answer
+                )
     del ours
     step, before = Step(measurement, model, shape), _compile_counts()
     x = step.fresh(0)
@@ -145,7 +154,8 @@ def build(measurement: Measurement, *, check: bool = True) -> Built:
     if reference_answer is not None and not by_batch:
         with torch.no_grad():
             x[:1] = probe.to(x)  # first image of the batch that is timed
-        answer_error = relative_error(answer_of(step.call(x))[:1], reference_answer)
+        first_answer = leading_tensor(step.call(x))[:1]
+        answer_error = absolute_or_relative_error(first_answer, reference_answer)
     else:
         step.call(x)
     with recorded() as chosen:

@@ -62,7 +62,7 @@ class Step:
     def _train(self, x: Tensor) -> Tensor:
         self.model.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, self.dtype, enabled=self.autocast):
-            answer = answer_of(self.callable(x))
+            answer = leading_tensor(self.callable(x))
         answer = answer.float()
         if answer.ndim == 2:
             target = torch.arange(len(answer), device=self.device) % answer.shape[1]
@@ -80,8 +80,11 @@ def random_tensor(
     return torch.randn(shape, generator=generator, device=device)
 
 
-def answer_of(output: Any) -> Tensor:
-    """The first tensor of whatever a model returns."""
+def leading_tensor(output: Any) -> Tensor:
+    """The tensor that stands first in an output, itself or in its first elements at any depth.
+
+    An output with anything else first is an error; `checks.first_tensor` passes over it.
+    """
     while not isinstance(output, Tensor):
         if isinstance(output, dict):
             output = list(output.values())
@@ -89,8 +92,11 @@ def answer_of(output: Any) -> Tensor:
     return output
 
 
-def relative_error(found: Tensor, wanted: Tensor) -> float:
-    """Largest difference over the largest wanted value or 1, whichever is larger."""
+def absolute_or_relative_error(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference over the largest wanted value or 1, whichever is larger.
+
+    Infinite for unequal shapes and where `found` holds NaN or Inf.
+    """
     found, wanted = found.detach().float().cpu(), wanted.detach().float().cpu()
     if found.shape != wanted.shape or not found.isfinite().all():
         return float("inf")
@@ -98,7 +104,7 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 
 
 def read(output: Any) -> bytes:
-    tensor = answer_of(output).detach().contiguous().cpu().flatten()
+    tensor = leading_tensor(output).detach().contiguous().cpu().flatten()
     return tensor.view(torch.uint8).numpy().tobytes()
 
 
@@ -109,7 +115,7 @@ def toucher(device: torch.device) -> Callable[[Any], None]:
     """
 
     def touch(output: Any) -> None:
-        tensor = answer_of(output)
+        tensor = leading_tensor(output)
         tensor[(-1,) * tensor.ndim].item()
 
     return touch if device.type == "cpu" else lambda output: None

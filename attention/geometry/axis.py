@@ -72,3 +72,14 @@ def axis(
     before = (padded - length) // 2 if even else 0
     shift = smaller(shift, padded - extent) if shift else 0
     return Axis(length, extent, before, padded, shift, interlaced)
+
+
+def shifted_by_pads(length: int, extent: int, shift: int) -> Axis:
+    """The partition of `length` tokens that extent - shift pads before the first token shift.
+
+    The axis is not rolled, and has one group more; an axis of one group is not shifted.
+    """
+    if not shift:
+        return axis(length, extent)
+    before = smaller(extent - shift, round_up(length, extent) - extent)  # 0 in one group
+    return Axis(length, extent, before, round_up(before + length, extent), 0, False)

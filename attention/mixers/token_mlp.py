@@ -7,19 +7,11 @@ from torch import Tensor, nn
 
 from attention.catalogue import TokenMLPConfig
 from attention.execution.backends import Reference
-from attention.geometry.axis import Axis, axis
+from attention.geometry.axis import shifted_by_pads
 from attention.geometry.groups import Groups
-from attention.geometry.symbolic import copied, round_up, smaller
+from attention.geometry.symbolic import copied
 from attention.mixer import TokenMixer, map_size
 from attention.registry import Cost, register
-
-
-def _axis(length: int, extent: int, shift: int) -> Axis:
-    """An axis that is shifted by extent - shift leading zeros: one more window, no mask."""
-    if not shift:
-        return axis(length, extent)
-    before = smaller(extent - shift, round_up(length, extent) - extent)  # 0 in one window
-    return Axis(length, extent, before, round_up(before + length, extent), 0, False)
 
 
 @register("token_mlp", config=TokenMLPConfig)
@@ -42,9 +34,11 @@ class TokenMLPMixer(TokenMixer):
         """The groups of an (h, w) map."""
         gh, gw = self.config.size
         shifted = self.config.shift and self.index % 2
-        return Groups(
-            _axis(h, gh, gh // 2 if shifted else 0), _axis(w, gw, gw // 2 if shifted else 0)
+        rows, columns = (
+            shifted_by_pads(length, extent, extent // 2 if shifted else 0)
+            for length, extent in ((h, gh), (w, gw))
         )
+        return Groups(rows, columns)
 
     def run(self, x: Tensor, backend: Reference) -> Tensor:
         groups = self.groups(*map_size(x))
