@@ -19,7 +19,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 import analysis
 from analysis import audit
 from analysis.counting import counters
-from analysis.papers import dense_heads, published
+from analysis.papers import dense_heads, ledger, published
 from backbones import create
 from backbones.specs import variants
 from transom import table
@@ -28,7 +28,7 @@ from transom.errors import SpecError
 
 @pytest.fixture(scope="module")
 def rows():
-    return audit.ledger(published.rows())
+    return ledger.ledger(published.rows())
 
 
 def pick(rows, quantity, *prefixes, dense=None):
@@ -103,7 +103,7 @@ def test_classification_flops_round_to_what_is_printed(rows):
 def test_swin_v2_only_fits_without_log_cpb(rows):
     found = pick(rows, "flops", "swinv2_")
     assert all(row["counted"] < row["macs"] and "log-CPB" in row["formula"] for row in found)
-    plain = [audit.compare_claim(row["claimed"], row["macs"], 10**9) for row in found]
+    plain = [ledger.compare_claim(row["claimed"], row["macs"], 10**9) for row in found]
     assert sum(verdict != "rounds to" for verdict in plain) >= 5
 
 
@@ -162,7 +162,7 @@ def test_swin_dense_fits_with_norms(rows):
     found = [row for row in found if not row["second_hand"]]
     assert Counter(row["verdict"] for row in found) == {"rounds to": 9, "within 1%": 2}
     assert max(abs(row["difference_%"]) for row in found) < 0.08
-    plain = Counter(audit.compare_claim(row["claimed"], row["macs"], 10**9) for row in found)
+    plain = Counter(ledger.compare_claim(row["claimed"], row["macs"], 10**9) for row in found)
     assert plain["rounds to"] == 5
 
 
@@ -180,7 +180,7 @@ def test_twins_pcpvt_only_fits_without_attention_products(rows, size, params, wi
     (row,) = pick(rows, "flops", name)
     assert (round(row["counted"] / 1e9, 3), round(row["macs"] / 1e9, 3)) == (without, products)
     assert row["verdict"] == "rounds to" and row["formula"] == "MACs - attention products"
-    assert audit.compare_claim(row["claimed"], row["macs"], 10**9) != "rounds to"
+    assert ledger.compare_claim(row["claimed"], row["macs"], 10**9) != "rounds to"
     assert pick(rows, "params", name)[0]["counted"] == params
 
 
@@ -202,9 +202,9 @@ def test_cswin_dense_lies_between_without_and_with_pads(rows):
 def test_what_the_causes_say(row, other):
     """The same row with the windows, or stripes, of the 384 pixel variant."""
     (entry,) = published.of(row, "ade20k")
-    counted = audit.count_flops({**entry, "backbone": row + "_384"}).counted
+    counted = ledger.count_flops({**entry, "backbone": row + "_384"}).counted
     assert round(counted / 1e9) == other
-    assert f" {other} G" in audit.UNEXPLAINED[row, "UPerNet", "flops"]
+    assert f" {other} G" in ledger.UNEXPLAINED[row, "UPerNet", "flops"]
 
 
 # -- verdicts ----------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_what_the_causes_say(row, other):
     ],
 )
 def test_judge(claimed, counted, up, verdict):
-    assert audit.compare_claim(claimed, counted, 10**9, up=up) == verdict
+    assert ledger.compare_claim(claimed, counted, 10**9, up=up) == verdict
 
 
 # -- norms -------------------------------------------------------------------------------------
@@ -441,9 +441,9 @@ def test_check_agrees(capsys):
 
 
 def test_check_names_a_changed_count(monkeypatch, capsys):
-    real = audit.count_flops
+    real = ledger.count_flops
     monkeypatch.setattr(
-        audit, "count_flops", lambda row: real(row)._replace(counted=real(row).counted + 1)
+        ledger, "count_flops", lambda row: real(row)._replace(counted=real(row).counted + 1)
     )
     assert audit.main([*SMALL, "--check"]) == 1
     lines = capsys.readouterr().err.splitlines()
@@ -453,7 +453,7 @@ def test_check_names_a_changed_count(monkeypatch, capsys):
 
 
 def test_check_names_a_changed_verdict(monkeypatch, capsys):
-    monkeypatch.setattr(audit, "UNEXPLAINED", {})
+    monkeypatch.setattr(ledger, "UNEXPLAINED", {})
     assert audit.main([*SMALL, "--check"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
