@@ -134,9 +134,9 @@ WRITERS = {  # every option that names a file to write, and a request whose work
     "backbones.export": ["swin_t"], "analysis.flops": ["--backbone", "swin_t"],
     "analysis.complexity": [], "analysis.compare": ["--backbone", "swin_t"],
     "analysis.audit": [], "analysis.sweep": ["--mixer", "full"], "analysis.portable": [],
-    "analysis.check": ["window"], "analysis.regions": ["masks"], "benchmarks.speed": [],
-    "benchmarks.mixers": [], "benchmarks.shift": [], "benchmarks.ablation": [],
-    "benchmarks.kernel": [],
+    "analysis.check": ["window"], "analysis.certify": ["swin_t"], "analysis.regions": ["masks"],
+    "benchmarks.speed": [], "benchmarks.mixers": [], "benchmarks.shift": [],
+    "benchmarks.ablation": [], "benchmarks.kernel": [],
 }  # fmt: skip
 OPTIONS = [
     *((module, "--out") for module in WRITERS), ("backbones.convert", "--to"),
@@ -215,6 +215,7 @@ COMMANDS = {  # what prints the name of a backbone that a file has
     "reach": ("analysis.regions", ["reach", "--backbone", "FILE", "--img-size", "32"]),
     "footprint": ("analysis.regions", ["footprint", "--backbone", "FILE", "--img-size", "32"]),
     "check": ("analysis.check", ["FILE", "--only", "batch"]),
+    "certify": ("analysis.certify", ["FILE", "--patch", "4", "--seeds", "1"]),
 }  # fmt: skip
 STYLES = {
     "show": ("strip", "toml", "json"), "diff": ("table", "md"), "compare": table.REPORT_FORMATS,
