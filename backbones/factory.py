@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from backbones.model.backbone import HierarchicalBackbone
+from backbones.specs.construct import edit
 from backbones.specs.notation import parse
-from backbones.specs.spec import BackboneSpec, edit
+from backbones.specs.spec import BackboneSpec
 from backbones.weights import load
 
 

@@ -16,8 +16,8 @@ from attention.softmax.branch import projection as linear
 from backbones import timm_keywords
 from backbones.model.backbone import HierarchicalBackbone
 from backbones.model.layout import nchw, nhwc
+from backbones.specs.construct import edit
 from backbones.specs.notation import parse
-from backbones.specs.spec import edit
 from transom.errors import SpecError
 from transom.fields import read_number, read_size
 

@@ -14,7 +14,8 @@ from typing import Any
 from attention.catalogue import SoftmaxConfig, WindowConfig
 from attention.registry import MixerConfig
 from backbones.specs import variants
-from backbones.specs.spec import BackboneSpec, StageSpec, fields_of, from_dict
+from backbones.specs.construct import from_dict
+from backbones.specs.spec import BackboneSpec, StageSpec, fields_of
 from backbones.specs.writing import difference, to_notation
 from transom.errors import SpecError, nearest, one_line
 from transom.fields import read_flag, read_number

@@ -111,7 +111,7 @@ def test_all_files_are_seen():
     ("place", "text"),
     [
         ("attention/mixers/full.py", "import backbones"),
-        ("attention/mixers/full.py", "def f():\n    from backbones.specs.spec import edit"),
+        ("attention/mixers/full.py", "def f():\n    from backbones.specs.construct import edit"),
         ("attention/mixers/full.py", "import importlib\nimportlib.import_module('analysis.table')"),
         ("attention/mixers/full.py", "import importlib\nimportlib.import_module(f'backbones.{x}')"),
         ("attention/mixers/full.py", "from . import groups"),

@@ -19,7 +19,8 @@ from backbones.model.backbone import HierarchicalBackbone
 from backbones.model.block import Block
 from backbones.model.resample import Merge, Resample
 from backbones.model.stage import Stage
-from backbones.specs.spec import BackboneSpec, StageSpec, edit
+from backbones.specs.construct import edit
+from backbones.specs.spec import BackboneSpec, StageSpec
 from transom.errors import SpecError
 
 Grid = tuple[int, int]

@@ -26,8 +26,8 @@ from analysis.timing.steps import (
 from attention.execution.backends import Choice, backend
 from attention.execution.dispatch import recorded
 from backbones.model.backbone import HierarchicalBackbone
+from backbones.specs.construct import edit
 from backbones.specs.notation import parse
-from backbones.specs.spec import edit
 from transom.errors import SpecError
 
 

@@ -22,16 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from backbones.specs import aliases, variants
+from backbones.specs.construct import edit, edit_stage, from_dict
 from backbones.specs.error_column import Edit, at, located
-from backbones.specs.spec import (
-    MOST_STAGES,
-    BackboneSpec,
-    StageSpec,
-    edit,
-    edit_stage,
-    fields_of,
-    from_dict,
-)
+from backbones.specs.spec import MOST_STAGES, BackboneSpec, StageSpec, fields_of
 from transom.errors import LONGEST_WORD, SpecError, nearest, one_line, printable
 from transom.fields import read_count
 

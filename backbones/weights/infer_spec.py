@@ -16,7 +16,8 @@ from torch import Tensor
 from attention.catalogue import TokenMLPConfig, WindowConfig
 from attention.registry import MixerConfig
 from backbones.files.storage import WeightsError
-from backbones.specs.spec import MOST_STAGES, BackboneSpec, fields_of, from_dict
+from backbones.specs.construct import from_dict
+from backbones.specs.spec import MOST_STAGES, BackboneSpec, fields_of
 from backbones.weights.detect_source import prepare
 from backbones.weights.key_rules import find
 from backbones.weights.resize import Size, square

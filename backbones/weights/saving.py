@@ -12,7 +12,7 @@ from torch import Tensor
 from backbones.files import storage
 from backbones.files.storage import WeightsError
 from backbones.model.backbone import HierarchicalBackbone
-from backbones.specs.spec import from_dict
+from backbones.specs.construct import from_dict
 from backbones.weights.detect_source import restore
 from backbones.weights.infer_spec import same_backbone
 from backbones.weights.key_rules import TARGETS, find_back
