@@ -547,14 +547,14 @@ MISTAKES = [
         "both patches in one place",
     ),
     Mistake(
-        "analysis/checking/certificates.py",
+        "analysis/checking/placements.py",
         "image[one], image[two] = blank[two], blank[one]",
         "image[one], image[two] = blank[two], blank[two]",
         "test_certify.py::test_what_is_ruled_out_is_what_theory_says",
         "a column is copied where two are exchanged",
     ),
     Mistake(
-        "analysis/checking/certificates.py",
+        "analysis/checking/placements.py",
         "order = torch.cat([line[n - half :], line[half : n - half], line[:half]])",
         "order = line.flip(0)",
         "test_certify.py::test_what_is_ruled_out_is_what_theory_says",
@@ -575,7 +575,7 @@ MISTAKES = [
         "certifying changes the weights",
     ),
     Mistake(
-        "analysis/checking/certificates.py",
+        "analysis/checking/placements.py",
         "return y.mean((1, 2) if last else (2, 3))",
         "return y.mean((2, 3))",
         "test_certify.py::test_any_output_is_pooled",

@@ -24,11 +24,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from analysis.checking.checks import MODULE_ERRORS, error_text
+from analysis.checking.placements import Images, drawn, nearest, outputs
 from analysis.models.influence import randomise
-from attention.execution import backends
 from backbones.model.backbone import HierarchicalBackbone
 from transom.errors import SpecError
 from transom.fields import read_size
@@ -41,7 +40,6 @@ CANNOT, CAN = 1e-12, 1e-4
 FOREIGN_PATCH = 32  # pixels; the stride of the last map of most networks
 BLIND = 1e-9  # a response below this share of the output is rounding
 FLOOR = 1e-6  # of the response to a whole new image, the least that a value is relative to
-CHUNK = 2**20  # elements of the images of one forward
 
 PAIRS = {"left_right": (0, 1), "top_bottom": (1, 0), "diagonal": (1, 1)}  # halves that differ
 MEANINGS = {
@@ -239,74 +237,14 @@ def _redrawn(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-# -- images --------------------------------------------------------------------------------------
-
-
-class _Images:
-    """Images (c, h, w) that are run together; each is known by its number."""
-
-    def __init__(self, shape: tuple[int, int, int], patch: int, seed: int) -> None:
-        self.shape, self.patch = shape, patch
-        self.generator = torch.Generator().manual_seed(seed)
-        self.found: list[Tensor] = []
-        self.blank = self.add(self.noise(shape))  # f() of the relations, and the image itself
-        self.other = self.add(self.noise(shape))
-
-    def noise(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
-
-    def add(self, image: Tensor) -> int:
-        self.found.append(image)
-        return len(self.found) - 1
-
-    def cut(self, row: int | None, column: int | None) -> tuple[slice, slice, slice]:
-        """Pixels of a patch of the grid, or of a whole row or column of it."""
-        first, p = slice(None), self.patch
-        return (
-            first,
-            first if row is None else slice(row * p, row * p + p),
-            first if column is None else slice(column * p, column * p + p),
-        )
-
-    def with_patches(self, *patches: tuple[tuple[int, int], Tensor]) -> int:
-        """The blank with patches (c, patch, patch) at (row, column) of the grid."""
-        image = self.found[self.blank].clone()
-        for (row, column), value in patches:
-            image[self.cut(row, column)] = value
-        return self.add(image)
-
-    def exchanged(self, one: tuple[slice, ...], two: tuple[slice, ...]) -> int:
-        blank = self.found[self.blank]
-        image = blank.clone()
-        image[one], image[two] = blank[two], blank[one]
-        return self.add(image)
-
-    def rolled(self, axis: int) -> int:
-        """The blank with its halves along an axis exchanged; a middle line stays."""
-        n = self.shape[axis]
-        half, line = n // 2, torch.arange(n)
-        order = torch.cat([line[n - half :], line[half : n - half], line[:half]])
-        return self.add(self.found[self.blank].index_select(axis, order))
-
-
-def _nearest(n: int) -> tuple[int, int]:
-    """Indices of n in the first and the last half that are nearest to each other."""
-    return n // 2 - 1, n - n // 2
-
-
-def _drawn(n: int, rng: random.Random) -> tuple[int, int]:
-    """Random indices of n, one in the first and one in the last half."""
-    return rng.randrange(n // 2), n - 1 - rng.randrange(n // 2)
-
-
 def _values(
     model: nn.Module, shape: tuple[int, int, int], patch: int, seed: int
 ) -> dict[str, float]:
     """The violation of every relation by a model with its weights, at the places of a seed."""
-    images, rng = _Images(shape, patch, seed), random.Random(seed)
+    images, rng = Images(shape, patch, seed), random.Random(seed)
     rows, columns = shape[1] // patch, shape[2] // patch
     additive: dict[str, list[tuple[int, int, int]]] = {pair: [] for pair in PAIRS}
-    for r, c in ((_nearest(rows), _nearest(columns)), (_drawn(rows, rng), _drawn(columns, rng))):
+    for r, c in ((nearest(rows), nearest(columns)), (drawn(rows, rng), drawn(columns, rng))):
         up, left = rng.randrange(2), rng.randrange(2)  # the quadrant of A
         a, b = (2 * images.noise((shape[0], patch, patch)) for _ in range(2))
         at = (r[up], c[left])
@@ -315,7 +253,7 @@ def _values(
             to = (r[up ^ i], c[left ^ j])
             other, both = images.with_patches((to, b)), images.with_patches((at, a), (to, b))
             additive[pair].append((both, one, other))
-    r, c, cut = _drawn(rows, rng), _drawn(columns, rng), images.cut
+    r, c, cut = drawn(rows, rng), drawn(columns, rng), images.cut
     exchanged = {
         "columns": images.exchanged(cut(None, c[0]), cut(None, c[1])),
         "rows": images.exchanged(cut(r[0], None), cut(r[1], None)),
@@ -327,9 +265,9 @@ def _values(
         "top_bottom": images.rolled(1),
     }
     values = dict.fromkeys(MEANINGS, 0.0)
-    outputs = _outputs(model, images.found)
-    alone = _outputs(model, images.found[:1])
-    for y, again in zip(outputs, alone, strict=True):
+    found = outputs(model, images.found)
+    alone = outputs(model, images.found[:1])
+    for y, again in zip(found, alone, strict=True):
         base, whole = y[images.blank], _response(y, images)
         if not whole:
             continue
@@ -344,48 +282,12 @@ def _values(
         for relation, image in exchanged.items():
             value = float((y[image] - base).abs().amax()) / whole
             values[relation] = max(values[relation], value)
-    if not any(_response(y, images) for y in outputs):
+    if not any(_response(y, images) for y in found):
         raise SpecError("its output does not depend on the image")
     return values
 
 
-# -- outputs -------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def _outputs(model: nn.Module, images: list[Tensor]) -> list[Tensor]:
-    """Every output (n, c) of the images, averaged over its tokens; by one backend, on parts."""
-    size = max(1, CHUNK // images[0].numel())
-    parts = []
-    with backends.backend("reference"):
-        for start in range(0, len(images), size):
-            batch = torch.stack(images[start : start + size])
-            leaves = [leaf for leaf in tree_leaves(model(batch)) if isinstance(leaf, Tensor)]
-            parts.append([_pooled(leaf, batch) for leaf in leaves if leaf.is_floating_point()])
-    if not parts[0] or len({len(part) for part in parts}) > 1:
-        raise SpecError("its output holds no logits (b, classes) and no maps")
-    return [torch.cat(leaf) for leaf in zip(*parts, strict=True)]
-
-
-def _pooled(y: Tensor, images: Tensor) -> Tensor:
-    """(b, c) in float64 from logits (b,) or (b, c), tokens (b, n, c), or maps of either layout."""
-    if y.ndim not in (1, 2, 3, 4) or y.shape[0] != images.shape[0] or not y.numel():
-        raise SpecError(f"an output {tuple(y.shape)} is neither logits nor a map")
-    y = y.double()
-    if y.ndim < 3:
-        return y.reshape(len(y), -1)
-    if y.ndim == 3:
-        return y.mean(1)
-    h, w = images.shape[2:]
-
-    def fits(rows: int, columns: int) -> bool:  # the sides of the image, divided and rounded
-        return abs(rows * w - columns * h) <= max(h, w)
-
-    last = fits(*y.shape[1:3]) and not fits(*y.shape[2:4])
-    return y.mean((1, 2) if last else (2, 3))
-
-
-def _response(y: Tensor, images: _Images) -> float:
+def _response(y: Tensor, images: Images) -> float:
     """The largest change of an output with the whole image; 0 where it is rounding."""
     scale = float(y.abs().amax())
     if not math.isfinite(scale):
