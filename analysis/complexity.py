@@ -16,7 +16,10 @@ from typing import Any
 
 from analysis.counting import paper_formulas
 from attention.catalogue import alternates
-from attention.registry import MixerConfig, build, config_class, make_config, name_of, names, parse
+from attention.config import MixerConfig
+from attention.factory import build
+from attention.notation import make_config, parse
+from attention.registry import config_class, name_of, names
 from transom import cli, table
 from transom.errors import SpecError
 from transom.fields import read_flag, write

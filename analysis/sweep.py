@@ -20,7 +20,7 @@ from typing import NamedTuple
 from analysis.counting import crossings, scaling
 from analysis.counting.scaling import Number, Row, Series
 from analysis.pictures import draw_curves, figure_style
-from attention.registry import parse as parse_mixer
+from attention.notation import parse as parse_mixer
 from backbones.specs.notation import parse as parse_backbone
 from backbones.specs.spec import StageSpec
 from transom import cli, files, table

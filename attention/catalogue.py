@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from attention.registry import MixerConfig, declare, name_of
+from attention.config import MixerConfig
+from attention.registry import declare, name_of
 from transom.errors import SpecError
 from transom.fields import choice, option, optional, read_flag, read_number, read_size
 

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attention.config import MixerConfig
+from attention.cost import Cost
 from attention.execution import chunks
 from attention.execution.dispatch import Executable
 from attention.geometry import inputs
-from attention.registry import Cost, MixerConfig
 
 
 class TokenMixer(Executable):

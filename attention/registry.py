@@ -6,114 +6,23 @@ the first mixer of this name is built.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from transom.errors import SpecError, nearest, one_line
-from transom.fields import read_count, read_fields, write
 
 if TYPE_CHECKING:
+    from attention.config import MixerConfig
     from attention.mixer import TokenMixer
 
     MixerClass = TypeVar("MixerClass", bound=type[TokenMixer])
 
 
 log = logging.getLogger("transom")
-
-
-class Cost(NamedTuple):
-    """Multiply-adds (MACs) of one forward of one image through one mixer.
-
-    Source: the two terms of eq. 1 and 2 of Swin Transformer (arXiv 2103.14030), for projections and
-    products between tokens; what the other mixers add is counted from their definitions.
-
-    Args:
-        projection: MACs of the linear layers and convolutions that make queries, keys, values
-            and the output.
-        mixing: MACs of the products between tokens.
-        position: MACs of position terms (log-CPB, LePE).
-        padding: the part of the total, in MACs, whose token, query or key is a pad.
-
-    Example:
-        >>> import attention
-        >>> cost = attention.create("full", dim=8, heads=2).cost(4, 4)
-        >>> cost
-        Cost(projection=4096, mixing=4096, position=0, padding=0)
-        >>> cost.total
-        8192
-    """
-
-    projection: int
-    mixing: int
-    position: int = 0
-    padding: int = 0
-
-    @property
-    def total(self) -> int:
-        """MACs in all; `padding` is part of them."""
-        return self.projection + self.mixing + self.position
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixerConfig:
-    """Configuration of a mixer: immutable, hashable, validated on construction.
-
-    A subclass is a frozen, keyword-only dataclass whose fields are the options of its mixer.
-
-    Raises:
-        SpecError: for a value that an option does not take.
-
-    Example:
-        >>> import attention
-        >>> config = attention.parse("window:size=7x14,shift=false")
-        >>> config.size, config.options()
-        ((7, 14), {'size': (7, 14), 'shift': False})
-        >>> str(config)
-        'window:size=7x14,shift=false'
-    """
-
-    def __post_init__(self) -> None:
-        read_fields(self, name_of(type(self)))
-
-    @property
-    def alternates(self) -> bool | None:
-        """True if odd blocks of a stage differ from even ones; None if the config is silent."""
-        return None
-
-    def check(self, dim: int, heads: int) -> None:
-        """Validates the width and the number of heads of a mixer with this config.
-
-        Raises:
-            SpecError: if no mixer of `dim` channels and `heads` heads can be built.
-        """
-        if dim % heads:
-            raise SpecError(f"{self}: dim {dim} does not divide into {heads} heads")
-
-    def shrink(self, h: int, w: int, rule: str) -> MixerConfig:
-        """The config for an (h, w) map, which may be smaller than a group.
-
-        rule: a value of `BackboneSpec.small_maps`.
-        """
-        return self
-
-    def options(self) -> dict[str, Any]:
-        """The options that differ from their defaults."""
-        fields = dataclasses.fields(self)
-        return {f.name: v for f in fields if (v := getattr(self, f.name)) != f.default}
-
-    def __str__(self) -> str:
-        """The notation that `parse` reads: ``pale:size=7x14,scores=cosine``."""
-        written = ",".join(f"{key}={write(value)}" for key, value in self.options().items())
-        return name_of(type(self)) + (":" + written if written else "")
-
-
-# -- names -----------------------------------------------------------------------------------
 
 _configs: dict[str, type[MixerConfig]] = {}
 _classes: dict[type[MixerConfig], type[TokenMixer]] = {}
@@ -234,130 +143,8 @@ def config_class(name: str) -> type[MixerConfig]:
     return _configs[name]
 
 
-def make_config(name: str, **options: Any) -> MixerConfig:
-    """The config of mixer ``name``.
-
-    Args:
-        name: a registered mixer.
-        options: values by option name, each a Python value or its text in the notation.
-
-    Returns:
-        An instance of the mixer's config class.
-
-    Raises:
-        SpecError: for an unknown name or option, or a value that the option does not take.
-
-    Example:
-        >>> import attention
-        >>> attention.make_config("window", size="7x14") == attention.parse("window:size=7x14")
-        True
-    """
-    cls = config_class(name)
-    allowed = [field.name for field in dataclasses.fields(cls)]
-    for key in options:
-        if key not in allowed:
-            hint = nearest(key, allowed)
-            raise SpecError(f"{name}: it has no option {one_line(key)!r}{hint}", key)
-    return cls(**options)
-
-
-def parse(text: str) -> MixerConfig:
-    """The config that the notation ``name:option=value,option=value`` describes.
-
-    Args:
-        text: the notation; sizes are written height first.
-
-    Returns:
-        An instance of the mixer's config class.
-
-    Raises:
-        SpecError: for what is not the notation, an unknown name or option, or a value that the
-            option does not take; its `token` is the wrong part of the text.
-
-    Example:
-        >>> import attention
-        >>> attention.parse("pale:size=7x14,scores=cosine").size
-        (7, 14)
-        >>> attention.parse("window:shift=maybe")
-        Traceback (most recent call last):
-        transom.errors.SpecError: window: shift='maybe': expected true or false
-    """
-    name, colon, rest = text.partition(":")
-    config_class(name)
-    options: dict[str, str] = {}
-    for item in rest.split(",") if colon else ():
-        key, equals, value = item.partition("=")
-        if not equals or not key or not value:
-            what = f"{one_line(item)!r} in {one_line(text)!r}"
-            raise SpecError(f"{name}: {what} is not option=value", item or text)
-        if key in options:
-            what = f"option {one_line(key)!r} is given twice in {one_line(text)!r}"
-            raise SpecError(f"{name}: {what}", item)
-        options[key] = value
-    return make_config(name, **options)
-
-
-def build(config: MixerConfig, *, dim: int, heads: int, index: int = 0) -> TokenMixer:
-    """Builds the mixer of a config.
-
-    Args:
-        config: the mixer's configuration.
-        dim: channels c of its maps.
-        heads: number of heads; divides dim.
-        index: how many earlier blocks of the stage have an equal config; a mixer that alternates
-            shifts or shuffles where it is odd.
-
-    Returns:
-        A module that maps (b, h, w, dim) to (b, h, w, dim) for any h, w >= 1.
-
-    Raises:
-        SpecError: if no mixer of this width and these heads can be built.
-
-    Example:
-        >>> import attention
-        >>> attention.build(attention.parse("full"), dim=8, heads=2).extra_repr()
-        'full, dim=8, heads=2, index=0'
-    """
-    dim, heads = _count("dim", dim), _count("heads", heads)
-    config.check(dim, heads)
-    if type(config) not in _classes:
-        import_class(type(config))
-    return _classes[type(config)](config, dim=dim, heads=heads, index=index)
-
-
-def import_class(config: type[MixerConfig]) -> None:
-    """Imports the module that registers the class of a declared config."""
-    importlib.import_module(_modules[config])
-
-
-def _count(name: str, value: int) -> int:
-    try:
-        return read_count(value)
-    except ValueError as error:
-        raise SpecError(f"{name}={value!r}: expected {error}") from None
-
-
-def create(text: str | MixerConfig, *, dim: int, heads: int, index: int = 0) -> TokenMixer:
-    """Builds one mixer, for use in any model.
-
-    Args:
-        text: the notation ``name:option=value,option=value``, or a config.
-        dim: channels c of its maps.
-        heads: number of heads; divides dim.
-        index: as in `build`: 0 for an even block, 1 for an odd one, which shifts its windows.
-
-    Returns:
-        A module that maps (b, h, w, dim) to (b, h, w, dim) for any h, w >= 1.
-
-    Raises:
-        SpecError: for a text that describes no config, or if no mixer of this width and these
-            heads can be built.
-
-    Example:
-        >>> import attention, torch
-        >>> mixer = attention.create("pale:size=7", dim=24, heads=6)
-        >>> mixer(torch.zeros(2, 9, 13, 24)).shape
-        torch.Size([2, 9, 13, 24])
-    """
-    config = parse(text) if isinstance(text, str) else text
-    return build(config, dim=dim, heads=heads, index=index)
+def class_of(config: type[MixerConfig]) -> type[TokenMixer]:
+    """The class of a config's mixer; the module of a declared one is imported for it."""
+    if config not in _classes:
+        importlib.import_module(_modules[config])
+    return _classes[config]

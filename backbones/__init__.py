@@ -13,10 +13,10 @@ from transom.packages import require as _require
 
 _require("attention")
 
-from attention.registry import SpecError  # noqa: E402
 from backbones.specs.construct import from_dict  # noqa: E402
 from backbones.specs.notation import parse  # noqa: E402
 from backbones.specs.spec import BackboneSpec, StageSpec  # noqa: E402
+from transom.errors import SpecError  # noqa: E402
 
 if TYPE_CHECKING:
     from attention.execution.dispatch import backend_of

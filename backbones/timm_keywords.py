@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from attention.catalogue import SoftmaxConfig, WindowConfig
-from attention.registry import MixerConfig
+from attention.config import MixerConfig
 from backbones.specs import variants
 from backbones.specs.construct import from_dict
 from backbones.specs.spec import BackboneSpec, StageSpec, fields_of

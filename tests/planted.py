@@ -244,7 +244,7 @@ MISTAKES = [
         "mixers in the order of their registration",
     ),
     Mistake(
-        "attention/registry.py",
+        "attention/config.py",
         "if dim % heads:",
         "if dim < heads:",
         "test_registry.py::test_a_width_that_no_mixer_has_is_refused",

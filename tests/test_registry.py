@@ -61,7 +61,7 @@ def test_the_text_of_a_config_reads_back(name, seed):
     assert type(again) is type(config)
     by_value = attention.make_config(name, **dataclasses.asdict(config))
     by_text = attention.make_config(name, **{
-        key: registry.write(value) for key, value in dataclasses.asdict(config).items()
+        key: fields.write(value) for key, value in dataclasses.asdict(config).items()
     })  # fmt: skip
     assert by_value == by_text == config
 

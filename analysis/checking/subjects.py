@@ -20,7 +20,10 @@ from analysis.checking.locality import states_region
 from analysis.models import lookup
 from analysis.models.influence import influence, randomise, sample_tokens, span
 from attention import TokenMixer, catalogue
-from attention.registry import MixerConfig, build, make_config, name_of, names, parse
+from attention.config import MixerConfig
+from attention.factory import build
+from attention.notation import make_config, parse
+from attention.registry import name_of, names
 from transom import cli
 from transom.errors import SpecError, nearest, one_line
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from attention.registry import MixerConfig, name_of
+from attention.config import MixerConfig
+from attention.registry import name_of
 
 
 class Formula(NamedTuple):

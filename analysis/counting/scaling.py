@@ -143,7 +143,7 @@ class Series:
 def _model(what: BackboneSpec | StageSpec) -> nn.Module:
     import torch
 
-    from attention.registry import build
+    from attention.factory import build
     from backbones.model.backbone import HierarchicalBackbone
 
     with torch.device("meta"):

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.registry import MixerConfig, build
+from attention.config import MixerConfig
+from attention.factory import build
 from backbones.model.backbone import HierarchicalBackbone
 from backbones.model.block import Block
 from backbones.model.resample import Merge, Resample

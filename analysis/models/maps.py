@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attention.config import MixerConfig
+from attention.factory import build
 from attention.geometry.groups import Groups
-from attention.registry import MixerConfig, build
 from attention.softmax.branch import Branch
 from attention.softmax.position import relative_index
 from transom.errors import SpecError

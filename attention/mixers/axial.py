@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from attention.catalogue import AxialConfig
+from attention.cost import Cost
 from attention.execution.backends import Reference
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
 from attention.mixer import TokenMixer
-from attention.registry import Cost, register
+from attention.registry import register
 from attention.softmax.layers import ProjectFirst, add_costs
 
 

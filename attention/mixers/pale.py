@@ -17,12 +17,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention.catalogue import PaleConfig
+from attention.cost import Cost
 from attention.execution.backends import Reference
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
 from attention.geometry.symbolic import round_up
 from attention.mixer import TokenMixer, map_size
-from attention.registry import Cost, register
+from attention.registry import register
 from attention.softmax.branch import Branch, projection
 from attention.softmax.layers import add_costs, in_branches, refusal_of
 

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from attention.catalogue import TokenMLPConfig
+from attention.cost import Cost
 from attention.execution.backends import Reference
 from attention.geometry.axis import shifted_by_pads
 from attention.geometry.groups import Groups
 from attention.geometry.symbolic import copied
 from attention.mixer import TokenMixer, map_size
-from attention.registry import Cost, register
+from attention.registry import register
 
 
 @register("token_mlp", config=TokenMLPConfig)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from attention.catalogue import SoftmaxConfig
+from attention.cost import Cost
 from attention.execution.cache import cached
 from attention.geometry.groups import Groups
-from attention.registry import Cost
 from attention.softmax.grouped_attention import GroupedAttention
 from attention.softmax.position import LePE, LogCPB, RelativeBias, cosine_normalize
 

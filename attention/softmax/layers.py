@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from attention.catalogue import SoftmaxConfig
+from attention.cost import Cost
 from attention.execution.backends import Reference
 from attention.geometry.groups import Groups
 from attention.mixer import TokenMixer, map_size
-from attention.registry import Cost
 from attention.softmax.branch import Branch, projection
 
 

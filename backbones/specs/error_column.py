@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from attention import registry
+from attention import notation, registry
 from transom.errors import SpecError
 
 
@@ -45,7 +45,7 @@ def located(error: SpecError, cls: type, edits: list[Edit]) -> SpecError:
         column = edit.column + len(edit.text) - len(edit.value)
         if edit.field == "mixers" and error.token != edit.value:
             for part in edit.value.split("+"):
-                if not _reads(registry.parse, part):
+                if not _reads(notation.parse, part):
                     column += _offset_in(part, error.token)
                     break
                 column += len(part) + 1
@@ -81,4 +81,4 @@ def _offset_in(part: str, token: str) -> int:
 
 
 def _one_option(name: str, key: str, text: str) -> Any:
-    return registry.make_config(name, **{key: text})
+    return notation.make_config(name, **{key: text})

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attention.registry import MixerConfig, parse
+from attention.config import MixerConfig
+from attention.notation import parse
 from transom.errors import SpecError, one_line
 from transom.fields import (
     choice,

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from attention.catalogue import TokenMLPConfig, WindowConfig
-from attention.registry import MixerConfig
+from attention.config import MixerConfig
 from backbones.files.storage import WeightsError
 from backbones.specs.construct import from_dict
 from backbones.specs.spec import MOST_STAGES, BackboneSpec, fields_of

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from typing import Any
 
 from attention.catalogue import SoftmaxConfig
-from attention.registry import MixerConfig
+from attention.config import MixerConfig
 from backbones.files.storage import WeightsError
 from backbones.specs.spec import BackboneSpec, StageSpec
 from backbones.weights.infer_spec import without_idle_shift

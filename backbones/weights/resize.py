@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention.catalogue import WindowConfig
-from attention.registry import MixerConfig
+from attention.config import MixerConfig
 from backbones.specs.spec import BackboneSpec
 from backbones.weights.key_rules import METHODS
 from transom.errors import SpecError, nearest
