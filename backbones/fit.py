@@ -1,6 +1,6 @@
-"""The spec of a budget: scales a backbone's widths or depths to given MACs or parameters.
+"""The spec of a budget: scales widths, depths or MLPs of a backbone to given MACs or parameters.
 
-Widths grow by heads of a fixed dimension, depths by blocks.  All stages grow by one factor, then
+Widths grow by heads of a fixed dimension, depths by blocks, MLPs by a quarter of the width.  All stages grow by one factor, then
 single stages by a step.  The nearest spec is printed with its remaining error.
 """
 
@@ -27,6 +27,7 @@ exit code: 0 within 1% of the budget, 1 further away, 2 the request cannot be an
 
 TOLERANCE = 0.01
 LARGEST_FACTOR = 16.0
+QUARTERS = 4  # steps of an MLP's ratio
 OTHER_KIND = LARGEST_FACTOR**2  # a width times the largest factor costs so many times as much
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -76,22 +77,27 @@ def check_unit(text: str, current: int, option: str) -> None:
 
 
 def counts_of(spec: BackboneSpec, by: str) -> list[int]:
-    """Heads (by="width") or blocks (by="depth") of every stage."""
-    return [stage.depth if by == "depth" else stage.heads for stage in spec.stages]
+    """Heads (by="width"), blocks (by="depth") or quarters of the MLP's ratio, of every stage."""
+    counts = {
+        "width": lambda stage: stage.heads,
+        "depth": lambda stage: stage.depth,
+        "mlp": lambda stage: max(1, round(QUARTERS * stage.mlp_ratio)),
+    }
+    return [counts[by](stage) for stage in spec.stages]
 
 
 def with_counts(spec: BackboneSpec, by: str, counts: Sequence[int]) -> BackboneSpec | None:
-    """The spec with these heads (and widths that keep the head dimensions) or these depths.
+    """The spec with these heads (and widths that keep the head dimensions), depths or MLP ratios.
 
     None where it cannot be built.
     """
+    changed = {
+        "width": lambda stage, n: replace(stage, heads=n, dim=n * (stage.dim // stage.heads)),
+        "depth": lambda stage, n: replace(stage, depth=n),
+        "mlp": lambda stage, n: replace(stage, mlp_ratio=n / QUARTERS),
+    }
     try:
-        stages = [
-            replace(stage, depth=n)
-            if by == "depth"
-            else replace(stage, heads=n, dim=n * (stage.dim // stage.heads))
-            for stage, n in zip(spec.stages, counts, strict=True)
-        ]
+        stages = [changed[by](stage, n) for stage, n in zip(spec.stages, counts, strict=True)]
         return replace(spec, stages=tuple(stages))
     except SpecError:
         return None
@@ -139,7 +145,7 @@ def fit(
         spec: the backbone.
         macs: the budget in multiply-adds of one image at spec.img_size.
         params: the budget in parameters.
-        by: width (heads of a fixed dimension) or depth (blocks).
+        by: width (heads of a fixed dimension), depth (blocks) or mlp (hidden channels).
 
     Returns:
         The nearest spec, and its MACs or parameters.
@@ -226,7 +232,8 @@ def main(argv: list[str] | None = None) -> int:
     budget.add_argument("--macs", type=_amount_text, metavar="AMOUNT",
                         help="such as 4.5G, at --img-size")  # fmt: skip
     budget.add_argument("--params", type=_amount_text, metavar="AMOUNT", help="such as 28M")
-    parser.add_argument("--by", choices=("width", "depth"), default="width", help="default: width")
+    parser.add_argument("--by", choices=("width", "depth", "mlp"), default="width",
+                        help="default: width")  # fmt: skip
     parser.add_argument("--img-size", type=cli.image_size, metavar="SIZE", help="default: own")
     cli.add_output(parser)
     args = parser.parse_args(argv)
@@ -248,6 +255,7 @@ def main(argv: list[str] | None = None) -> int:
         "dims": " ".join(str(stage.dim) for stage in found.stages),
         "heads": " ".join(str(stage.heads) for stage in found.stages),
         "depths": " ".join(str(stage.depth) for stage in found.stages),
+        "mlp_ratios": " ".join(f"{stage.mlp_ratio:g}" for stage in found.stages),
     }  # fmt: skip
     cli.emit(table.render([row], cli.chosen_format(args)), args.out)
     return cli.AGREED if abs(error) <= TOLERANCE else cli.DIFFER
