@@ -18,7 +18,7 @@ from tiny import images, randomise, state_hash
 import backbones
 from backbones import convert, weights
 from backbones.files.storage import WeightsError
-from backbones.specs import variants
+from backbones.specs import construct, variants
 from backbones.weights import resize
 from backbones.weights.detect_source import source_of
 from backbones.weights.resize import Adapt
@@ -332,7 +332,7 @@ def test_other_names_are_no_other_numbers():
 def test_what_another_library_would_run_otherwise_is_refused(edit, target, asked):
     """Their names may fit what their code computes in another way."""
     model = weights.load(None, theirs(swin_timm()), **TOLD_SMALL).model
-    spec = backbones.specs.spec.from_dict({**model.spec.to_dict(), "name": "small"})
+    spec = backbones.from_dict({**model.spec.to_dict(), "name": "small"})
     field, _, value = edit.partition("=")
     if field.isdecimal():
         stages = list(spec.stages)
@@ -340,7 +340,7 @@ def test_what_another_library_would_run_otherwise_is_refused(edit, target, asked
         stages[int(field) - 1] = dataclasses.replace(stages[int(field) - 1], mixers=mixers)
         spec = dataclasses.replace(spec, stages=tuple(stages))
     else:
-        spec = backbones.specs.spec.edit(spec, "small", **{field: value})
+        spec = construct.edit(spec, "small", **{field: value})
     with pytest.raises(WeightsError, match=asked):
         weights.export(backbones.HierarchicalBackbone(spec), target)
 

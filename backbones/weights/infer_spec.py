@@ -8,16 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypedDict
 
 from torch import Tensor
 
-from attention.catalogue import TokenMLPConfig, WindowConfig
-from attention.config import MixerConfig
 from backbones.files.storage import WeightsError
 from backbones.specs.construct import from_dict
-from backbones.specs.spec import MOST_STAGES, BackboneSpec, fields_of
+from backbones.specs.spec import MOST_STAGES, BackboneSpec
 from backbones.weights.detect_source import prepare
 from backbones.weights.key_rules import find
 from backbones.weights.resize import Size, square
@@ -61,11 +58,11 @@ def infer(
     Raises WeightsError with the option that tells what the shapes do not.
     """
     named: dict[str, Tensor] = {}
-    theirs: dict[str, Tensor] = {}  # tensors that our modules compute: index tables, masks
+    computed: dict[str, Tensor] = {}  # tensors that our modules compute: index tables, masks
     for key, tensor in prepare(state, source).items():
         if (row := find(source, key)) and isinstance(tensor, Tensor):
             name = row[1]
-            (theirs if name is None else named)[key if name is None else name] = tensor
+            (computed if name is None else named)[key if name is None else name] = tensor
     stages: dict[int, int] = {}
     for name in named:
         if match := re.match(r"stages\.(\d{1,4})\.blocks\.(\d{1,4})\.", name):
@@ -73,12 +70,12 @@ def infer(
             stages[i] = max(stages.get(i, 0), int(match[2]) + 1)
     count = len(stages)
     if sorted(stages) != list(range(count)) or not 2 <= count <= MOST_STAGES:
-        found = ", ".join(str(i + 1) for i in sorted(stages)) or "none"
-        raise WeightsError(f"blocks of stages {found}; a backbone has 2 to {MOST_STAGES}")
+        numbers = ", ".join(str(i + 1) for i in sorted(stages)) or "none"
+        raise WeightsError(f"blocks of stages {numbers}; a backbone has 2 to {MOST_STAGES}")
     if sum(stages.values()) > len(named):
         raise WeightsError("its blocks are numbered with gaps; no backbone has such names")
     shape = _shapes(named)
-    facts = _Facts(named, theirs, shape, source, count, like)
+    facts = _Facts(named, computed, shape, source, count, like)
     facts.window = _per_stage(window, count, "window")
     facts.heads = _per_stage(heads, count, "heads")
     facts.pretrained = _per_stage(pretrained_window, count, "pretrained-window")
@@ -116,46 +113,6 @@ def infer(
         raise WeightsError(str(error)) from None
 
 
-def same_backbone(spec: BackboneSpec, state: Mapping[str, Any], source: str) -> None:
-    """Raises WeightsError unless a library would compute the backbone of `spec` with its weights.
-
-    A library may have names for all tensors and still compute another function.
-    state: the weights in the names of `source`, the library.
-    """
-    sizes = [getattr(stage.mixers[0], "size", (1, 1)) for stage in spec.stages]
-    pretrained = [getattr(stage.mixers[0], "pretrained_window", None) for stage in spec.stages]
-    try:
-        theirs = infer(
-            # all but CSWin's code have one window, which their rule shrinks
-            state, source, window=sizes if source == "cswin" else [max(sizes)],
-            heads=[stage.heads for stage in spec.stages], pretrained_window=pretrained,
-            img_size=spec.img_size,
-        ).resolve()  # fmt: skip
-    except SpecError as error:
-        raise WeightsError(f"{source} cannot run it: {error}") from None
-    spec = spec.resolve()
-    for i, grid in enumerate(spec.grids(spec.img_size)):
-        for (ours, _), (read, _) in zip(
-            spec.stages[i].blocks(), theirs.stages[i].blocks(), strict=True
-        ):
-            if without_idle_shift(ours, grid) != without_idle_shift(read, grid):
-                raise WeightsError(f"stage {i + 1} is {ours}; {source} would run it as {read}")
-    free = {"name", "stages", "img_size", "drop_path"}
-    for field in sorted(set(fields_of(BackboneSpec)) - free):
-        value, other = getattr(spec, field), getattr(theirs, field)
-        if value != other:
-            raise WeightsError(f"{field} is {value}; {source} would run it as {other}")
-
-
-def without_idle_shift(mixer: MixerConfig, grid: Size) -> MixerConfig:
-    """The mixer, with shift=False where its window covers the map and a shift has no effect."""
-    if isinstance(mixer, (WindowConfig, TokenMLPConfig)) and (
-        mixer.size[0] >= grid[0] and mixer.size[1] >= grid[1]
-    ):
-        return replace(mixer, shift=False)
-    return mixer
-
-
 def _shapes(named: Mapping[str, Tensor]) -> Callable[[str], tuple[int, ...]]:
     def shape(name: str) -> tuple[int, ...]:
         if name not in named or named[name].ndim == 0:
@@ -165,12 +122,12 @@ def _shapes(named: Mapping[str, Tensor]) -> Callable[[str], tuple[int, ...]]:
     return shape
 
 
-def _per_stage(given: Sequence[Any] | None, count: int, option: str) -> list[Any] | None:
-    if given is None:
+def _per_stage(values: Sequence[Any] | None, count: int, option: str) -> list[Any] | None:
+    if values is None:
         return None
-    if len(given) not in (1, count):
-        raise WeightsError(f"--{option}: {len(given)} values; give one, or one of each {count}")
-    return list(given) * (count if len(given) == 1 else 1)
+    if len(values) not in (1, count):
+        raise WeightsError(f"--{option}: {len(values)} values; give one, or one of each {count}")
+    return list(values) * (count if len(values) == 1 else 1)
 
 
 def _unknown(what: str, option: str) -> WeightsError:
@@ -185,8 +142,8 @@ class _Facts:
     pretrained: list[Size | None] | None = None
     qk_scale: list[float] | None = None
 
-    def __init__(self, named, theirs, shape, source: str, count: int, like) -> None:
-        self.named, self.theirs, self.shape = named, theirs, shape
+    def __init__(self, named, computed, shape, source: str, count: int, like) -> None:
+        self.named, self.computed, self.shape = named, computed, shape
         self.source, self.count = source, count
         self.like = like if like is not None and len(like.stages) == count else None
         self.windows: list[Size] = []  # those found so far
@@ -209,14 +166,14 @@ class _Facts:
                 return square(self.shape(table)[0], "table")
             except ValueError as error:
                 raise WeightsError(f"{table} {error}") from None
-        coords = self._theirs(i, 0, "relative_coords_table")
+        coords = self._computed(i, 0, "relative_coords_table")
         if coords is not None and coords.ndim == 4:
             return (coords.shape[1] + 1) // 2, (coords.shape[2] + 1) // 2
         if self.like:  # a mixer without a window differs from this one, whatever the window
             return self._as_like(i, "size") or (1, 1)
         raise _unknown(f"the window of stage {i + 1}", "--source-window, such as 8 or 1,2,7,7")
 
-    def _theirs(self, i: int, block: int, last: str) -> Tensor | None:
+    def _computed(self, i: int, block: int, last: str) -> Tensor | None:
         """The dropped tensor of a block whose name ends in `last`, None if there is none.
 
         torchvision's stage i is features.{2i + 1}; others have layers.i or stages.i.
@@ -224,8 +181,8 @@ class _Facts:
         block_of = f"{i}.blocks.{block}.", f"{i}.blocks.{block}.", f"{2 * i + 1}.{block}."
         for start in map("".join, zip(("layers.", "stages.", "features."), block_of, strict=True)):
             for key in (f"{start}attn.{last}", f"{start}attn.w_msa.{last}", f"{start}{last}"):
-                if key in self.theirs:
-                    return self.theirs[key]
+                if key in self.computed:
+                    return self.computed[key]
         return None
 
     def heads_of(self, i: int) -> int:
@@ -260,8 +217,8 @@ class _Facts:
         if block + "branch.logit_scale" not in self.named:
             return f"window:size={text}" + self._options(block, i)
         pretrained = self._pretrained(i)
-        given = f",pretrained_window={_text(pretrained)}" if pretrained else ""
-        return f"cosine:size={text},mask_value=-100{given}" + self._bias(block)
+        pretrained_option = f",pretrained_window={_text(pretrained)}" if pretrained else ""
+        return f"cosine:size={text},mask_value=-100{pretrained_option}" + self._bias(block)
 
     def _options(self, block: str, i: int) -> str:
         scale = self.qk_scale[i] if self.qk_scale else self._as_like(i, "qk_scale")
@@ -281,25 +238,25 @@ class _Facts:
         """The window at whose edge V2's coordinates are 1, from the largest coordinates."""
         if self.pretrained is not None:
             return self.pretrained[i]
-        coords = self._theirs(i, 0, "relative_coords_table")
+        coords = self._computed(i, 0, "relative_coords_table")
         if coords is None or coords.ndim != 4 or coords.shape[-1] != 2:
             if self.like:
                 return self._as_like(i, "pretrained_window")
             option = "--pretrained-window, such as 12,12,12,6 (0: the window itself)"
             raise _unknown(f"the pretrained window of stage {i + 1}", option)
-        window, found = self._window(i), []
+        window, sides = self._window(i), []
         for axis, side in enumerate(window):
             edge = float(coords[..., axis].max())
             steps = (2 ** (3 * edge) - 1) / 8  # the inverse of log2(8 x + 1) / log2(8)
             if not (math.isfinite(steps) and steps > 0):
                 return None  # windows of one token have no steps
-            found.append(round((side - 1) / steps) + 1)
-        return None if tuple(found) == tuple(window) else (found[0], found[1])
+            sides.append(round((side - 1) / steps) + 1)
+        return None if tuple(sides) == tuple(window) else (sides[0], sides[1])
 
     def img_size(self, patch: int) -> Size:
         """Image size (height, width), from the number of windows in a shifted block's mask."""
         for i in range(self.count):
-            mask = self._theirs(i, 1, "attn_mask")
+            mask = self._computed(i, 1, "attn_mask")
             if mask is None or mask.ndim != 3:
                 continue
             window, rows = self._window(i), math.isqrt(len(mask))

@@ -9,11 +9,10 @@ from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import Any
 
-from attention.catalogue import SoftmaxConfig
+from attention.catalogue import SoftmaxConfig, TokenMLPConfig, WindowConfig
 from attention.config import MixerConfig
 from backbones.files.storage import WeightsError
 from backbones.specs.spec import BackboneSpec, StageSpec
-from backbones.weights.infer_spec import without_idle_shift
 from backbones.weights.resize import Adapt
 from transom.errors import LONGEST_WORD, one_line
 
@@ -100,6 +99,15 @@ def _same_mixer(asked: MixerConfig, theirs: MixerConfig, grid: tuple[int, int], 
         free = {name: getattr(asked, name) for name in ("size", "shift") if hasattr(asked, name)}
         theirs = replace(theirs, **free)
     return asked == theirs
+
+
+def without_idle_shift(mixer: MixerConfig, grid: tuple[int, int]) -> MixerConfig:
+    """The mixer, with shift=False where its window covers the map and a shift has no effect."""
+    if isinstance(mixer, (WindowConfig, TokenMLPConfig)) and (
+        mixer.size[0] >= grid[0] and mixer.size[1] >= grid[1]
+    ):
+        return replace(mixer, shift=False)
+    return mixer
 
 
 def dropped(

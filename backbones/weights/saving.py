@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -13,12 +14,14 @@ from backbones.files import storage
 from backbones.files.storage import WeightsError
 from backbones.model.backbone import HierarchicalBackbone
 from backbones.specs.construct import from_dict
+from backbones.specs.spec import BackboneSpec, fields_of
 from backbones.weights.detect_source import restore
-from backbones.weights.infer_spec import same_backbone
+from backbones.weights.infer_spec import infer
 from backbones.weights.key_rules import TARGETS, find_back
 from backbones.weights.loading import load
+from backbones.weights.partial import without_idle_shift
 from backbones.weights.source import SPEC
-from transom.errors import nearest, one_line, printable
+from transom.errors import SpecError, nearest, one_line, printable
 
 FILE, CONFIG = "model.safetensors", "config.json"
 
@@ -156,3 +159,34 @@ def export(model: HierarchicalBackbone, target: str) -> dict[str, Tensor]:
     out = restore(out, target)
     same_backbone(model.spec, out, target)
     return {key: tensor.contiguous() for key, tensor in out.items()}
+
+
+def same_backbone(spec: BackboneSpec, state: Mapping[str, Any], source: str) -> None:
+    """Raises WeightsError unless a library would compute the backbone of `spec` with its weights.
+
+    A library may have names for all tensors and still compute another function.
+    state: the weights in the names of `source`, the library.
+    """
+    sizes = [getattr(stage.mixers[0], "size", (1, 1)) for stage in spec.stages]
+    pretrained = [getattr(stage.mixers[0], "pretrained_window", None) for stage in spec.stages]
+    try:
+        inferred = infer(
+            # all but CSWin's code have one window, which their rule shrinks
+            state, source, window=sizes if source == "cswin" else [max(sizes)],
+            heads=[stage.heads for stage in spec.stages], pretrained_window=pretrained,
+            img_size=spec.img_size,
+        ).resolve()  # fmt: skip
+    except SpecError as error:
+        raise WeightsError(f"{source} cannot run it: {error}") from None
+    spec = spec.resolve()
+    for i, grid in enumerate(spec.grids(spec.img_size)):
+        for (ours, _), (read, _) in zip(
+            spec.stages[i].blocks(), inferred.stages[i].blocks(), strict=True
+        ):
+            if without_idle_shift(ours, grid) != without_idle_shift(read, grid):
+                raise WeightsError(f"stage {i + 1} is {ours}; {source} would run it as {read}")
+    free = {"name", "stages", "img_size", "drop_path"}
+    for field in sorted(set(fields_of(BackboneSpec)) - free):
+        value, other = getattr(spec, field), getattr(inferred, field)
+        if value != other:
+            raise WeightsError(f"{field} is {value}; {source} would run it as {other}")
