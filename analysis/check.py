@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     from analysis.checking import subjects
 
     indices = () if args.index is None else (args.index,)
-    found = [
+    result_rows = [
         row
         for title, subject in subjects.find(
             args.what, dim=args.dim, heads=args.heads, indices=indices, against=args.against,
@@ -112,15 +112,16 @@ def main(argv: list[str] | None = None) -> int:
         )
         for row in rows(title, check(subject, args.only))
     ]  # fmt: skip
-    failed = sum(row["verdict"] == "FAIL" for row in found)
+    failed = sum(row["verdict"] == "FAIL" for row in result_rows)
     style = cli.chosen_format(args)
     if style == "table":
-        verdict = f"{failed} of {len(found)} fail" if failed else f"none of {len(found)} fails"
-        text = f"{listing(found)}\n\n{verdict}"
+        count = len(result_rows)
+        verdict = f"{failed} of {count} fail" if failed else f"none of {count} fails"
+        text = f"{listing(result_rows)}\n\n{verdict}"
     elif style == "json":
-        text = table.as_json({"failed": failed, "rows": found})
+        text = table.as_json({"failed": failed, "rows": result_rows})
     else:
-        text = table.render(found, style)
+        text = table.render(result_rows, style)
     cli.emit(text, args.out)
     return cli.DIFFER if failed else cli.AGREED
 

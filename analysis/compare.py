@@ -212,20 +212,20 @@ _PUBLISHED_COLUMNS = {"imagenet": ("top1",), "ade20k": ("miou_ss",), "coco": ("b
 def _published(factory: ModelFactory, img_size: tuple[int, int]) -> dict[str, Any]:
     """Published figures of this variant with their source; top-1 at its published size only."""
     name = variants.ALIASES.get(factory.name, factory.name)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     sources: dict[str, list[str]] = {}
     for task, columns in _PUBLISHED_COLUMNS.items():
         entry = published.best(name, task)
         if entry is None or (task == "imagenet" and img_size != factory.img_size):
             continue
         shown = [column.removesuffix("_ss") for column in columns]
-        found |= {short: entry[column] for short, column in zip(shown, columns, strict=True)}
+        figures |= {short: entry[column] for short, column in zip(shown, columns, strict=True)}
         source = ", ".join(filter(None, (entry["source"], entry["pretrain"], entry["schedule"])))
         sources.setdefault(source, []).extend(shown)
     if len(sources) == 1:
-        return {**found, "source": next(iter(sources))}
+        return {**figures, "source": next(iter(sources))}
     lines = (f"{' '.join(columns)}: {source}" for source, columns in sources.items())
-    return {**found, "source": "; ".join(lines) or None}
+    return {**figures, "source": "; ".join(lines) or None}
 
 
 if __name__ == "__main__":

@@ -109,15 +109,15 @@ class Request(NamedTuple):
 
 def series_of(args: argparse.Namespace) -> list[Series]:
     """A series per backbone and mixer, or per policy; torch is not imported.  Raises SpecError."""
-    found = []
+    stated = []
     for text in args.backbone:
         spec = parse_backbone(text)
-        found.append(Series(text, spec, base=args.base_img or spec.img_size))
+        stated.append(Series(text, spec, base=args.base_img or spec.img_size))
     for text in args.mixer:
         block = StageSpec(dim=args.dim, depth=1, heads=args.heads, mixers=(parse_mixer(text),))
-        found.append(Series(text, block, base=args.base_img or (224, 224)))
-    names = [series.name for series in found]
-    if not found:
+        stated.append(Series(text, block, base=args.base_img or (224, 224)))
+    names = [series.name for series in stated]
+    if not stated:
         raise SpecError("nothing to sweep: give a --backbone or a --mixer")
     if twice := [name for name in names if names.count(name) > 1]:
         raise SpecError(f"{twice[0]!r} is given twice")
@@ -125,10 +125,10 @@ def series_of(args: argparse.Namespace) -> list[Series]:
         raise SpecError("--img-size: the image is what is swept; use --values")
     if args.over != "resolution" and (args.policy != ["fixed"] or args.base_img):
         raise SpecError(f"--policy and --base-img are for --over resolution, not {args.over}")
-    if (args.over == "size" or "scale" in args.policy) and not any(s.sizes for s in found):
+    if (args.over == "size" or "scale" in args.policy) and not any(s.sizes for s in stated):
         raise SpecError(f"{', '.join(names)}: no window, stripe or pale whose size could change")
     by_policy: list[Series] = []
-    for series in found:
+    for series in stated:
         for policy in dict.fromkeys(args.policy if series.sizes else ["fixed"]):
             scaled = policy == "scale"
             name = f"{series.name} (scale)" if scaled else series.name
@@ -148,13 +148,13 @@ def _read_factor(text: str) -> Fraction:
 
 def values_of(texts: Sequence[str] | None, over: str) -> list[Number] | None:
     """The distinct values of --values in rising order, or None.  Raises SpecError."""
-    found: set[Number] = set()
+    values: set[Number] = set()
     for text in texts or ():
         try:
-            found.add(read_count(text) if over in scaling.SQUARE else _read_factor(text))
+            values.add(read_count(text) if over in scaling.SQUARE else _read_factor(text))
         except ValueError as error:
             raise SpecError(f"--values {text}: expected {error}") from None
-    return sorted(found) or None
+    return sorted(values) or None
 
 
 def read_request(args: argparse.Namespace) -> Request:

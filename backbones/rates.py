@@ -103,12 +103,12 @@ def _backbone_parameters(model: nn.Module) -> dict[str, tuple[str, tuple[int, ..
             f"rates.groups: a {type(model).__name__} has no backbone of ours inside; give the "
             "optimizer its parameters()"
         )
-    found = {}
+    layers = {}
     for root in roots:
         for name, _ in model.named_parameters():
             if name.startswith(root) and (layer := _layer_of(name[len(root) :])):
-                found[name] = root, layer
-    return found
+                layers[name] = root, layer
+    return layers
 
 
 def _layer_of(name: str) -> tuple[int, ...]:

@@ -85,11 +85,11 @@ class TimmBackbone(HierarchicalBackbone):
                 f"output_stride={output_stride}: stages keep their strides (4, 8, 16, 32), since "
                 "windows do not dilate; use a decoder without output_stride"
             )
-        given = {
+        stated = {
             "in_channels": in_chans, "num_classes": num_classes, "img_size": img_size,
             "drop_path": drop_path_rate,
         }  # fmt: skip
-        fields = {key: value for key, value in given.items() if value is not None}
+        fields = {key: value for key, value in stated.items() if value is not None}
         resolved = edit(parse(spec), spec, **fields)
         timm_keywords.check(resolved, asked)
         with contextlib.nullcontext() if device is None else torch.device(device):

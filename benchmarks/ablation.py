@@ -51,7 +51,7 @@ def groups_of(args: argparse.Namespace) -> list[list[Measurement]]:
     from analysis.timing.pieces import USED_IN
     from backbones.specs.notation import parse
 
-    found = []
+    groups = []
     for mode in args.mode:
         for name in args.backbone:
             spec = parse(name)
@@ -72,8 +72,8 @@ def groups_of(args: argparse.Namespace) -> list[list[Measurement]]:
                     group += [Measurement(backend=name, **ours) for name in names]
                 if has_counterpart(spec):
                     group.append(Measurement(kind="peer", library="timm", **shared))
-                found.append(group)
-    return found
+                groups.append(group)
+    return groups
 
 
 def rows_of(lines: list[Any]) -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ def rows_of(lines: list[Any]) -> list[dict[str, Any]]:
         if (line.measurement.kind, line.measurement.backend) == ("backbone", "auto")
         and not line.measurement.without
     }  # fmt: skip
-    found = []
+    rows = []
     for line in lines:
         measurement, ours = line.measurement, ours_by_group.get(line.group)
         least, unit = _least(line), ours and _least(ours)
@@ -97,8 +97,8 @@ def rows_of(lines: list[Any]) -> list[dict[str, Any]]:
         row["memory"] = line.peak_bytes / our_bytes if line.peak_bytes and our_bytes else None
         row["n"] = sum(map(len, line.times.values()))
         row["note"] = line.note if line.usable else f"{line.status}: {line.reason}"
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def _least(line: Any) -> float | None:

@@ -89,7 +89,7 @@ def growth_rows(lines: Sequence[Any]) -> list[dict[str, Any]]:
     MACs on these grids."""
     from analysis.counting.scaling import exponent
 
-    found = []
+    rows = []
     for key in dict.fromkeys((x.measurement.what, x.measurement.dtype) for x in lines):
         usable_lines = [
             x for x in lines
@@ -110,8 +110,8 @@ def growth_rows(lines: Sequence[Any]) -> list[dict[str, Any]]:
                 "processes": len(fits), "MACs ~ tokens^": predicted,
                 "difference": middle - predicted,
             }  # fmt: skip
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -66,7 +66,7 @@ def groups_of(args: argparse.Namespace) -> list[list[Measurement]]:
     """A group per stage and per backbone.  Raises SpecError."""
     words = {"cyclic": BASE, "unfold": "sliding, unfold", "flex": "sliding, flex"}
     methods = [words.get(word, word) for word in args.method]
-    found: list[list[Measurement]] = []
+    groups: list[list[Measurement]] = []
     for name in args.backbone:
         spec = parse(name)
         sizes = [getattr(mixer, "size", None) for s in spec.stages for mixer in s.mixers]
@@ -81,7 +81,7 @@ def groups_of(args: argparse.Namespace) -> list[list[Measurement]]:
             windows = [getattr(stage.mixers[0], "size", (7, 7)) for stage in spec.stages]
             for stage, window, grid in zip(spec.stages, windows, spec.grids(size), strict=True):
                 if not args.no_stages:
-                    found.append([
+                    groups.append([
                         Measurement(
                             kind="mixer", name=method, size=grid, dim=stage.dim, index=1,
                             heads=stage.heads, what=METHODS[method].format(size=write(window)),
@@ -90,7 +90,7 @@ def groups_of(args: argparse.Namespace) -> list[list[Measurement]]:
                         for method in methods
                     ])  # fmt: skip
             if not args.no_whole:
-                found.append([
+                groups.append([
                     Measurement(
                         kind="backbone", name=method, size=size, **shared,
                         what="/".join([name, *(
@@ -100,7 +100,7 @@ def groups_of(args: argparse.Namespace) -> list[list[Measurement]]:
                     )
                     for method in methods
                 ])  # fmt: skip
-    return list({str(group): group for group in found}.values())  # stages that backbones share
+    return list({str(group): group for group in groups}.values())  # stages that backbones share
 
 
 def place_of(measurement: Measurement) -> str:

@@ -80,7 +80,7 @@ def groups_of(args: argparse.Namespace) -> list[list[Measurement]]:
     """Groups of measurements that run in the same processes, all dtypes of a model together, ours
     first.  Raises SpecError."""
     libraries = [name for name in args.peers if name != "none"]
-    found = []
+    groups = []
     for name in args.backbone:
         spec = parse(name)
         if libraries:
@@ -99,20 +99,20 @@ def groups_of(args: argparse.Namespace) -> list[list[Measurement]]:
                     models = _models(args, shared, libraries)
                     group += models
                     group += [] if args.no_peak else _products(args, spec, models[0])
-                found.append(group)
-    return found
+                groups.append(group)
+    return groups
 
 
 def _models(
     args: argparse.Namespace, shared: dict[str, Any], libraries: Sequence[str]
 ) -> list[Measurement]:  # fmt: skip
-    found = []
+    measurements = []
     for compiled in (state == "on" for state in args.compile):
         names = ["auto"] if compiled else ["auto", *args.also]
         common = {"compile": compiled, **shared}
-        found += [Measurement(kind="backbone", backend=name, **common) for name in names]
-        found += [Measurement(kind="peer", library=name, **common) for name in libraries]
-    return found
+        measurements += [Measurement(kind="backbone", backend=name, **common) for name in names]
+        measurements += [Measurement(kind="peer", library=name, **common) for name in libraries]
+    return measurements
 
 
 def _products(
@@ -143,8 +143,8 @@ def answer(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[str, b
     shown = make(lines, force=args.force)
     note = f"{reporting.NOTE}\n{reporting.machines(lines)}"
     if style == "json":
-        found = {"convention": note, "rows": shown}
-        return table.as_json(found | _profiles_of(args, lines)), all_ok
+        content = {"convention": note, "rows": shown}
+        return table.as_json(content | _profiles_of(args, lines)), all_ok
     text = table.render(shown, style, note=note)
     for name, parts in _profiles_of(args, lines).items():
         text += f"\n\nby {name}; watching_%: how much slower a watched call is\n\n"

@@ -386,7 +386,7 @@ MISTAKES = [
     ),
     Mistake(
         "backbones/specs/notation.py",
-        "if (stage, field) in found:",
+        "if (stage, field) in edits:",
         "if False:",
         "test_hybrids.py::test_the_column_is_that_of_the_wrong_token",
         "the later of two edits wins silently",
@@ -821,8 +821,8 @@ MISTAKES = [
     ),
     Mistake(
         "analysis/papers/published.py",
-        'in1k_only = [r for r in found if r["pretrain"] == "ImageNet-1K"]',
-        'in1k_only = [r for r in found if r["pretrain"]]',
+        'in1k_only = [r for r in candidates if r["pretrain"] == "ImageNet-1K"]',
+        'in1k_only = [r for r in candidates if r["pretrain"]]',
         "test_published.py::test_best",
         "more data taken for a better backbone",
     ),

@@ -182,7 +182,7 @@ def batch(subject: Subject) -> Result:
         alone = [run(module, x[i : i + 1]) for i in range(3)]
         error = max(relative_error(alone[i], together[i : i + 1]) for i in range(3))
         error = max(error, relative_error(run(module, x.flip(0)), together.flip(0)))
-        return "" if error <= 1e-10 else f"alone or in another order: {error:.1e} apart"
+        return "" if error <= 1e-10 else f"alone or in another order: differs by {error:.1e}"
 
     return first_failure(subject.usable[-1:] if subject.foreign else subject.usable[-3:], test)
 
@@ -206,7 +206,7 @@ def translation(subject: Subject) -> Result:
         for steps in ((gh, 0), (0, gw), (gh, gw)):
             moved = run(module, x.roll(steps, (1, 2)))
             if (error := relative_error(moved, run(module, x).roll(steps, (1, 2)))) > 1e-6:
-                return f"windows moved by {steps}: {error:.1e} apart"
+                return f"windows moved by {steps}: differs by {error:.1e}"
         return ""
 
     return first_failure([size], test)

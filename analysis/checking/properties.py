@@ -101,7 +101,7 @@ def layouts(subject: Subject) -> Result:
             if not torch.equal(x, original):
                 return f"{name}: the input was written to"
             if (error := relative_error(found, run(subject.module, original))) > SUMMED:
-                return f"{name}: {error:.1e} apart from the same map, contiguous"
+                return f"{name}: differs by {error:.1e} from the same map, contiguous"
         return ""
 
     return first_failure(subject.usable[-2:], test)
@@ -161,7 +161,7 @@ def compiles(subject: Subject) -> Result:
         finally:
             torch._dynamo.reset()
         error = relative_error(found, run(subject.module, x))
-        return "" if error <= SUMMED else f"{error:.1e} apart from eager"
+        return "" if error <= SUMMED else f"differs by {error:.1e} from eager"
 
     return first_failure(_awkward(subject), test)
 
@@ -172,7 +172,7 @@ def exports(subject: Subject) -> Result:
         with torch.no_grad():
             program = torch.export.export(subject.module, (x,)).module()
         error = relative_error(run(program, x), run(subject.module, x))
-        return "" if error <= SUMMED else f"{error:.1e} apart from eager"
+        return "" if error <= SUMMED else f"differs by {error:.1e} from eager"
 
     return first_failure(_awkward(subject), test)
 
@@ -192,7 +192,7 @@ def equals_registered(subject: Subject) -> Result:
         x = subject.input(size)
         error = relative_error(run(double, x), run(ours, x))
         if error > 1e-10:
-            return f"{error:.1e} apart with the same parameters"
+            return f"differs by {error:.1e} with the same parameters"
         if subject.region is None:
             return ""
         for query in sample_tokens(*size, 9):
@@ -223,7 +223,7 @@ BATCH = Property(
     "batch", "images of a batch do not meet, and an image has one output in any batch", batch
 )
 GRADIENTS = Property(
-    "gradients", "every parameter has a finite gradient that is not 0 (key biases apart)",
+    "gradients", "every parameter has a finite gradient that is not 0 (key biases excepted)",
     gradients,
 )  # fmt: skip
 LAYOUT = Property(

@@ -98,7 +98,7 @@ def by_operator(tally: Tally) -> list[dict[str, Any]]:
         {"operator": operator, "macs": macs, "share_%": round(100 * macs / total, 3)}
         for operator, macs in tally.operators.most_common()
     ]
-    norms = {"operator": "norm (elements, apart)", "macs": None, "norm_elements": tally.norms[""]}
+    norms = {"operator": "norm (elements, no MACs)", "macs": None, "norm_elements": tally.norms[""]}
     return [*rows, norms]
 
 

@@ -17,7 +17,7 @@ from transom.fields import read_size
 
 CONVENTION = (
     "1 MAC = one multiply-add of a convolution, linear layer or matrix product; FLOPs = 2 x MACs; "
-    "one image, one forward; norms apart in elements; softmax, activations and sums are free"
+    "one image, one forward; norms separately, in elements; softmax, activations and sums are free"
 )
 COUNTED_AT = 10e9  # MACs a second of a slow processor, for the time budget
 
@@ -89,7 +89,7 @@ class Report:
         >>> report.params, report.macs, report.flops
         (224, 9072, 18144)
         >>> report.trust.partition(";")[0]
-        'one count and no witness: torch 9,072 MACs'
+        'one count, no second count to confirm it: torch 9,072 MACs'
     """
 
     backbone: str
@@ -117,13 +117,13 @@ class Report:
     @property
     def trust(self) -> str:
         """One line: the counts that were made, whether they are equal, and what was not counted."""
-        given = {
+        by_counter = {
             "formula": self.macs_formula, "fvcore": self.macs_fvcore, "torch": self.macs_torch,
         }  # fmt: skip
-        counts = {name: value for name, value in given.items() if value is not None}
+        counts = {name: value for name, value in by_counter.items() if value is not None}
         word = {1: "one count", 2: "two counts", 3: "three counts"}[len(counts)]
         if len(counts) == 1:
-            line = f"{word} and no witness: {' '.join(counts)} {self.macs:,} MACs"
+            line = f"{word}, no second count to confirm it: {' '.join(counts)} {self.macs:,} MACs"
         elif len(set(counts.values())) == 1:
             line = f"{word} agree: {' = '.join(counts)} = {self.macs:,} MACs"
         else:
@@ -174,7 +174,7 @@ def count(
     meta device, so that a model on that device is counted without its weights ever existing.
 
     Source: the formulas of W-MSA and MSA are eq. 1 and 2 of Swin Transformer (arXiv 2103.14030);
-    analysis/counting/paper_formulas.py holds those of the other papers, as witnesses.
+    analysis/counting/paper_formulas.py holds those of the other papers, to compare with.
 
     Args:
         model: a backbone, or any module that takes images (1, in_chans, height, width);

@@ -118,12 +118,12 @@ def footprint(steps: Sequence[Step], query: Grid) -> Tensor:
     seen = torch.zeros(h, w, dtype=torch.bool)
     seen[query] = True
     for step in reversed(steps):
-        found = torch.zeros(step.before, dtype=torch.bool)
+        read = torch.zeros(step.before, dtype=torch.bool)
         for i, j in seen.nonzero().tolist():
-            found |= step.reads((i, j))
-            if found.all():
+            read |= step.reads((i, j))
+            if read.all():
                 break
-        seen = found
+        seen = read
     return seen
 
 
@@ -132,10 +132,10 @@ def first_seen(steps: Sequence[Step], query: Grid, after: Sequence[int]) -> Tens
 
     A block always reads the query's token, so the set of seen tokens only grows.
     """
-    found = torch.zeros(steps[0].before, dtype=torch.int)
+    first = torch.zeros(steps[0].before, dtype=torch.int)
     for n in sorted(after, reverse=True):
-        found[footprint(steps[:n], query)] = n
-    return found
+        first[footprint(steps[:n], query)] = n
+    return first
 
 
 # -- every query -----------------------------------------------------------------------------

@@ -71,12 +71,12 @@ def influence(module: Callable[[Tensor], Tensor], x: Tensor, queries: Sequence[T
 def support(y: Tensor, x: Tensor, queries: Sequence[Token]) -> Tensor:
     """(queries, h, w) bool: the tokens of the map x that a map y, computed from x, depends on."""
     weights = torch.randn(y.shape[-1], generator=torch.Generator().manual_seed(1), dtype=y.dtype)
-    found = []
+    gradients = []
     for i, j in queries:
         out = (y[0, i, j] * weights).sum()
         (grad,) = torch.autograd.grad(out, x, retain_graph=True, materialize_grads=True)
-        found.append(grad[0].abs().amax(-1).nan_to_num(nan=torch.inf, posinf=torch.inf))
-    sizes = torch.stack(found)
+        gradients.append(grad[0].abs().amax(-1).nan_to_num(nan=torch.inf, posinf=torch.inf))
+    sizes = torch.stack(gradients)
     # a NaN or Inf is an influence, and must not raise the threshold
     finite = sizes.where(sizes.isfinite(), 0)
     return sizes > THRESHOLD * finite.amax((1, 2), keepdim=True)
@@ -170,7 +170,7 @@ def probes(model: nn.Module, x: Tensor) -> list[Probe]:
             if not any(inner[other[0]].startswith(inner[call[0]]) for other in calls
                        if other is not call)
         ]  # fmt: skip
-    found: list[Probe] = []
+    chosen: list[Probe] = []
     seen: dict[Any, int] = {}
     for module, args, kwargs in calls:
         shape = tuple(args[0].shape[1:])
@@ -179,8 +179,8 @@ def probes(model: nn.Module, x: Tensor) -> list[Probe]:
             key = (module.config, module.index % 2, shape)
         if seen.setdefault(key, 0) < (1 if mixers else 2):
             seen[key] += 1
-            found.append(_as_map(names[module], module, args, kwargs))
-    return found
+            chosen.append(_as_map(names[module], module, args, kwargs))
+    return chosen
 
 
 def _members(model: nn.Module) -> Iterator[nn.Module]:

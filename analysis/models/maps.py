@@ -201,7 +201,7 @@ def maps_of(model: nn.Module, x: Tensor) -> list[Tensor]:
     x: images (b, c, H, W).
     """
     height, width = x.shape[2:]
-    found: dict[Grid, Tensor] = {}
+    maps_by_grid: dict[Grid, Tensor] = {}
     wanted = [(-(-height // s), -(-width // s)) for s in (4, 8, 16, 32, 64)]
     wanted = [size for size in wanted if size != (1, 1)]
 
@@ -211,11 +211,11 @@ def maps_of(model: nn.Module, x: Tensor) -> list[Tensor]:
         if out.ndim == 3:  # a sequence of tokens, with or without a class token in front
             for h, w in wanted:
                 if out.shape[1] in (h * w, h * w + 1):
-                    found[h, w] = out[:, -h * w :].unflatten(1, (h, w))
+                    maps_by_grid[h, w] = out[:, -h * w :].unflatten(1, (h, w))
         elif (size := (out.shape[2], out.shape[3])) in wanted:
-            found[size] = out.permute(0, 2, 3, 1)
+            maps_by_grid[size] = out.permute(0, 2, 3, 1)
         elif (size := (out.shape[1], out.shape[2])) in wanted:
-            found[size] = out
+            maps_by_grid[size] = out
 
     hooks = [module.register_forward_hook(record) for module in model.modules()]
     try:
@@ -223,7 +223,7 @@ def maps_of(model: nn.Module, x: Tensor) -> list[Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    return [found[size] for size in dict.fromkeys(wanted) if size in found]
+    return [maps_by_grid[size] for size in dict.fromkeys(wanted) if size in maps_by_grid]
 
 
 def field(

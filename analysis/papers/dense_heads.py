@@ -216,11 +216,11 @@ def norm_elements(model: HierarchicalBackbone, h: int, w: int) -> Norms:
     import torch
     from torch import nn
 
-    found: Counter[type] = Counter()
+    elements: Counter[type] = Counter()
     kinds = (nn.LayerNorm, nn.BatchNorm2d)
     hooks = [
         module.register_forward_hook(
-            lambda module, args, _: found.update({type(module): args[0].numel()})
+            lambda module, args, _: elements.update({type(module): args[0].numel()})
         )
         for module in model.modules()
         if isinstance(module, kinds)
@@ -235,4 +235,4 @@ def norm_elements(model: HierarchicalBackbone, h: int, w: int) -> Norms:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return Norms(*(found[kind] for kind in kinds))
+    return Norms(*(elements[kind] for kind in kinds))

@@ -51,10 +51,10 @@ def best(backbone: str, task: str) -> Row | None:
     """The row for comparisons with other backbones: the task's main method (`MAIN_METHOD`), with
     ImageNet-1K pre-training where that was published, and of several rows the highest; None if
     there is none."""
-    found = [r for r in of(backbone, task) if r["method"] == MAIN_METHOD[task]]
-    found = [r for r in found if r[RANKED_BY[task]] is not None]
-    in1k_only = [r for r in found if r["pretrain"] == "ImageNet-1K"]
-    return max(in1k_only or found, key=lambda row: row[RANKED_BY[task]], default=None)
+    candidates = [r for r in of(backbone, task) if r["method"] == MAIN_METHOD[task]]
+    candidates = [r for r in candidates if r[RANKED_BY[task]] is not None]
+    in1k_only = [r for r in candidates if r["pretrain"] == "ImageNet-1K"]
+    return max(in1k_only or candidates, key=lambda row: row[RANKED_BY[task]], default=None)
 
 
 def is_second_hand(row: Row, column: str) -> bool:

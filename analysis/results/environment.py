@@ -29,7 +29,7 @@ def header(device: str = "cpu", threads: int = 0) -> dict[str, Any]:
     """
     import torch
 
-    found: dict[str, Any] = {
+    environment: dict[str, Any] = {
         "device": device, "processor": _processor(), "cores": os.cpu_count(),
         "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "threads": threads or torch.get_num_threads(),
@@ -46,8 +46,8 @@ def header(device: str = "cpu", threads: int = 0) -> dict[str, Any]:
         "code": packages.digest(MEASURED), **_commit(),
     }  # fmt: skip
     if device == "cuda":
-        found |= _gpu()
-    return found
+        environment |= _gpu()
+    return environment
 
 
 def lasting(environment: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _gpu() -> dict[str, Any]:
     import torch
 
     device = torch.cuda.get_device_properties(0)
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "gpu": device.name, "gpu_memory_gib": round(device.total_memory / 2**30, 1),
         "gpu_processors": device.multi_processor_count, "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
@@ -144,4 +144,4 @@ def _gpu() -> dict[str, Any]:
     except (OSError, IndexError, subprocess.TimeoutExpired):
         values = []
     keys = ("driver", "gpu_mhz_most", "gpu_memory_mhz_most", "gpu_watts_most")
-    return found | dict(zip(keys, values, strict=False))
+    return fields | dict(zip(keys, values, strict=False))

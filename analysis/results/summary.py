@@ -84,13 +84,13 @@ def lines(rows: Iterable[Row]) -> list[Line]:
         if row["config"]["kind"] == "matmul" and row.get("status") == "ok":
             rate = 2 * row["macs"] / median(row["samples"])
             rates[row["group"], machine, row["config"]["dtype"], row["process"]].append(rate)
-    found = []
+    summarised = []
     for (group, machine, _), measured_rows in grouped.items():
         if measured_rows[0]["config"]["kind"] != "matmul":
             rate_key = group, machine, measured_rows[0]["config"]["dtype"]
             best = {key[3]: max(rate) for key, rate in rates.items() if key[:3] == rate_key}
-            found.append(_line(group, measured_rows, best))
-    return found
+            summarised.append(_line(group, measured_rows, best))
+    return summarised
 
 
 def _line(group: str, rows: Sequence[Row], peaks: Mapping[int, float]) -> Line:
@@ -211,21 +211,21 @@ class Comparison:
 def differences(a: Line, b: Line) -> tuple[str, ...]:
     """Settings, environment and logits in which two lines differ, besides their implementation."""
     left, right = a.measurement, b.measurement
-    found = [name for name in PAIRED if getattr(left, name) != getattr(right, name)]
+    differing = [name for name in PAIRED if getattr(left, name) != getattr(right, name)]
     if a.batch != b.batch:
-        found.append(f"batch {a.batch} and {b.batch}")
+        differing.append(f"batch {a.batch} and {b.batch}")
     if (a.compiled, a.measurement.compile) != (b.compiled, b.measurement.compile):
         states = (line.compiled if line.measurement.compile else "off" for line in (a, b))
-        found.append(f"compile {' and '.join(states)}")
+        differing.append(f"compile {' and '.join(states)}")
     if a.group != b.group:
-        found.append("not interleaved")
+        differing.append("not interleaved")
     for name in PAIRED_ENVIRONMENT:
         if a.environment.get(name) != b.environment.get(name):
-            found.append(name)
+            differing.append(name)
     worst = max(a.logits_error or 0.0, b.logits_error or 0.0)
     if not worst <= SAME:
-        found.append(f"logits by {worst:.2g}")
-    return tuple(found)
+        differing.append(f"logits by {worst:.2g}")
+    return tuple(differing)
 
 
 def compare(ours: Line, other: Line, *, force: bool = False) -> Comparison:
@@ -236,13 +236,13 @@ def compare(ours: Line, other: Line, *, force: bool = False) -> Comparison:
     mixed = differences(ours, other)
     if mixed and not force:
         return Comparison(word="not compared", why=f"{', '.join(mixed)} (--force)")
-    found = statistics.compare_medians(list(ours.times.values()), list(other.times.values()))
+    medians = statistics.compare_medians(list(ours.times.values()), list(other.times.values()))
     unstable_lines = [line for line in (ours, other) if 2 * line.unstable > len(line.times)]
-    word, why = found.word, found.why
+    word, why = medians.word, medians.why
     if unstable_lines and word != "inconclusive":
         word, why = "inconclusive", "unstable"
     within = _ratio_in_processes(ours, other) if ours.group == other.group else None
-    return Comparison(word=word, ratio=found.ratio, within=within, why=why, mixed=mixed)
+    return Comparison(word=word, ratio=medians.ratio, within=within, why=why, mixed=mixed)
 
 
 def _ratio_in_processes(ours: Line, other: Line) -> tuple[float, float, float] | None:

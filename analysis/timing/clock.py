@@ -116,34 +116,34 @@ def measure(
     """
     clock = clock or Clock()
     order, seeds = random.Random(seed), iter(range(seed * 1_000_003 + KNOWN_INPUTS, 2**62))
-    found: list[Timing | Exception] = []
+    timings: list[Timing | Exception] = []
     known: list[list[tuple[Any, Any]]] = []  # per runner: inputs, kept alive, and answers
     for i, runner in enumerate(runners):
         on_start(i)
         known.append([])
         try:
             known[i] += [(x := runner.fresh(k), runner.call(x)) for k in range(KNOWN_INPUTS)]
-            found.append(_warm_up_runner(runner, seeds, clock, warm_seconds))
+            timings.append(_warm_up_runner(runner, seeds, clock, warm_seconds))
         except Exception as error:
-            found.append(error)
+            timings.append(error)
     for round_ in range(samples):
         order_of_round = list(range(len(runners)))
         order.shuffle(order_of_round)
         for i in order_of_round:
-            timing = found[i]
+            timing = timings[i]
             if isinstance(timing, Exception):
                 continue
             on_start(i)
             try:
                 _sample(runners[i], timing, round_, seeds, clock)
             except Exception as error:
-                found[i] = error
+                timings[i] = error
     clock.sync()
     clock.wait(SETTLE_SECONDS)
-    for runner, timing, pairs in zip(runners, found, known, strict=True):
+    for runner, timing, pairs in zip(runners, timings, known, strict=True):
         if isinstance(timing, Timing):
             _verify(runner, timing, pairs)
-    return found
+    return timings
 
 
 def _warm_up_runner(

@@ -203,14 +203,14 @@ def load(path: str | os.PathLike[str]) -> None:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        found = {
+        choices = {
             str(key): Choice(BY_NAME[saved["backend"]], f"loaded: {saved['reason']}"[:300])
             for key, saved in content.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise SpecError(f"{printable(path)}: no file of saved choices ({text})") from None
-    _choices.update(found)
+    _choices.update(choices)
 
 
 def forget() -> None:

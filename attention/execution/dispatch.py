@@ -171,10 +171,10 @@ def observer(module: nn.Module, x: Tensor) -> str | None:
 @contextmanager
 def recorded() -> Iterator[list[tuple[nn.Module, Choice]]]:
     """Context whose list receives every module that chooses, with its choice."""
-    found: list[tuple[nn.Module, Choice]] = []
-    token = _record.set(found)
+    choices: list[tuple[nn.Module, Choice]] = []
+    token = _record.set(choices)
     try:
-        yield found
+        yield choices
     finally:
         _record.reset(token)
 
@@ -197,6 +197,6 @@ def backend_of(model: nn.Module, x: Tensor) -> dict[str, Choice]:
         'reference'
     """
     names = {part: name for name, part in model.named_modules()}
-    with recorded() as found:
+    with recorded() as choices:
         model(x)
-    return {names[part]: choice for part, choice in found if part in names and choice.final}
+    return {names[part]: choice for part, choice in choices if part in names and choice.final}

@@ -185,8 +185,8 @@ def _outputs(parts: Sequence[Tensor], axes: Sequence[int], heads: int) -> tuple[
 
 
 def _gradients(parts: Sequence[Tensor], *tables: Tensor | None) -> list[Tensor]:
-    given = [*parts, *(t for t in tables if t is not None)]
-    return [t.new_empty(t.shape) for t in given]
+    inputs = [*parts, *(t for t in tables if t is not None)]
+    return [t.new_empty(t.shape) for t in inputs]
 
 
 @group_attention.register_fake
@@ -217,8 +217,8 @@ def _gradient(ctx, gout, _):
     bias, logit_scale = (next(tables) if present else None for present in ctx.present)
     op = torch.ops.transom.group_attention_backward
     grads = op(gout, out, lse, parts, bias, logit_scale, *ctx.options)
-    given = iter(grads[ctx.parts :])
-    table_grads = (next(given) if present else None for present in ctx.present)
+    remaining = iter(grads[ctx.parts :])
+    table_grads = (next(remaining) if present else None for present in ctx.present)
     return list(grads[: ctx.parts]), *table_grads, *(None,) * 5
 
 

@@ -67,17 +67,17 @@ def _offset_in(part: str, token: str) -> int:
     if token == part or not _reads(registry.config_class, name):
         return 0
     order = [field.name for field in dataclasses.fields(registry.config_class(name))]
-    start, found = len(name) + 1, []
+    start, offsets = len(name) + 1, []
     for item in rest.split(","):
         key, _, value = item.partition("=")
         if token == item:
-            found.append((-1, -start, start))  # of an option that is given twice, the later
+            offsets.append((-1, -start, start))  # of an option that is given twice, the later
         elif key not in order:
-            found += [(0, start, start)] if token == key else []
+            offsets += [(0, start, start)] if token == key else []
         elif token == value and not _reads(functools.partial(_one_option, name, key), value):
-            found.append((order.index(key), start, start + len(key) + 1))
+            offsets.append((order.index(key), start, start + len(key) + 1))
         start += len(item) + 1
-    return min(found)[2] if found else 0
+    return min(offsets)[2] if offsets else 0
 
 
 def _one_option(name: str, key: str, text: str) -> Any:

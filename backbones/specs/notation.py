@@ -163,18 +163,18 @@ def _apply(spec: BackboneSpec, edits: list[str], notation: str) -> BackboneSpec:
 
 def _edits(texts: list[str], notation: str, label: str) -> list[Edit]:
     column = len(notation) - len("/".join(texts)) + 1
-    found: dict[tuple[int, str], Edit] = {}
+    edits: dict[tuple[int, str], Edit] = {}
     for text in texts:
         try:
             stage, field, value = _edit(text, label)
-            if (stage, field) in found:
+            if (stage, field) in edits:
                 again = f"{label}: {one_line(text)!r} sets what an earlier edit has set"
                 raise SpecError(again, text)
         except SpecError as error:
             raise at(column, error) from None
-        found[stage, field] = Edit(column, stage, field, value, text)
+        edits[stage, field] = Edit(column, stage, field, value, text)
         column += len(text) + 1
-    return list(found.values())
+    return list(edits.values())
 
 
 def _with_stages(spec: BackboneSpec, item: Edit, label: str) -> BackboneSpec:

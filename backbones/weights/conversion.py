@@ -63,11 +63,11 @@ def check(
         if not {"input", "logits"} <= set(pair):
             raise WeightsError(f"--check {stored}: expected tensors called input and logits")
         with torch.no_grad():
-            found = ours.eval()(pair["input"].float())
+            logits = ours.eval()(pair["input"].float())
         wanted = pair["logits"].float()
-        if found.shape != wanted.shape:
+        if logits.shape != wanted.shape:
             return float("inf"), 1.0
-        return float((found - wanted).abs().amax()), float(wanted.abs().amax())
+        return float((logits - wanted).abs().amax()), float(wanted.abs().amax())
     theirs = reference_model(source, spec, state)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(2, spec.in_channels, *spec.img_size, generator=generator)
@@ -82,20 +82,20 @@ def convert(args: argparse.Namespace) -> tuple[int, str]:
         reference_model(args.source, parse("swin_t"), {})  # raises before anything is read
     if args.partial is not None:
         _check_partial(args)
-    given = read_weights(args.file, args.entry, args.prefix, args.drop, dict(args.rename))
+    source_weights = read_weights(args.file, args.entry, args.prefix, args.drop, dict(args.rename))
     code, result = cli.AGREED, ""
-    with storage.about(given.path):
-        source = args.source or source_of(given.state)
+    with storage.about(source_weights.path):
+        source = args.source or source_of(source_weights.state)
         if args.partial is not None:
             config = {k: v for k, v in infer_config(args).items() if v is not None}
             asked = parse(args.spec)
-            loaded = load_read(asked, given, source, partial=args.partial, **config)
+            loaded = load_read(asked, source_weights, source, partial=args.partial, **config)
         else:
-            spec = source_spec(args, given, source)
+            spec = source_spec(args, source_weights, source)
             new = _retargeted(args, spec, source)
             if args.check is not None:
-                code, result = _check_result(args, spec, given, source)
-            loaded = load_read(new, given, source, how=_adapt_config(args, spec))
+                code, result = _check_result(args, spec, source_weights, source)
+            loaded = load_read(new, source_weights, source, how=_adapt_config(args, spec))
     assert isinstance(loaded.model, HierarchicalBackbone)
     target = _write(loaded.model, args.to, args.target)
     note = f"{args.file} (names of {source}) -> {target}: {to_notation(loaded.model.spec)}"
@@ -136,12 +136,12 @@ def _adapt_config(args: argparse.Namespace, spec: BackboneSpec) -> Adapt:
 
 
 def _check_result(
-    args: argparse.Namespace, spec: BackboneSpec, given: SourceWeights, source: str
+    args: argparse.Namespace, spec: BackboneSpec, source_weights: SourceWeights, source: str
 ) -> tuple[int, str]:
     """(exit code, line of the report) of --check."""
-    ours = load_read(spec, given, source).model
+    ours = load_read(spec, source_weights, source).model
     assert isinstance(ours, HierarchicalBackbone)
-    worst, largest = check(source, spec, given.state, ours, args.check)
+    worst, largest = check(source, spec, source_weights.state, ours, args.check)
     allowed = TOLERANCE * max(1.0, largest)
     agreed = worst <= allowed
     line = f"check: {'equal' if agreed else 'DIFFERS'}: largest difference {worst:.3g}, "

@@ -71,17 +71,17 @@ def body(state: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], di
     """
     if prefix:
         return under(state, prefix)
-    found = bodies(state)
-    if not found:
+    prefixes = bodies(state)
+    if not prefixes:
         return dict(state), {}
-    if "" in found:
-        inner = tuple(name for name in found if name)
+    if "" in prefixes:
+        inner = tuple(name for name in prefixes if name)
         others = {key: value for key, value in state.items() if key.startswith(inner)}
         return {k: v for k, v in state.items() if k not in others}, others
-    if len(found) > 1:
-        known = ", ".join(one_line(name) for name in sorted(found))
+    if len(prefixes) > 1:
+        known = ", ".join(one_line(name) for name in sorted(prefixes))
         raise WeightsError(f"holds several backbones, under {known}; say which by --prefix")
-    return under(state, found[0])
+    return under(state, prefixes[0])
 
 
 def under(state: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:

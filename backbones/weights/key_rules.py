@@ -78,12 +78,12 @@ class Template:
         match = self.pattern.fullmatch(name)
         if match is None:
             return None
-        found: dict[str, str | int] = dict(match.groupdict())
+        fields: dict[str, str | int] = dict(match.groupdict())
         for letter, (factor, offset) in self.numbers.items():
-            found[letter], rest = divmod(int(match[letter]) - offset, factor)
-            if rest or found[letter] < 0:  # type: ignore[operator]
+            fields[letter], rest = divmod(int(match[letter]) - offset, factor)
+            if rest or fields[letter] < 0:  # type: ignore[operator]
                 return None
-        return found
+        return fields
 
     def fill(self, values: dict[str, str | int]) -> str | None:
         counted = {
@@ -92,8 +92,8 @@ class Template:
         }
         if any(number < 0 for number in counted.values()):
             return None
-        given = {**values, **counted}
-        return _FIELD.sub(lambda field: str(given[field[2] or field[4]]), self.text)
+        fields = {**values, **counted}
+        return _FIELD.sub(lambda field: str(fields[field[2] or field[4]]), self.text)
 
 
 class Rule(NamedTuple):

@@ -108,21 +108,21 @@ def load(
         raise SpecError(f"{names}: the backbone is given, so nothing is asked of shapes")
     if source is not None:
         check_source(source)
-    given = read_weights(weights, entry, prefix, drop, rename)
-    with storage.about(given.path):
-        return load_read(model, given, source, how=how, partial=partial, **config)
+    source_weights = read_weights(weights, entry, prefix, drop, rename)
+    with storage.about(source_weights.path):
+        return load_read(model, source_weights, source, how=how, partial=partial, **config)
 
 
 def load_read(
-    model: nn.Module | str | Mapping[str, Any] | BackboneSpec | None, given: SourceWeights,
+    model: nn.Module | str | Mapping[str, Any] | BackboneSpec | None, source_weights: SourceWeights,
     source: str | None = None, *, how: Adapt | None = None, partial: str | None = None,
     **config: Any,
 ) -> Loaded:  # fmt: skip
     """Copies weights that have been read into a model; `load` has the arguments."""
-    source = source or source_of(given.state)
+    source = source or source_of(source_weights.state)
     asked = None if model is None or isinstance(model, nn.Module) else parse(model)
     if model is None:
-        asked = given.spec(source, **config)
+        asked = source_weights.spec(source, **config)
     if asked is not None:
         with torch.device("meta"):  # weights that do not fit cost no memory
             empty: nn.Module = HierarchicalBackbone(asked)
@@ -133,15 +133,15 @@ def load_read(
         into = asked or getattr(model, "spec", None)
         if not isinstance(into, BackboneSpec):
             raise WeightsError("partial='replaced' is for our backbones; take 'fitting'")
-        theirs = given.spec(source, **{"like": into, **config})
-        fresh = replaced(into, theirs, how or Adapt())
-    found, rows = plan(
-        empty, given.state, source, how, fresh=fresh, fitting=partial == "fitting",
-        beside=given.beside,
+        their_spec = source_weights.spec(source, **{"like": into, **config})
+        fresh = replaced(into, their_spec, how or Adapt())
+    tensors, rows = plan(
+        empty, source_weights.state, source, how, fresh=fresh, fitting=partial == "fitting",
+        beside=source_weights.beside,
     )  # fmt: skip
     filled = empty if asked is None else HierarchicalBackbone(asked)
     parameters = filled.state_dict()
     with torch.no_grad():
-        for name, tensor in found.items():
+        for name, tensor in tensors.items():
             parameters[name].copy_(tensor)
-    return Loaded(filled, rows + given.left_out)
+    return Loaded(filled, rows + source_weights.left_out)

@@ -79,7 +79,7 @@ def plan(
     how = how or Adapt()
     if how.new_head:
         fresh = (*fresh, "head.")
-    wanted, found, rows, wrong = model.state_dict(), dict[str, Tensor](), list[Row](), list[str]()
+    wanted, fitted, rows, wrong = model.state_dict(), dict[str, Tensor](), list[Row](), list[str]()
     tried = set[str]()
     fresh = tuple(fresh)
 
@@ -105,27 +105,27 @@ def plan(
             wrong.append(f"{one_line(key)} and another key are both {name}")
         tried.add(name)
         try:
-            found[name], status = _fit(tensor, match[0].change, name, wanted[name], model, how)
-            rows.append(row(status, name, key, found[name]))
+            fitted[name], status = _fit(tensor, match[0].change, name, wanted[name], model, how)
+            rows.append(row(status, name, key, fitted[name]))
         except ValueError as error:
             if fitting and isinstance(error, ShapeMismatch):
                 leave_out(key, tensor)
             else:
                 wrong.append(f"{one_line(key)} {error}")
     others = {rule[1]: key for key in beside or () if (rule := find(source, key))}
-    for name in [name for name in wanted if name not in found]:
+    for name in [name for name in wanted if name not in fitted]:
         if fitting or name.startswith(fresh):
             rows.append(row("fresh", name, None, wanted[name]))
         elif name in others:
             wrong.append(f"{others[name]} is a {beside[others[name]]}, not a tensor")  # type: ignore[index]
         elif name not in tried:
             wrong.append(f"nothing for {name}")
-    if not found:
+    if not fitted:
         wrong.append("nothing in the weights is the model's")
     if wrong:
         way_out = "" if fitting else _fitting_hint(model, state, source, how, fresh)
         raise WeightsError(f"{len(wrong)} tensors do not fit: " + "; ".join(wrong) + way_out)
-    return found, rows
+    return fitted, rows
 
 
 def _fitting_hint(
