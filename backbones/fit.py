@@ -1,7 +1,8 @@
 """The spec of a budget: scales widths, depths or MLPs of a backbone to given MACs or parameters.
 
-Widths grow by heads of a fixed dimension, depths by blocks, MLPs by a quarter of the width.  All stages grow by one factor, then
-single stages by a step.  The nearest spec is printed with its remaining error.
+Widths grow by heads of a fixed dimension, depths by blocks, MLPs by a quarter of the width.  All
+stages grow by one factor, then single stages by a step.  The nearest spec is printed with its
+remaining error.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ COMMANDS = (
     "attention", "backbones", "backbones.show", "backbones.diff", "backbones.fit",
     "backbones.convert", "backbones.export", "analysis.flops", "analysis.complexity",
     "analysis.compare", "analysis.audit", "analysis.sweep", "analysis.regions", "analysis.check",
-    "analysis.portable", "analysis.certify",
+    "analysis.portable", "analysis.certify", "training.compare",
 )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ FLOORS = (  # a folder imports itself and those before it
     "backbones/specs", "backbones/files", "backbones/model", "backbones/weights", "backbones",
     "analysis/counting", "analysis/models", "analysis/papers", "analysis/pictures",
     "analysis/checking", "analysis/results", "analysis/timing", "analysis",
+    "training/data", "training/loop", "training",
     "benchmarks",
 )  # fmt: skip
 LEAST, MOST = 5, 12  # files of a folder: fewer are no idea of their own, more are two
@@ -152,6 +153,7 @@ def test_folders_have_five_to_twelve_files(tmp_path):
 COMMANDS = {
     "analysis.flops": ["--backbone", "swin_t", "--max-seconds", "0"],
     "attention": [], "backbones.show": ["swin_t"], "benchmarks.speed": ["--help"],
+    "training.compare": ["--help"],
 }  # fmt: skip
 WHERE = """
 import importlib, json, sys

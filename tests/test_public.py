@@ -20,6 +20,7 @@ PUBLIC = {  # by the module that a user imports
     "backbones.weights": None,
     "backbones.rates": ("groups",),
     "analysis": None,
+    "training.judge": None,
     "transom.errors": ("SpecError",),
     "transom.progress": ("bar",),
     "transom.table": ("render",),
@@ -37,6 +38,9 @@ WITHOUT_SOURCE = {  # what comes from no paper; every other name gives its sourc
         "build", "create", "from_dict", "make_config", "names", "option", "parse", "register",
     ),
     "plain data that BackboneSpec holds": ("StageSpec",),
+    "the rule of verdicts, which is ours; its tests give their sources": (
+        "Comparison", "Interval", "Runs", "compare", "judge", "pairing",
+    ),
     "how something is computed, not what": ("backend", "backend_of", "bounded", "plain"),
     "reading, matching and writing of files": (
         "Loaded", "convert", "export", "from_pretrained", "load", "plan", "read", "read_weights",
@@ -45,7 +49,8 @@ WITHOUT_SOURCE = {  # what comes from no paper; every other name gives its sourc
     "a table or a progress bar": ("bar", "render"),
 }  # fmt: skip
 EXEMPT = {name for names in WITHOUT_SOURCE.values() for name in names}
-REFERENCE = r"arXiv \d{4}\.\d{5}|[\w./]+ of [\w-]+/[\w-]+|\w+(/\w+)+\.py"  # a paper or a file
+# a paper, a file, or a paper that is older than arXiv
+REFERENCE = r"arXiv \d{4}\.\d{5}|[\w./]+ of [\w-]+/[\w-]+|\w+(/\w+)+\.py|[A-Z]\w+ \d{4}, [A-Z]"
 
 
 def faults(thing: object, name: str) -> list[str]:

@@ -17,7 +17,7 @@ PACKAGES = packages.NAMES  # each may import those before it
 OTHERS = (
     "backbones/timm_backbone.py", "backbones/timm_models.py",
     "backbones/weights/reference_models.py",
-    "backbones/weights/resize.py", "analysis/models/lookup.py",
+    "backbones/weights/resize.py", "analysis/models/lookup.py", "training/loop/",
 )  # fmt: skip
 PLACES = {
     "timm": OTHERS,
@@ -28,7 +28,8 @@ PLACES = {
 SAFE_LOAD = "backbones/files/standins.py"  # the one place of torch.load, and weights_only there
 # import what the user names, or what a table of theirs does
 COMPUTED = (
-    "transom/cli.py", "transom/packages.py", "analysis/models/lookup.py", "attention/registry.py",
+    "transom/cli.py", "transom/packages.py", "analysis/models/lookup.py",
+    "training/loop/subject.py", "attention/registry.py",
 )  # fmt: skip
 NEVER = ("pytest", "hypothesis", "pickle", "dill", "cloudpickle", "joblib", "yaml", "marshal",
          "shelve")  # fmt: skip

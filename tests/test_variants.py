@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import attention
 import backbones
 from backbones.specs import variants
 from backbones.specs.spec import SpecError
@@ -67,12 +68,35 @@ def test_mixers_equal_the_publication(row):
 
 
 def test_every_variant_is_published_or_ours():
-    """Nothing is in the rows but the published architectures and the three of ours."""
+    """Nothing is in the rows but the published architectures, three of ours and micro ones."""
     published = {row["name"] for row in ROWS}
-    assert set(variants.names()) == published | {"axial_t", "shuffle_t", "full_t"}
+    micro = {f"micro_{mixer}" for mixer in attention.names() if "." not in mixer}
+    assert set(variants.names()) == published | {"axial_t", "shuffle_t", "full_t"} | micro
     for name in set(variants.names()) - published:
         assert variants.get(name).source == variants.OURS
         assert variants.get(name).official is None
+
+
+def test_micro_variants_are_one_body_at_equal_macs():
+    """Equal within 3%, and in all but mixers and MLPs, at 28 to 64 pixels too."""
+    rows = [variants.get(name) for name in variants.names() if name.startswith("micro_")]
+    assert len(rows) == 8
+    assert max(row.macs for row in rows) < 1.03 * min(row.macs for row in rows)
+    bodies = {
+        dataclasses.replace(
+            row.spec, name="",
+            stages=tuple(
+                dataclasses.replace(stage, mixers=("full",), mlp_ratio=1)
+                for stage in row.spec.stages
+            ),
+        )
+        for row in rows
+    }  # fmt: skip
+    assert len(bodies) == 1
+    for size in (28, 64):
+        for row in rows:
+            model = backbones.create(row.spec)
+            assert model(torch.zeros(1, 3, size, size)).shape == (1, 10)
 
 
 @pytest.mark.parametrize("name", variants.names())

@@ -12,7 +12,7 @@ from typing import Any
 
 HOME = Path(__file__).resolve().parent.parent
 # a package may import those before it in this list
-NAMES = ("transom", "attention", "backbones", "analysis", "benchmarks")
+NAMES = ("transom", "attention", "backbones", "analysis", "training", "benchmarks")
 
 
 def require(*names: str) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def bar(items: Iterable[Any], unit: str, **fields: Any) -> Any:
+def bar(items: Iterable[Any] | None, unit: str, **fields: Any) -> Any:
     """Iterates over items with a progress bar on stderr.
 
     The bar disappears when the work is done; it is not drawn where stderr is no terminal.
 
     Args:
-        items: the iterable.
+        items: the iterable; None where `update` is called by hand.
         unit: name of one item.
         fields: further arguments of `tqdm.tqdm`.
 

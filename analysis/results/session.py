@@ -202,7 +202,12 @@ def _exit_reason(code: int, errors: IO[bytes]) -> str:
 
 def worker_environment(job: Row) -> dict[str, str]:
     """Environment variables of a worker: the path of our packages, and glibc's memory settings."""
-    path = [str(HOME), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
     keeps = MALLOC_KEEP if job["measurements"][0]["malloc"] == "keep" else {}
     extra = MALLOC_RETURN if job["task"] == "memory" else keeps
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), **extra}
+    return {**os.environ, "PYTHONPATH": worker_path(), **extra}
+
+
+def worker_path() -> str:
+    """PYTHONPATH of a worker: our packages, then what this process could import."""
+    path = [str(HOME), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.pathsep.join(path)

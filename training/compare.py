@@ -1,0 +1,207 @@
+"""Trains backbones under one budget and says which one learns better.
+
+Every backbone is trained with the same recipe, seeds, data order and budget.  A budget of MACs
+gives a cheaper backbone more steps.  The answer is a table with intervals and verdicts, and on
+request a figure; without --data the task is made here, so nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from analysis.pictures.figure_style import ENDINGS
+from analysis.results.store import Store
+from transom import cli, files, table
+from transom.errors import SpecError
+from transom.fields import read_number
+
+EPILOG = """examples:
+  python -m training.compare --backbone micro_pale micro_window --budget 200steps --seeds 3
+  python -m training.compare --backbone micro_pale micro_cross --target 0.95 --store runs.jsonl
+  python -m training.compare --backbone swin_t "swin_t/3=pale" timm:resnet50 --data IMAGENET \\
+      --recipe swin --budget 300epochs --batch 1024 --device cuda --store runs.jsonl --resume
+  torchrun --nproc-per-node 8 -m training.compare --backbone swin_t --data IMAGENET ...
+  python -m training.compare --table runs.jsonl
+
+data: order (made here), digits, fashion, a folder of image folders, idx.gz files, an .npz file,
+hf:OWNER/NAME.  A run is one backbone with one seed; runs that a store has are not made again.
+
+exit code: 0 every run is done, 1 a run diverged or failed, 2 the request cannot be answered,
+130 interrupted: give --resume to go on"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.parser("training.compare", __doc__, EPILOG)
+    add = parser.add_argument
+    add("--backbone", nargs="+", action="extend", default=[], metavar="NAME",
+        help="ours, in the notation; timm:, torchvision:, my_module:Class")  # fmt: skip
+    add("--data", default="order", metavar="NAME", help="name or path (default: order)")
+    add("--budget", default="300steps", metavar="AMOUNT",
+        help="2e15macs, 500steps, 10epochs, 0.5h (default 300steps)")  # fmt: skip
+    add("--seeds", type=cli.count_from_one, default=7, metavar="N",
+        help="runs of every backbone (default 7, the least that can decide)")  # fmt: skip
+    add("--recipe", default="micro", metavar="NAME",
+        help="micro, swin, timm-a1, with fields as in swin:lr=1e-3,mixup=0, or a .toml file")
+    add("--lr", type=_rates, default=(), metavar="RATE[,RATE]",
+        help="in place of the recipe's; of several the best on images that are not judged")
+    add("--batch", type=cli.count_from_one, default=64, metavar="N",
+        help="images of a step, on all devices together (default 64)")  # fmt: skip
+    add("--img-size", type=cli.image_size, metavar="SIZE", help="pixels (default: the data's)")
+    add("--target", type=_share, metavar="SHARE",
+        help="accuracy such as 0.95: judge the steps to it")  # fmt: skip
+    add("--baseline", metavar="NAME", help="compare with this backbone (default: the first)")
+    add("--evaluations", type=cli.count_from_one, default=20, metavar="N",
+        help="of a run, equally spaced (default 20)")  # fmt: skip
+    add("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    add("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 (default cpu)")
+    add("--backend", choices=("reference", "cpu", "kernel"), default="cpu",
+        help="of our mixers (default cpu)")  # fmt: skip
+    add("--jobs", type=cli.count_from_one, metavar="N",
+        help="runs at a time (default: one a core on a CPU, else 1)")  # fmt: skip
+    add("--threads", type=cli.count_from_one, default=1, metavar="N",
+        help="of a run on a CPU; other threads, other bits (default 1)")  # fmt: skip
+    add("--store", type=Path, metavar="FILE", help="keep runs and checkpoints in FILE and FILE.d")
+    add("--resume", action="store_true", help="go on with the runs of --store")
+    add("--table", nargs="+", type=Path, default=[], metavar="FILE",
+        help="show stored runs instead of making any")  # fmt: skip
+    add("--figure", action=files.OutFile, metavar="FILE", help="also draw the curves: .svg, .png")
+    add("--save-steps", type=cli.count_from_one, default=0, metavar="N",
+        help="steps between checkpoints (default: as many as take a minute)")  # fmt: skip
+    cli.add_output(parser)
+    return parser
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(read_number(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) <= 0 or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected rates above 0 such as 1e-3,3e-3")
+    return found
+
+
+def _share(text: str) -> float:
+    try:
+        value = read_number(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a share such as 0.95 or 95%")
+    return value
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    cli.load_plugins(args.plugin)
+    if args.figure and args.figure.suffix not in ENDINGS:
+        raise SpecError(f"--figure {args.figure}: expected a name ending in {', '.join(ENDINGS)}")
+    if args.table:
+        rows = [row for path in args.table for row in _stored(path)]
+        return show(rows, args)
+    if not args.backbone:
+        raise SpecError("nothing to train: give --backbone, such as micro_pale micro_window")
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(args.store or Path(folder) / "runs.jsonl")
+        rows = _run(args, store)
+    return show(rows, args) if rows else cli.AGREED
+
+
+def _stored(path: Path) -> list[dict[str, Any]]:
+    rows = Store(path).read()[0]
+    if not any(row.get("kind") == "run" for row in rows):
+        raise SpecError(f"--table {path}: holds no runs")
+    return rows
+
+
+def plan_of(args: argparse.Namespace) -> Any:
+    """The plan of a request, with everything checked that can be before a run begins."""
+    from training import plan
+    from training.loop import recipe
+    from training.loop.budget import Budget
+    from training.loop.config import RunConfig
+
+    plan.check_distinct(args.backbone)
+    if args.baseline and args.baseline not in args.backbone:
+        raise SpecError(f"--baseline {args.baseline}: is no --backbone of this comparison")
+    base = RunConfig(
+        backbone="", seed=0, data=args.data, size=args.img_size,
+        recipe=recipe.read(args.recipe), budget=str(Budget.parse(args.budget)),
+        batch=args.batch, dtype=args.dtype, device=args.device, threads=args.threads,
+        backend=args.backend, evaluations=args.evaluations,
+    )  # fmt: skip
+    return plan.Plan(base, tuple(args.backbone), args.seeds, args.lr)
+
+
+def _run(args: argparse.Namespace, store: Store) -> list[dict[str, Any]]:
+    """Rows of the plan's runs; under torchrun, none in the processes that write nothing."""
+    from training import plan
+    from training.data.opening import open_data
+    from training.data.scan import scan
+    from training.loop import subject
+
+    wanted = plan_of(args)
+    first = int(os.environ.get("RANK", "0")) == 0
+    if first and not args.resume and args.store and store.read()[0]:
+        raise SpecError(f"--store {args.store}: has runs; give --resume to go on, or another file")
+    data = open_data(args.data, args.img_size)
+    for name in wanted.backbones:  # refuses what cannot be built before anything is trained
+        subject.check(name, data, args.img_size or data.size, wanted.base.recipe.drop_path)
+    if first:
+        store.append([])  # raises now if the file cannot be written
+        scan(data)
+    tuning = wanted.tuning()
+    _make(args, store, plan.missing(tuning, store.read()[0], data.digest, store.path), "tuning run")
+    rates = wanted.best_rates(plan.of_plan(tuning, store.read()[0]))
+    judged = wanted.judged(rates)
+    _make(args, store, plan.missing(judged, store.read()[0], data.digest, store.path), "run")
+    return plan.of_plan(judged, store.read()[0]) if first else []
+
+
+def _make(args: argparse.Namespace, store: Store, runs: list[Any], what: str) -> None:
+    """Makes runs in worker processes, or under torchrun in this one with its peers."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from training.worker import work
+
+        if not work(runs, store, save_steps=args.save_steps):
+            raise KeyboardInterrupt
+        return
+    from training.launch import Interrupted, launch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    jobs = args.jobs or (max(1, (cores or 1) // args.threads) if args.device == "cpu" else 1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        launch(runs, store.path, jobs=jobs, plugins=args.plugin, save_steps=args.save_steps,
+               what=what)  # fmt: skip
+    except Interrupted:
+        raise KeyboardInterrupt from None
+
+
+def show(rows: list[dict[str, Any]], args: argparse.Namespace) -> int:
+    """Prints the table, draws the figure; the exit code."""
+    from training import report
+
+    style = cli.chosen_format(args)
+    if style == "json":
+        text = json.dumps({"rows": report.table_rows(rows, args.baseline, args.target),
+                           "runs": rows}, indent=1)  # fmt: skip
+    else:
+        lines = report.notes(rows, args.baseline, args.target)
+        shown = report.table_rows(rows, args.baseline, args.target)
+        text = table.render(shown, style, note="" if style == "csv" else "\n".join(lines))
+    if args.figure:
+        report.draw(rows, args.figure)
+    cli.emit(text, args.out)
+    ok = all(row["status"] == "ok" for row in rows if row.get("kind") == "run")
+    return cli.AGREED if ok else cli.DIFFER
+
+
+if __name__ == "__main__":
+    cli.run(main)

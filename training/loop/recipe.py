@@ -1,0 +1,217 @@
+"""Recipe of a training run: every hyperparameter but the budget, with the papers' as presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transom.errors import SpecError, nearest, one_line, printable
+from transom.fields import (
+    choice,
+    option,
+    optional,
+    read_count,
+    read_fields,
+    read_number,
+    read_text,
+)
+
+
+def _read_positive(value: Any) -> float:
+    number = read_number(value)
+    if number <= 0:
+        raise ValueError("a number above 0")
+    return number
+
+
+def _read_rate(value: Any) -> float:
+    number = read_number(value)
+    if not 0 <= number <= 1:
+        raise ValueError("a number from 0 to 1")
+    return number
+
+
+def _read_amount(value: Any) -> float:
+    number = read_number(value)
+    if number < 0:
+        raise ValueError("a number from 0 up")
+    return number
+
+
+def _read_whole(value: Any) -> int:
+    return 0 if value in (0, "0") and not isinstance(value, bool) else read_count(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Hyperparameters of a run: immutable, hashable, validated on construction.
+
+    The names are those of timm's train.py where it has one.  The schedule is a function of the
+    fraction of the budget that is spent: linear warm-up, then half a cosine.
+
+    Args:
+        name: shown in tables.
+        opt: an optimizer of timm, such as adamw or lamb.
+        lr: learning rate at the end of the warm-up.
+        lr_batch: global batch that `lr` is stated for; the rate scales with the batch, or with 0
+            does not.
+        beta2: decay of the second moment.
+        weight_decay: of everything but norms, biases and positions.
+        clip_grad: largest norm of the gradient of all parameters together; 0: no limit.
+        warmup: fraction of the budget in which the rate grows from `warmup_lr`.
+        warmup_lr: first rate, as a fraction of `lr`.
+        min_lr: last rate, as a fraction of `lr`.
+        loss: ce, cross entropy; bce, binary cross entropy of every class.
+        smoothing: label smoothing.
+        bce_threshold: mixed targets of bce above it count as 1; 0: they stay as mixed.
+        mixup, cutmix: alpha of their beta distributions; 0: off.
+        mixup_switch: probability of cutmix where both are on.
+        auto_augment: a policy of timm such as rand-m9-mstd0.5-inc1; empty: none.
+        color_jitter: its strength, where no policy takes its place.
+        reprob: probability of random erasing.
+        hflip: probability of a mirrored image.
+        crop: none; pad, a window of an image that is padded by an eighth; resized, a window of
+            random area and shape, resized to the image size.
+        scale: least area of that window, as a fraction of the image.
+        crop_pct: part of a test image's side that is kept.
+        interpolation: of every resizing.
+        drop_path: rate of stochastic depth; none: as published for the variant, or as the
+            backbone states it.
+        ema: decay of an average of the weights, which is evaluated in their place; 0: off.
+        init: paper, as the backbone's paper does; xavier, linear layers by Glorot and Bengio
+            (2010), which follows the width: at 16 channels the papers' 0.02 shrinks the signal
+            until nothing is learnt.
+        repeats: differently augmented copies of an image that follow each other in the order.
+
+    Raises:
+        SpecError: a field has a value that is not allowed.
+
+    Source:
+        ``swin``: config.py and build.py of the Swin authors, 300 epochs at batch 1024.
+        ``timm-a1``: procedure A1 of Wightman et al., ResNet strikes back (2021), table 2, 600
+        epochs at batch 2048.  ``micro`` is ours.
+
+    Example:
+        >>> from training.loop import recipe
+        >>> recipe.read("micro:lr=1e-3,hflip=0.5").lr
+        0.001
+    """
+
+    name: str = option("custom", read_text, "shown in tables")
+    opt: str = option("adamw", read_text, "an optimizer of timm")
+    lr: float = option(1e-3, _read_positive, "learning rate")
+    lr_batch: int = option(0, _read_whole, "batch that lr is stated for; 0: any")
+    beta2: float = option(0.999, _read_rate, "decay of the second moment")
+    weight_decay: float = option(0.05, _read_amount, "but norms, biases, positions")
+    clip_grad: float = option(0.0, _read_amount, "largest norm of the gradient; 0: none")
+    warmup: float = option(0.05, _read_rate, "fraction of the budget")
+    warmup_lr: float = option(0.0, _read_rate, "first rate, in units of lr")
+    min_lr: float = option(0.0, _read_rate, "last rate, in units of lr")
+    loss: str = option("ce", choice("ce", "bce"), "cross entropy, or binary of every class")
+    smoothing: float = option(0.0, _read_rate, "label smoothing")
+    mixup: float = option(0.0, _read_amount, "alpha; 0: off")
+    cutmix: float = option(0.0, _read_amount, "alpha; 0: off")
+    mixup_switch: float = option(0.5, _read_rate, "probability of cutmix where both are on")
+    auto_augment: str = option("", read_text, "a policy of timm")
+    color_jitter: float = option(0.0, _read_amount, "strength; 0: off")
+    reprob: float = option(0.0, _read_rate, "probability of random erasing")
+    hflip: float = option(0.0, _read_rate, "probability of a mirrored image")
+    crop: str = option("none", choice("none", "pad", "resized"), "window of a training image")
+    scale: float = option(0.08, _read_positive, "least area of a resized window")
+    crop_pct: float = option(1.0, _read_positive, "part of a test image's side that is kept")
+    interpolation: str = option("bicubic", choice("bicubic", "bilinear"), "of resizing")
+    drop_path: float | None = option(None, optional(_read_rate), "none: as published")
+    ema: float = option(0.0, _read_rate, "decay of averaged weights; 0: off")
+    init: str = option("paper", choice("paper", "xavier"), "xavier follows the width")
+    repeats: int = option(1, read_count, "augmented copies of an image in a batch")
+    bce_threshold: float = option(0.0, _read_rate, "mixed targets above it count as 1; 0: as mixed")
+
+    def __post_init__(self) -> None:
+        read_fields(self, "a recipe")
+
+    def rate(self, batch: int) -> float:
+        """Learning rate for a global batch."""
+        return self.lr * batch / self.lr_batch if self.lr_batch else self.lr
+
+    def schedule(self, fraction: float) -> float:
+        """Learning rate after a fraction of the budget, in units of its largest."""
+        if fraction < self.warmup:
+            return self.warmup_lr + (1 - self.warmup_lr) * fraction / self.warmup
+        rest = (fraction - self.warmup) / max(1 - self.warmup, 1e-12)
+        return self.min_lr + (1 - self.min_lr) * (1 + math.cos(math.pi * min(rest, 1.0))) / 2
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "micro": {
+        "lr": 3e-3, "weight_decay": 0.05, "warmup": 0.1, "warmup_lr": 0.01, "clip_grad": 1.0,
+        "init": "xavier", "drop_path": 0.0,
+    },
+    "swin": {
+        "lr": 5e-4, "lr_batch": 512, "weight_decay": 0.05, "clip_grad": 5.0, "warmup": 20 / 300,
+        "warmup_lr": 1e-3, "min_lr": 1e-2, "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0,
+        "auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4, "reprob": 0.25,
+        "hflip": 0.5, "crop": "resized", "crop_pct": 0.875,
+    },
+    "timm-a1": {
+        "opt": "lamb", "lr": 5e-3, "lr_batch": 2048, "weight_decay": 0.01, "warmup": 5 / 600,
+        "warmup_lr": 2e-2, "min_lr": 2e-4, "loss": "bce", "bce_threshold": 0.2, "smoothing": 0.1,
+        "mixup": 0.2, "cutmix": 1.0, "auto_augment": "rand-m7-mstd0.5-inc1", "hflip": 0.5,
+        "crop": "resized", "crop_pct": 0.95, "drop_path": 0.05, "repeats": 3,
+    },
+}  # fmt: skip
+
+
+def names() -> tuple[str, ...]:
+    """Names of the presets."""
+    return tuple(_PRESETS)
+
+
+def read(text: str) -> Recipe:
+    """Reads a preset, a preset with changed fields, or a TOML file.
+
+    Args:
+        text: ``swin``, ``swin:lr=1e-3,mixup=0``, or the path of a ``.toml`` file whose ``base``
+            names a preset and whose other keys are fields.
+
+    Raises:
+        SpecError: an unknown preset or field, or a value that is not allowed.
+    """
+    if text.endswith(".toml"):
+        return _from_file(Path(text))
+    name, _, rest = text.partition(":")
+    fields: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or key in fields:
+            raise SpecError(f"--recipe {one_line(text)}: expected distinct FIELD=VALUE")
+        fields[key] = value
+    return _made(name, fields, text)
+
+
+def _from_file(path: Path) -> Recipe:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or one_line(str(error))
+        raise SpecError(f"--recipe {printable(path)}: cannot be read: {reason}") from None
+    base = content.pop("base", "")
+    return _made(str(base), {"name": path.stem, **content}, str(path))
+
+
+def _made(name: str, fields: dict[str, Any], text: str) -> Recipe:
+    if name and name not in _PRESETS:
+        raise SpecError(f"--recipe {one_line(text)}: no recipe {one_line(name)!r}"
+                        f"{nearest(name, _PRESETS)}")  # fmt: skip
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    for key in fields:
+        if key not in known:
+            raise SpecError(f"--recipe {one_line(text)}: no field {one_line(key)!r}"
+                            f"{nearest(key, known)}")  # fmt: skip
+    return Recipe(**{"name": text if name else "custom", **_PRESETS.get(name, {}), **fields})
