@@ -135,9 +135,8 @@ def interval(runs: Runs, level: float = LEVEL, draws: int = DRAWS) -> Interval:
     Raises:
         SpecError: level or draws out of range.
 
-    Source:
-        Owen 2007, The pigeonhole bootstrap; Hesterberg 2015, What Teachers Should Know about the
-        Bootstrap (small samples).
+    Source: Owen 2007, The pigeonhole bootstrap; Hesterberg 2015, What Teachers Should Know about
+    the Bootstrap (small samples).
 
     Example:
         >>> from math import inf

@@ -75,8 +75,7 @@ def compare(left: Runs, right: Runs, higher: bool = True) -> Comparison:
     Raises:
         SpecError: accuracies against steps, steps with higher=True, or other numbers of images.
 
-    Source:
-        Mann and Whitney 1947, On a Test of Whether One of Two Random Variables is Larger.
+    Source: Mann and Whitney 1947, On a Test of Whether One of Two Random Variables is Larger.
 
     Example:
         >>> from training.judge import Runs, compare
@@ -176,8 +175,7 @@ def holm(ps: Sequence[float]) -> list[float]:
     Raises:
         SpecError: a p outside [0, 1].
 
-    Source:
-        Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure.
+    Source: Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure.
 
     Example:
         >>> from training.judge import holm

@@ -90,10 +90,9 @@ class Recipe:
     Raises:
         SpecError: a field has a value that is not allowed.
 
-    Source:
-        ``swin``: config.py and build.py of the Swin authors, 300 epochs at batch 1024.
-        ``timm-a1``: procedure A1 of Wightman et al., ResNet strikes back (2021), table 2, 600
-        epochs at batch 2048.  ``micro`` is ours.
+    Source: ``swin``: config.py and build.py of the Swin authors, 300 epochs at batch 1024.
+    ``timm-a1``: procedure A1 of Wightman et al., ResNet strikes back (2021), table 2, 600
+    epochs at batch 2048.  ``micro`` is ours.
 
     Example:
         >>> from training.loop import recipe
