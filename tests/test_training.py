@@ -114,7 +114,8 @@ def test_swin_is_the_authors_recipe():
     swin = recipe.read("swin")
     authors = {  # BASE_LR, WARMUP_LR and MIN_LR are multiplied by batch * processes / 512
         "opt": "adamw", "lr": 5e-4, "lr_batch": 512, "beta2": 0.999, "weight_decay": 0.05,
-        "clip_grad": 5.0, "warmup": 20 / 300, "warmup_lr": 5e-7 / 5e-4, "min_lr": 5e-6 / 5e-4,
+        "clip_grad": 5.0, "warmup": 20 / 300, "warmup_prefix": False, "warmup_lr": 5e-7 / 5e-4,
+        "min_lr": 5e-6 / 5e-4,
         "loss": "ce", "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "mixup_switch": 0.5,
         "auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4, "reprob": 0.25,
         "hflip": 0.5, "crop": "resized", "scale": 0.08, "crop_pct": 224 / 256,
@@ -130,12 +131,13 @@ def test_swin_is_the_authors_recipe():
     assert subject.spec_of("swin_s", data, (32, 32), 0.0).drop_path == 0.0
 
 
-def test_the_schedule_is_timms():
-    swin = recipe.read("swin")
+@pytest.mark.parametrize("prefix", [True, False])
+def test_the_schedule_is_timms(prefix):
+    swin = dataclasses.replace(recipe.read("swin"), warmup_prefix=prefix)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
     theirs = CosineLRScheduler(
-        optimizer, t_initial=280, lr_min=1e-5, warmup_t=20, warmup_lr_init=1e-6,
-        warmup_prefix=True,
+        optimizer, t_initial=280 if prefix else 300, lr_min=1e-5, warmup_t=20,
+        warmup_lr_init=1e-6, warmup_prefix=prefix,
     )  # fmt: skip
     for epoch in range(301):
         want = theirs._get_lr(min(epoch, 299.999999))[0]

@@ -16,6 +16,7 @@ from transom.fields import (
     optional,
     read_count,
     read_fields,
+    read_flag,
     read_number,
     read_text,
 )
@@ -63,6 +64,8 @@ class Recipe:
         weight_decay: of everything but norms, biases and positions.
         clip_grad: largest norm of the gradient of all parameters together; 0: no limit.
         warmup: fraction of the budget in which the rate grows from `warmup_lr`.
+        warmup_prefix: the cosine begins after the warm-up; without it the warm-up cuts off the
+            cosine's beginning, and the rate falls at its end to where the cosine is.
         warmup_lr: first rate, as a fraction of `lr`.
         min_lr: last rate, as a fraction of `lr`.
         loss: ce, cross entropy; bce, binary cross entropy of every class.
@@ -108,6 +111,7 @@ class Recipe:
     weight_decay: float = option(0.05, _read_amount, "but norms, biases, positions")
     clip_grad: float = option(0.0, _read_amount, "largest norm of the gradient; 0: none")
     warmup: float = option(0.05, _read_rate, "fraction of the budget")
+    warmup_prefix: bool = option(True, read_flag, "the cosine begins after the warm-up")
     warmup_lr: float = option(0.0, _read_rate, "first rate, in units of lr")
     min_lr: float = option(0.0, _read_rate, "last rate, in units of lr")
     loss: str = option("ce", choice("ce", "bce"), "cross entropy, or binary of every class")
@@ -140,8 +144,9 @@ class Recipe:
         """Learning rate after a fraction of the budget, in units of its largest."""
         if fraction < self.warmup:
             return self.warmup_lr + (1 - self.warmup_lr) * fraction / self.warmup
-        rest = (fraction - self.warmup) / max(1 - self.warmup, 1e-12)
-        return self.min_lr + (1 - self.min_lr) * (1 + math.cos(math.pi * min(rest, 1.0))) / 2
+        if self.warmup_prefix:
+            fraction = (fraction - self.warmup) / max(1 - self.warmup, 1e-12)
+        return self.min_lr + (1 - self.min_lr) * (1 + math.cos(math.pi * min(fraction, 1.0))) / 2
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -154,13 +159,15 @@ _PRESETS: dict[str, dict[str, Any]] = {
     },
     "swin": {
         "lr": 5e-4, "lr_batch": 512, "weight_decay": 0.05, "clip_grad": 5.0, "warmup": 20 / 300,
-        "warmup_lr": 1e-3, "min_lr": 1e-2, "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0,
+        "warmup_prefix": False, "warmup_lr": 1e-3, "min_lr": 1e-2, "smoothing": 0.1,
+        "mixup": 0.8, "cutmix": 1.0,
         "auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4, "reprob": 0.25,
         "hflip": 0.5, "crop": "resized", "crop_pct": 0.875,
     },
     "timm-a1": {
         "opt": "lamb", "lr": 5e-3, "lr_batch": 2048, "weight_decay": 0.01, "warmup": 5 / 600,
-        "warmup_lr": 2e-2, "min_lr": 2e-4, "loss": "bce", "bce_threshold": 0.2, "smoothing": 0.1,
+        "warmup_prefix": False, "warmup_lr": 2e-2, "min_lr": 2e-4, "loss": "bce",
+        "bce_threshold": 0.2, "smoothing": 0.1,
         "mixup": 0.2, "cutmix": 1.0, "auto_augment": "rand-m7-mstd0.5-inc1", "hflip": 0.5,
         "crop": "resized", "crop_pct": 0.95, "drop_path": 0.05, "repeats": 3,
     },
