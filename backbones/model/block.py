@@ -52,7 +52,7 @@ class Block(nn.Module):
     """A mixer and an MLP on residuals, (b, h, w, c) to (b, h, w, c).
 
     norm=pre: x + f(norm(x)).  norm=res_post: x + norm(f(x)), where norms start at 0 (Swin V2,
-    section 3.1 and the authors' initialisation).  cpe: x + depthwise 3x3 of x comes first.
+    section 3.2 and the authors' initialisation).  cpe: x + depthwise 3x3 of x comes first.
     """
 
     def __init__(
