@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from analysis.results.session import worker_path
 from training.loop.config import RunConfig
@@ -23,6 +23,31 @@ from transom.table import plain
 
 class Interrupted(Exception):
     """Raised when the workers were asked to stop and have saved what they were at."""
+
+
+class Launch(Protocol):
+    """What makes a list of runs: `launch` here, `submit.submit` on a cluster."""
+
+    def __call__(
+        self, runs: Sequence[RunConfig], store: Path, *, jobs: int, plugins: Sequence[str] = (),
+        save_steps: int = 0, what: str = "run",
+    ) -> None: ...  # fmt: skip
+
+
+def plan_text(
+    runs: Sequence[RunConfig], store: Path, plugins: Sequence[str], save_steps: int
+) -> str:
+    """The JSON that `worker.make` reads."""
+    return json.dumps({
+        "store": str(store), "plugins": list(plugins), "save_steps": save_steps,
+        "runs": [config.to_dict() for config in runs],
+    })  # fmt: skip
+
+
+def environment_of(runs: Sequence[RunConfig]) -> dict[str, str]:
+    """Variables of the workers: the path of our packages, and threads on a CPU."""
+    threads = {"OMP_NUM_THREADS": str(runs[0].threads)} if runs[0].device == "cpu" else {}
+    return {"PYTHONPATH": worker_path(), **threads}
 
 
 def launch(
@@ -47,19 +72,14 @@ def launch(
     """
     if not runs:
         return
-    plan = json.dumps({
-        "store": str(store), "plugins": list(plugins), "save_steps": save_steps,
-        "runs": [config.to_dict() for config in runs],
-    })  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": worker_path()}
-    if runs[0].device == "cpu":
-        environment["OMP_NUM_THREADS"] = str(runs[0].threads)
+    plan = plan_text(runs, store, plugins, save_steps)
+    environment = {**os.environ, **environment_of(runs)}
     events: queue.Queue[tuple[Worker, dict[str, Any] | None]] = queue.Queue()
     workers = [Worker(plan, environment, events) for _ in range(min(jobs, len(runs)))]
     restarts = len(runs) * 3
     done = dict.fromkeys((config.slot for config in runs), 0.0)
     asked = False
-    with bar(None, unit=what, total=len(runs), bar_format=_FORMAT) as shown:
+    with bar(None, unit=what, total=len(runs), bar_format=FORMAT) as shown:
         while workers:
             try:
                 worker, event = events.get()
@@ -69,7 +89,7 @@ def launch(
                     each.process.terminate()
                 continue
             if event is not None:
-                _show(shown, done, event)
+                show(shown, done, event)
                 continue
             workers.remove(worker)
             code, said = worker.end()
@@ -86,10 +106,11 @@ def launch(
         raise Interrupted
 
 
-_FORMAT = "{n:.2f}/{total} {unit}s |{bar:20}| {elapsed} of about {remaining} left{postfix}"
+FORMAT = "{n:.2f}/{total} {unit}s |{bar:20}| {elapsed} of about {remaining} left{postfix}"
 
 
-def _show(shown: Any, done: dict[str, float], event: dict[str, Any]) -> None:
+def show(shown: Any, done: dict[str, float], event: dict[str, Any]) -> None:
+    """Moves a progress bar on by what an event adds to `done`."""
     slot = event["slot"]
     shown.set_postfix_str(f"{plain(slot)}: {event['accuracy']:.1%}", refresh=False)
     shown.update(event["done"] - done.get(slot, 0.0))

@@ -176,19 +176,25 @@ def _clear(folder: Path) -> None:
     (folder / "started").unlink(missing_ok=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Reads a plan (JSON) from stdin and writes one JSON event a line."""
-    plan = json.loads(sys.stdin.read())
+def make(plan: dict[str, Any], tell: Callable[..., None]) -> bool:
+    """Makes the runs of a plan, as `launch.plan_text` wrote it.
+
+    Returns:
+        False if a signal asked for an end; the runs can be resumed.
+    """
     cli.load_plugins(plan["plugins"])
     runs = [RunConfig.from_dict(content) for content in plan["runs"]]
+    return work(runs, Store(Path(plan["store"])), tell=tell, save_steps=plan["save_steps"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Reads a plan (JSON) from stdin and writes one JSON event a line."""
 
     def tell(**event: Any) -> None:
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(event), flush=True)
 
-    store = Store(Path(plan["store"]))
-    finished = work(runs, store, tell=tell, save_steps=plan["save_steps"])
-    return 0 if finished else RESUMABLE
+    return 0 if make(json.loads(sys.stdin.read()), tell) else RESUMABLE
 
 
 if __name__ == "__main__":
