@@ -8,12 +8,13 @@ request a figure; without --data the task is made here, so nothing is downloaded
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis.pictures.figure_style import ENDINGS
 from analysis.results.store import Store
@@ -21,12 +22,16 @@ from transom import cli, files, table
 from transom.errors import SpecError
 from transom.fields import read_number
 
+if TYPE_CHECKING:
+    from training.submit import Cluster
+
 EPILOG = """examples:
   python -m training.compare --backbone micro_pale micro_window --budget 200steps --seeds 3
   python -m training.compare --backbone micro_pale micro_cross --target 0.95 --store runs.jsonl
   python -m training.compare --backbone swin_t "swin_t/3=pale" timm:resnet50 --data IMAGENET \\
       --recipe swin --budget 300epochs --batch 1024 --device cuda --store runs.jsonl --resume
   torchrun --nproc-per-node 8 -m training.compare --backbone swin_t --data IMAGENET ...
+  python -m training.compare ... --store runs.jsonl --submit slurm --partition gpu --minutes 120
   python -m training.compare --table runs.jsonl
 
 data: order (made here), digits, fashion, a folder of image folders, idx.gz files, an .npz file,
@@ -63,11 +68,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--backend", choices=("reference", "cpu", "kernel"), default="cpu",
         help="of our mixers (default cpu)")  # fmt: skip
     add("--jobs", type=cli.count_from_one, metavar="N",
-        help="runs at a time (default: one a core on a CPU, else 1)")  # fmt: skip
+        help="runs at a time (default: one a core on a CPU, else 1; on a cluster all)")  # fmt: skip
     add("--threads", type=cli.count_from_one, default=1, metavar="N",
         help="of a run on a CPU; other threads, other bits (default 1)")  # fmt: skip
     add("--store", type=Path, metavar="FILE", help="keep runs and checkpoints in FILE and FILE.d")
     add("--resume", action="store_true", help="go on with the runs of --store")
+    add("--submit", choices=("local", "slurm"),
+        help="make the runs of --store in jobs of a cluster, or of this machine (submitit)")
+    add("--partition", metavar="NAME", help="of Slurm (default: its own)")
+    add("--gpus-per-job", type=cli.count_from_one, metavar="N",
+        help="GPUs of a run of --submit with --device cuda (default 1)")  # fmt: skip
+    add("--minutes", type=cli.count_from_one, metavar="N",
+        help="time limit of a job, which saves before it and goes on (default 240)")  # fmt: skip
     add("--table", nargs="+", type=Path, default=[], metavar="FILE",
         help="show stored runs instead of making any")  # fmt: skip
     add("--figure", action=files.OutFile, metavar="FILE", help="also draw the curves: .svg, .png")
@@ -107,6 +119,7 @@ def main(argv: list[str] | None = None) -> int:
         return show(rows, args)
     if not args.backbone:
         raise SpecError("nothing to train: give --backbone, such as micro_pale micro_window")
+    _cluster(args)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(args.store or Path(folder) / "runs.jsonl")
         rows = _run(args, store)
@@ -164,6 +177,33 @@ def _run(args: argparse.Namespace, store: Store) -> list[dict[str, Any]]:
     return plan.of_plan(judged, store.read()[0]) if first else []
 
 
+def _cluster(args: argparse.Namespace) -> Cluster | None:
+    """Where the jobs of --submit run; raises SpecError for options that do not go together."""
+    wishes = {"--partition": args.partition, "--gpus-per-job": args.gpus_per_job,
+              "--minutes": args.minutes}  # fmt: skip
+    if not args.submit:
+        for option, value in wishes.items():
+            if value is not None:
+                raise SpecError(f"{option} {value}: is for the jobs of --submit; give it too")
+        return None
+    from training.submit import Cluster
+
+    if not args.store:
+        raise SpecError(f"--submit {args.submit}: give --store, in a folder that all jobs share")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SpecError(f"--submit {args.submit}: starts its own processes; leave torchrun out")
+    if args.partition and args.submit == "local":
+        raise SpecError(f"--partition {args.partition}: is for --submit slurm")
+    if args.gpus_per_job and args.device != "cuda":
+        raise SpecError(f"--gpus-per-job {args.gpus_per_job}: needs --device cuda")
+    if args.device.startswith("cuda:"):
+        raise SpecError(f"--device {args.device}: a job has GPUs of its own; give --device cuda")
+    cluster = Cluster(kind=args.submit, partition=args.partition,
+                      processes=args.gpus_per_job or 1, minutes=args.minutes or 240)  # fmt: skip
+    cluster.check()
+    return cluster
+
+
 def _make(args: argparse.Namespace, store: Store, runs: list[Any], what: str) -> None:
     """Makes runs in worker processes, or under torchrun in this one with its peers."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -172,14 +212,21 @@ def _make(args: argparse.Namespace, store: Store, runs: list[Any], what: str) ->
         if not work(runs, store, save_steps=args.save_steps):
             raise KeyboardInterrupt
         return
-    from training.launch import Interrupted, launch
+    from training.launch import Interrupted, Launch, launch
 
+    make: Launch = launch
+    if cluster := _cluster(args):
+        from training.submit import submit
+
+        make = functools.partial(submit, cluster=cluster)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     jobs = args.jobs or (max(1, (cores or 1) // args.threads) if args.device == "cpu" else 1)
+    if args.submit == "slurm":
+        jobs = args.jobs or len(runs)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        launch(runs, store.path, jobs=jobs, plugins=args.plugin, save_steps=args.save_steps,
-               what=what)  # fmt: skip
+        make(runs, store.path, jobs=jobs, plugins=args.plugin, save_steps=args.save_steps,
+             what=what)  # fmt: skip
     except Interrupted:
         raise KeyboardInterrupt from None
 
