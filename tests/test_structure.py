@@ -18,6 +18,7 @@ OTHERS = (
     "backbones/timm_backbone.py", "backbones/timm_models.py",
     "backbones/weights/reference_models.py",
     "backbones/weights/resize.py", "analysis/models/lookup.py", "training/loop/",
+    "benchmarks/loop.py",
 )  # fmt: skip
 PLACES = {
     "timm": OTHERS,
