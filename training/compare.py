@@ -13,6 +13,8 @@ import json
 import os
 import signal
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,14 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--backbone", nargs="+", action="extend", default=[], metavar="NAME",
         help="ours, in the notation; timm:, torchvision:, my_module:Class")  # fmt: skip
+    add("--baseline", metavar="NAME", help="compare with this backbone (default: the first)")
+    add_settings(parser)
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds every option but the backbones and which of them is the baseline."""
+    add = parser.add_argument
     add("--data", default="order", metavar="NAME", help="name or path (default: order)")
     add("--budget", default="300steps", metavar="AMOUNT",
         help="2e15macs, 500steps, 10epochs, 0.5h (default 300steps)")  # fmt: skip
@@ -58,9 +68,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch", type=cli.count_from_one, default=64, metavar="N",
         help="images of a step, on all devices together (default 64)")  # fmt: skip
     add("--img-size", type=cli.image_size, metavar="SIZE", help="pixels (default: the data's)")
+    add("--weights", metavar="FILE",
+        help="start every run from a file or hf:OWNER/NAME; a head of other classes is fresh")
+    add("--partial", choices=("none", "replaced", "fitting"), default="none",
+        help="of --weights: all of them (default), all but replaced mixers, or whatever fits")
     add("--target", type=_share, metavar="SHARE",
         help="accuracy such as 0.95: judge the steps to it")  # fmt: skip
-    add("--baseline", metavar="NAME", help="compare with this backbone (default: the first)")
+    add("--eval-size", nargs="+", type=cli.image_size, default=[], metavar="SIZE",
+        help="also evaluate the trained models at these sizes, windows kept and in proportion")
     add("--evaluations", type=cli.count_from_one, default=20, metavar="N",
         help="of a run, equally spaced (default 20)")  # fmt: skip
     add("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
@@ -71,6 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="runs at a time (default: one a core on a CPU, else 1; on a cluster all)")  # fmt: skip
     add("--threads", type=cli.count_from_one, default=1, metavar="N",
         help="of a run on a CPU; other threads, other bits (default 1)")  # fmt: skip
+    add("--workers", type=_count, metavar="N",
+        help="processes of a run that make its batches (default: 0 for arrays, else up to 8)")
+    add("--compile", action="store_true",
+        help="train through torch.compile; its time counts, and the last digits differ")
     add("--store", type=Path, metavar="FILE", help="keep runs and checkpoints in FILE and FILE.d")
     add("--resume", action="store_true", help="go on with the runs of --store")
     add("--submit", choices=("local", "slurm"),
@@ -86,7 +105,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--save-steps", type=cli.count_from_one, default=0, metavar="N",
         help="steps between checkpoints (default: as many as take a minute)")  # fmt: skip
     cli.add_output(parser)
-    return parser
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else cli.count_from_one(text)
 
 
 def _rates(text: str) -> tuple[float, ...]:
@@ -111,19 +133,33 @@ def _share(text: str) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    rows = rows_of(args)
+    return show(rows, args) if rows else cli.AGREED
+
+
+def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of the stored runs of --table, or of the runs that the options ask for.
+
+    Args:
+        args: of `build_parser`, or of a parser with `add_settings`, a list of backbones and a
+            baseline.
+
+    Returns:
+        The rows; under torchrun, none in the processes that write nothing.
+
+    Raises:
+        SpecError: the request cannot be answered.
+    """
     cli.load_plugins(args.plugin)
     if args.figure and args.figure.suffix not in ENDINGS:
         raise SpecError(f"--figure {args.figure}: expected a name ending in {', '.join(ENDINGS)}")
     if args.table:
-        rows = [row for path in args.table for row in _stored(path)]
-        return show(rows, args)
+        return [row for path in args.table for row in _stored(path)]
     if not args.backbone:
         raise SpecError("nothing to train: give --backbone, such as micro_pale micro_window")
     _cluster(args)
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(args.store or Path(folder) / "runs.jsonl")
-        rows = _run(args, store)
-    return show(rows, args) if rows else cli.AGREED
+        return _run(args, Store(args.store or Path(folder) / "runs.jsonl"))
 
 
 def _stored(path: Path) -> list[dict[str, Any]]:
@@ -136,18 +172,23 @@ def _stored(path: Path) -> list[dict[str, Any]]:
 def plan_of(args: argparse.Namespace) -> Any:
     """The plan of a request, with everything checked that can be before a run begins."""
     from training import plan
-    from training.loop import recipe
+    from training.loop import recipe, subject
     from training.loop.budget import Budget
     from training.loop.config import RunConfig
 
     plan.check_distinct(args.backbone)
+    if args.partial != "none" and not args.weights:
+        raise SpecError(f"--partial {args.partial}: says how --weights are taken; give them")
     if args.baseline and args.baseline not in args.backbone:
         raise SpecError(f"--baseline {args.baseline}: is no --backbone of this comparison")
     base = RunConfig(
         backbone="", seed=0, data=args.data, size=args.img_size,
         recipe=recipe.read(args.recipe), budget=str(Budget.parse(args.budget)),
         batch=args.batch, dtype=args.dtype, device=args.device, threads=args.threads,
-        backend=args.backend, evaluations=args.evaluations,
+        backend=args.backend, evaluations=args.evaluations, weights=args.weights,
+        weights_digest=subject.digest_of(args.weights) if args.weights else None,
+        partial=args.partial if args.weights and args.partial != "none" else None,
+        eval_sizes=tuple(args.eval_size), compile=args.compile, workers=args.workers or 0,
     )  # fmt: skip
     return plan.Plan(base, tuple(args.backbone), args.seeds, args.lr)
 
@@ -157,15 +198,20 @@ def _run(args: argparse.Namespace, store: Store) -> list[dict[str, Any]]:
     from training import plan
     from training.data.opening import open_data
     from training.data.scan import scan
-    from training.loop import subject
+    from training.loop import loader, subject
 
     wanted = plan_of(args)
     first = int(os.environ.get("RANK", "0")) == 0
     if first and not args.resume and args.store and store.read()[0]:
         raise SpecError(f"--store {args.store}: has runs; give --resume to go on, or another file")
     data = open_data(args.data, args.img_size)
+    if args.workers is None:
+        side_by_side = _jobs(args) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        workers = loader.default_workers(data, side_by_side)
+        wanted = replace(wanted, base=replace(wanted.base, workers=workers))
     for name in wanted.backbones:  # refuses what cannot be built before anything is trained
-        subject.check(name, data, args.img_size or data.size, wanted.base.recipe.drop_path)
+        subject.check(name, data, args.img_size or data.size, wanted.base.recipe.drop_path,
+                      args.weights, wanted.base.partial, args.eval_size)  # fmt: skip
     if first:
         store.append([])  # raises now if the file cannot be written
         scan(data)
@@ -219,10 +265,7 @@ def _make(args: argparse.Namespace, store: Store, runs: list[Any], what: str) ->
         from training.submit import submit
 
         make = functools.partial(submit, cluster=cluster)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    jobs = args.jobs or (max(1, (cores or 1) // args.threads) if args.device == "cpu" else 1)
-    if args.submit == "slurm":
-        jobs = args.jobs or len(runs)
+    jobs = (args.jobs or len(runs)) if args.submit == "slurm" else _jobs(args)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         make(runs, store.path, jobs=jobs, plugins=args.plugin, save_steps=args.save_steps,
@@ -231,17 +274,40 @@ def _make(args: argparse.Namespace, store: Store, runs: list[Any], what: str) ->
         raise KeyboardInterrupt from None
 
 
-def show(rows: list[dict[str, Any]], args: argparse.Namespace) -> int:
-    """Prints the table, draws the figure; the exit code."""
+def _jobs(args: argparse.Namespace) -> int:
+    """Runs at a time on this machine."""
+    if args.jobs or args.device != "cpu":
+        return args.jobs or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // args.threads)
+
+
+def show(
+    rows: list[dict[str, Any]], args: argparse.Namespace,
+    shown: list[dict[str, Any]] | None = None, *, first: Sequence[str] = (),
+    last: Sequence[str] = (), **more: Any,
+) -> int:  # fmt: skip
+    """Prints the table and draws the figure.
+
+    Args:
+        rows: of the runs.
+        args: of the command line.
+        shown: rows of the table; by default those of `training.report.table_rows`.
+        first, last: sentences below the table, around those of every comparison.
+        more: besides rows and runs in JSON.
+
+    Returns:
+        The exit code.
+    """
     from training import report
 
     style = cli.chosen_format(args)
-    if style == "json":
-        text = json.dumps({"rows": report.table_rows(rows, args.baseline, args.target),
-                           "runs": rows}, indent=1)  # fmt: skip
-    else:
-        lines = report.notes(rows, args.baseline, args.target)
+    if shown is None:
         shown = report.table_rows(rows, args.baseline, args.target)
+    if style == "json":
+        text = json.dumps({**more, "rows": shown, "runs": rows}, indent=1)
+    else:
+        lines = [*first, *report.notes(rows, args.baseline, args.target), *last]
         text = table.render(shown, style, note="" if style == "csv" else "\n".join(lines))
     if args.figure:
         report.draw(rows, args.figure)

@@ -27,10 +27,12 @@ def by_backbone(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def correct_of(row: Row) -> np.ndarray:
     """One bool per test image; a run that diverged or failed has none correct."""
-    bits = np.frombuffer(base64.b64decode(row["correct"]), np.uint8)
-    if not bits.size:
-        return np.zeros(row["test_images"], bool)
-    return np.unpackbits(bits, count=row["test_images"]).astype(bool)
+    return _unpacked(row["correct"], row["test_images"])
+
+
+def _unpacked(correct: str, count: int) -> np.ndarray:
+    bits = np.frombuffer(base64.b64decode(correct), np.uint8)
+    return np.unpackbits(bits, count=count).astype(bool) if bits.size else np.zeros(count, bool)
 
 
 def accuracies(name: str, rows: Sequence[Row]) -> Runs:
@@ -55,6 +57,80 @@ def arrivals(name: str, rows: Sequence[Row], target: float, unit: str = "steps")
     )  # fmt: skip
 
 
+# -- other image sizes -----------------------------------------------------------------------------
+
+
+def sizes_of(rows: Sequence[Row]) -> list[str]:
+    """Sizes that the trained models were evaluated at besides, such as 48 or 48x64."""
+    found = {_short(at["size"]): None for row in rows for at in row.get("at") or ()}
+    return list(found)
+
+
+def _short(size: Sequence[int]) -> str:
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def accuracies_at(name: str, rows: Sequence[Row], size: str, windows: str) -> Runs | None:
+    """Accuracy by seed at another image size; None where no run was evaluated so.
+
+    Args:
+        name: of the backbone.
+        rows: of the backbone.
+        size: one of `sizes_of`.
+        windows: kept, or scaled in proportion to the image.
+    """
+    found = [
+        {(_short(at["size"]), at["windows"]): at for at in row.get("at") or ()}.get((size, windows))
+        for row in rows
+    ]
+    if not any(found):
+        return None
+    pairs = list(zip(found, rows, strict=True))  # None where a run diverged or failed
+    return Runs(
+        name=name, seeds=tuple(row["seed"] for row in rows),
+        scores=tuple(at["accuracy"] if at else 1 / row["classes"] for at, row in pairs),
+        correct=tuple(
+            _unpacked(at["correct"] if at else "", row["test_images"]) for at, row in pairs
+        ),
+    )  # fmt: skip
+
+
+def _size_columns(name: str, runs: Sequence[Row], sizes: Sequence[str]) -> Row:
+    """A column a size: mean accuracy with the windows kept / scaled, where both were measured."""
+    columns = {}
+    for size in sizes:
+        both = [accuracies_at(name, runs, size, windows) for windows in ("kept", "scaled")]
+        shown = [f"{100 * interval(each).centre:.1f}" for each in both if each is not None]
+        columns[f"at {size}, %"] = " / ".join(shown)
+    return columns
+
+
+def _size_notes(groups: dict[str, list[Row]], baseline: str | None) -> list[str]:
+    """What the columns of other sizes hold, and a verdict a size and kind of windows."""
+    sizes = sizes_of([row for runs in groups.values() for row in runs])
+    if not sizes:
+        return []
+    lines = ["at a size: the trained weights on larger or smaller images, windows as they are / in "
+             "proportion to the image (token_mlp has none)"]  # fmt: skip
+    for size in sizes if len(groups) > 1 else ():
+        for windows, words in ("kept", "windows as they are"), ("scaled", "windows in proportion"):
+            at = {name: accuracies_at(name, runs, size, windows) for name, runs in groups.items()}
+            if not any(at.values()):
+                continue
+            judged = [
+                found for name, runs in groups.items()
+                if (found := at[name] or accuracies_at(name, runs, size, "kept"))
+            ]  # fmt: skip
+            if len(judged) == len(groups):
+                verdicts = _verdicts(judged, baseline, higher=True).values()
+                said = "; ".join(f"{found.left} {_words(found)}" for found in verdicts)
+                lines.append(f"at {size}, {words}: {said}")
+    return lines
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
 def table_rows(rows: Sequence[Row], baseline: str | None, target: float | None) -> list[Row]:
     """A row per backbone.
 
@@ -71,6 +147,7 @@ def table_rows(rows: Sequence[Row], baseline: str | None, target: float | None) 
         judged = scored
     verdicts = _verdicts(judged, baseline, higher=target is None)
     first = baseline or next(iter(groups), None)
+    sizes = sizes_of(rows)
     found = []
     for (name, runs), scores in zip(groups.items(), scored, strict=True):
         at = interval(scores)
@@ -82,6 +159,7 @@ def table_rows(rows: Sequence[Row], baseline: str | None, target: float | None) 
         }  # fmt: skip
         if target is not None:
             row |= _target_columns(name, runs, target)
+        row |= _size_columns(name, runs, sizes)
         row |= _spent(runs)
         row["verdict"] = "baseline" if name == first else _words(verdicts.get(name))
         if bad := [run for run in runs if run["status"] != "ok"]:
@@ -142,6 +220,7 @@ def notes(rows: Sequence[Row], baseline: str | None, target: float | None) -> li
         "all pairs of the table < 0.05; interval: bootstrap over seeds and test images"
         + ("; the verdict is on the steps to the target, a miss is inf" if target else ""),
     ]
+    found += _start_notes(groups) + _size_notes(groups, baseline)
     scored = [accuracies(name, runs) for name, runs in groups.items()]
     base = next((each for each in scored if each.name == baseline), scored[0])
     others = [pairing(each, base) for each in scored if each is not base]
@@ -156,12 +235,27 @@ def notes(rows: Sequence[Row], baseline: str | None, target: float | None) -> li
     return found
 
 
+def _start_notes(groups: dict[str, list[Row]]) -> list[str]:
+    """Which tensors came from --weights."""
+    found = []
+    for name, runs in groups.items():
+        start = next((row["start"] for row in runs if row.get("start")), None)
+        if start:
+            counts = ", ".join(f"{count} {status}" for status, count in start.items())
+            found.append(f"{name} starts from weights: {counts} tensors")
+    return found
+
+
 def draw(rows: Sequence[Row], out: Path) -> None:
-    """Curves of accuracy by training MACs: the median over seeds, and the band of all of them."""
+    """Curves of accuracy by training MACs: the median over seeds, in a band of the middle half.
+
+    The legend is in the order of the curves, the one that rises first at its top.
+    """
     from analysis.pictures import figure_style
 
-    figure = figure_style.figure(7, 4.5)
+    figure = figure_style.figure(8, 5)
     ax = figure.subplots()
+    areas: dict[str, float] = {}
     for number, (name, runs) in enumerate(by_backbone(rows).items()):
         curves = [run["curve"] for run in runs if run["curve"]]
         if not curves:
@@ -171,8 +265,15 @@ def draw(rows: Sequence[Row], out: Path) -> None:
         y = np.array([[100 * p["accuracy"] for p in curve[:length]] for curve in curves])
         color = f"C{number % 10}"
         ax.plot(x, np.median(y, axis=0), color=color, label=figure_style.words(name), linewidth=1.5)
-        ax.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
+        low, high = np.quantile(y, [0.25, 0.75], axis=0)
+        ax.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+        areas[figure_style.words(name)] = float(np.median(y, axis=0).mean())
     ax.set_xlabel("multiply-adds of training, T")
-    ax.set_ylabel("accuracy, % (median and range over seeds)")
-    ax.legend(fontsize=8)
+    ax.set_ylabel("accuracy, % (median and middle half of seeds)")
+    handles, labels = ax.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: -areas[labels[i]])
+    figure.legend(
+        [handles[i] for i in order], [labels[i] for i in order], loc="outside lower center",
+        ncols=2, fontsize=8,
+    )  # fmt: skip
     figure_style.save(figure, out)

@@ -32,6 +32,12 @@ class RunConfig:
         threads: of torch on a CPU.
         backend: of our mixers; auto would measure, and so differ from run to run.
         evaluations: equally spaced over the budget, the last at its end.
+        weights: a file or a hub id that the run starts from; None: the drawn start.
+        weights_digest: SHA-256 of that file.
+        partial: none, replaced or fitting, as `backbones.weights.load` takes them.
+        eval_sizes: (height, width) of images that the trained model is evaluated at besides.
+        compile: train through torch.compile; its arithmetic differs in the last digits.
+        workers: processes that make the batches; the results are the same for any number.
     """
 
     backbone: str
@@ -48,6 +54,12 @@ class RunConfig:
     threads: int = 1
     backend: str = "cpu"
     evaluations: int = 20
+    weights: str | None = None
+    weights_digest: str | None = None
+    partial: str | None = None
+    eval_sizes: tuple[tuple[int, int], ...] = ()
+    compile: bool = False
+    workers: int = 0
 
     @property
     def slot(self) -> str:
@@ -59,13 +71,18 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         found = dataclasses.asdict(self)
         found["size"] = list(self.size) if self.size else None
+        found["eval_sizes"] = [list(size) for size in self.eval_sizes]
         return found
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> RunConfig:
         size = content["size"]
         recipe = Recipe(**content["recipe"])
-        return cls(**{**content, "size": tuple(size) if size else None, "recipe": recipe})
+        sizes = tuple(tuple(each) for each in content.get("eval_sizes", ()))
+        return cls(**{
+            **content, "size": tuple(size) if size else None, "recipe": recipe,
+            "eval_sizes": sizes,
+        })  # fmt: skip
 
 
 def identity(config: RunConfig, data_digest: str) -> dict[str, Any]:
@@ -73,6 +90,10 @@ def identity(config: RunConfig, data_digest: str) -> dict[str, Any]:
     from analysis.results.environment import version
 
     content = config.to_dict()
+    for option in ("weights", "workers"):  # where weights lie, and who makes the batches
+        content.pop(option)
+    for option in ("eval_sizes", "compile"):
+        content[option] = content[option] or None  # as in rows that are older than the option
     recipe = {f"recipe.{key}": value for key, value in content.pop("recipe").items()}
     versions = {name: version(name) for name in ("torch", "timm")}
     return {

@@ -21,11 +21,12 @@ import attention
 from analysis.timing.build_model import out_of_memory
 from training.data.batches import stream
 from training.data.splits import Data
-from training.loop import augment, checkpoint, drop_path, initial, subject
+from training.loop import augment, checkpoint, drop_path, initial, loader, subject
 from training.loop.budget import BACKWARD, Budget
 from training.loop.config import RunConfig, identity, refuse_changes
 from training.loop.recipe import Recipe
 from training.loop.world import World
+from transom.errors import SpecError, printable
 
 Row = dict[str, Any]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -68,6 +69,7 @@ class Run:
         self.losses: list[float] = []  # since the last evaluation
         self.micro = self.count  # images of one forward
         self.correct: np.ndarray | None = None
+        self.at: list[Row] = []  # evaluations at other sizes
         self._restore()
 
     def _build(self) -> None:
@@ -76,6 +78,11 @@ class Run:
             config.backbone, self.data, self.size, recipe.drop_path, seed=config.seed
         )
         initial.draw(model, config.seed, recipe.init)
+        self.start: dict[str, int] | None = None
+        if config.weights is not None:
+            if subject.digest_of(config.weights) != config.weights_digest:
+                raise SpecError(f"--weights {printable(config.weights)}: changed since the start")
+            self.start = subject.start_from(model, config.backbone, config.weights, config.partial)
         report = analysis.count(model, self.size, name=config.backbone, trace=False)
         self.macs, self.params = report.macs, report.params
         self.drops = drop_path.replace(model)
@@ -95,6 +102,8 @@ class Run:
             from torch.nn.parallel import DistributedDataParallel
 
             self.trained = DistributedDataParallel(self.model)
+        if config.compile:
+            self.trained = torch.compile(self.trained)  # type: ignore[assignment]
         self.budget = Budget.parse(config.budget)
         self.steps = self.budget.steps(
             macs=self.macs, images=len(self.data.train), batch=config.batch
@@ -130,9 +139,9 @@ class Run:
         return self._row(status, reason)
 
     def _train(self) -> None:
-        batches = self._batches()
         saved = time.monotonic()
-        with attention.backend(self.config.backend):
+        closing = contextlib.closing(self._batches())
+        with attention.backend(self.config.backend), closing as batches:
             while self.fraction() < 1:
                 start = time.perf_counter()
                 images, targets = next(batches)
@@ -154,14 +163,16 @@ class Run:
                     saved = time.monotonic()
                 if stop and self.fraction() < 1:
                     raise Stopped(self.config.slot)
+            self._evaluate_at_sizes()
 
     def _batches(self) -> Any:
-        """Iterator over the batches from this step on."""
+        """Generator of the batches from this step on."""
         dataset = augment.TrainBatches(
             self.data, self.config.recipe, self.size, self.config.seed, self.config.batch,
             self.first, self.count, self.steps or 2**40,
         )  # fmt: skip
-        return (dataset[step] for step in range(self.step, len(dataset)))
+        workers = self.config.workers
+        return loader.batches_from(dataset, self.step, workers, self.world.device)
 
     def _all_asked(self) -> bool:
         asked = torch.tensor(float(self.stopping()), device=self.world.device)
@@ -236,7 +247,7 @@ class Run:
         due = len(self.curve) + 1
         if self.fraction() * self.config.evaluations + 1e-9 < due:
             return
-        correct = self._evaluate()
+        correct = self._evaluate(self._evaluated(), self.size)
         self.correct = correct
         self.curve.append({
             "steps": self.step, "macs": self.spent_macs(), "seconds": round(self.seconds, 3),
@@ -249,15 +260,34 @@ class Run:
             slot=self.config.slot, done=self.fraction(), accuracy=self.curve[-1]["accuracy"]
         )
 
+    def _evaluated(self) -> nn.Module:
+        """The model that is judged: the average of the weights where there is one."""
+        return self.average.module if self.average is not None else self.model
+
+    def _evaluate_at_sizes(self) -> None:
+        """Evaluates at other image sizes, with the windows as they are and in proportion."""
+        for size in () if self.config.tuning else self.config.eval_sizes:
+            kept = self._evaluated()
+            scaled = subject.with_scaled_windows(kept, size)
+            for windows, model in ("kept", kept), ("scaled", scaled):
+                if model is None:
+                    continue
+                correct = self._evaluate(model.to(self.world.device), size)
+                self.at.append({
+                    "size": list(size), "windows": windows, "accuracy": float(correct.mean()),
+                    "correct": packed(correct),
+                })  # fmt: skip
+
     @torch.no_grad()
-    def _evaluate(self) -> np.ndarray:
+    def _evaluate(self, model: nn.Module, size: tuple[int, int]) -> np.ndarray:
         """Whether every test image is classified correctly, in their order; on all processes."""
-        model = (self.average.module if self.average is not None else self.model).eval()
+        model = model.eval()
         images = self.data.test
         correct = torch.zeros(len(images), device=self.world.device)
         mine = torch.arange(len(images))[self.world.rank :: self.world.size]
-        for part in mine.split(256):
-            x = augment.evaluated(images, part, self.config.recipe, self.data, self.size)
+        larger = max(1.0, size[0] * size[1] / (self.size[0] * self.size[1]))
+        for part in mine.split(max(1, int(256 / larger))):  # for no more memory than in training
+            x = augment.evaluated(images, part, self.config.recipe, self.data, size)
             with self._autocast():
                 logits = model(x.to(self.world.device))
             found = logits.float().argmax(-1).cpu() == images.labels[part]
@@ -308,18 +338,18 @@ class Run:
         images = self.step * self.config.batch
         chance = 1 / self.data.classes
         correct = self.correct if status == "ok" else None
-        bits = b"" if correct is None else np.packbits(correct).tobytes()
         return {
             "kind": "run", "slot": self.config.slot, "backbone": self.config.backbone,
             "seed": self.config.seed, "lr": self.rate, "tuning": self.config.tuning,
             "status": status, "reason": reason,
             "accuracy": chance if correct is None else float(correct.mean()),
-            "correct": base64.b64encode(bits).decode(), "test_images": len(self.data.test),
-            "classes": self.data.classes, "steps": self.step, "images": images,
-            "epochs": images / len(self.data.train), "macs": self.spent_macs(),
-            "seconds": round(self.seconds, 3), "macs_per_image": self.macs,
-            "params": self.params, "micro_batch": self.micro, "processes": self.world.size,
-            "weights": self._digest(), "curve": self.curve, "identity": self.identity,
+            "correct": "" if correct is None else packed(correct),
+            "test_images": len(self.data.test), "classes": self.data.classes,
+            "steps": self.step, "images": images, "epochs": images / len(self.data.train),
+            "macs": self.spent_macs(), "seconds": round(self.seconds, 3),
+            "macs_per_image": self.macs, "params": self.params, "micro_batch": self.micro,
+            "processes": self.world.size, "weights": self._digest(), "start": self.start,
+            "curve": self.curve, "at": self.at, "identity": self.identity,
         }  # fmt: skip
 
     def _digest(self) -> str:
@@ -329,6 +359,11 @@ class Run:
             content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
             found.update(name.encode() + content.numpy().tobytes())
         return found.hexdigest()
+
+
+def packed(correct: np.ndarray) -> str:
+    """One bit per test image, as text."""
+    return base64.b64encode(np.packbits(correct).tobytes()).decode()
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, config: RunConfig) -> torch.optim.Optimizer:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 import backbones
+from attention.catalogue import ShuffleConfig, SoftmaxConfig, WindowConfig
+from attention.config import MixerConfig
+from backbones.files import hub, storage
 from backbones.specs import variants
+from backbones.weights import Adapt, load, resize
 from training.data.splits import Data
-from transom.errors import SpecError, one_line
+from transom.errors import SpecError, one_line, printable
 
 Size = tuple[int, int]
 
@@ -39,21 +47,140 @@ def build(name: str, data: Data, size: Size, drop_path: float | None, seed: int)
         return backbones.create(spec_of(name, data, size, drop_path))
 
 
-def check(name: str, data: Data, size: Size, drop_path: float | None) -> None:
-    """Raises SpecError for a backbone that cannot be built or cannot take the data's images."""
-    if not is_foreign(name):
-        spec_of(name, data, size, drop_path).resolve()
-        return
-    model = build(name, data, size, drop_path, seed=0).eval()
+def digest_of(weights: str) -> str:
+    """SHA-256 of a file of weights, or of the file that a hub id stands for.
+
+    Raises:
+        SpecError: the file cannot be read or fetched.
+    """
+    path = hub.fetch(weights) if weights.startswith("hf:") else Path(weights)
     try:
-        with torch.no_grad():
-            logits = model(torch.zeros(1, data.channels, *size))
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SpecError(f"{name}: its forward fails: {one_line(reason)}") from None
+        return storage.digest(path)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise SpecError(f"--weights {printable(weights)}: cannot be read: {reason}") from None
+
+
+def start_from(model: nn.Module, name: str, weights: str, partial: str | None) -> dict[str, int]:
+    """Copies weights into a backbone of ours, as fine-tuning begins.
+
+    Relative tables and absolute positions of other sizes are resized bicubic, a stem takes other
+    channels, and a head of another number of classes stays as the model has it.
+
+    Args:
+        model: as the run's seed has drawn it.
+        name: of the backbone, for an error.
+        weights: a file or a hub id.
+        partial: replaced, fitting, or None, with which nothing may be missing.
+
+    Returns:
+        How many tensors were loaded, resized, left fresh and left out.
+
+    Raises:
+        SpecError: the backbone is not ours, or the weights do not fit; the model is unchanged.
+    """
+    if is_foreign(name):
+        raise SpecError(f"{name}: --weights is for backbones of ours; start all of them anew")
+    how = Adapt(resize="bicubic", new_inputs=True)
+    found = None
+    with contextlib.suppress(SpecError):  # a head that fits is taken
+        found = load(model, weights, how=how, partial=partial)
+    try:
+        found = found or load(model, weights, how=replace(how, new_head=True), partial=partial)
+    except SpecError as error:
+        raise SpecError(f"{name}: --weights {error}") from None
+    return dict(Counter(row["status"] for row in found.report))
+
+
+def check(
+    name: str, data: Data, size: Size, drop_path: float | None, weights: str | None = None,
+    partial: str | None = None, sizes: Sequence[Size] = (),
+) -> None:  # fmt: skip
+    """Raises SpecError for a backbone that cannot be built, trained or evaluated as asked.
+
+    Args:
+        name, data, size, drop_path: as `build` takes them.
+        weights, partial: as `start_from` takes them; without weights the start is drawn.
+        sizes: other image sizes that the model is evaluated at.
+    """
+    if not is_foreign(name):
+        spec = spec_of(name, data, size, drop_path).resolve()
+        if weights is not None:
+            with torch.device("meta"):
+                empty = backbones.HierarchicalBackbone(spec)
+            start_from(empty, name, weights, partial)
+        return
+    if weights is not None:
+        start_from(nn.Identity(), name, weights, partial)  # which refuses it
+    model = build(name, data, size, drop_path, seed=0).eval()
+    for other in sizes:
+        _logits(model, f"--eval-size {other[0]}x{other[1]}: {name}", data, other)
+    logits = _logits(model, name, data, size)
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (1, data.classes):
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise SpecError(f"{name}: gives {found}, expected logits (1, {data.classes})")
+
+
+def _logits(model: nn.Module, name: str, data: Data, size: Size) -> Any:
+    """What the model gives for one image.  Raises SpecError where its forward fails."""
+    try:
+        with torch.no_grad():
+            return model(torch.zeros(1, data.channels, *size))
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SpecError(f"{name}: its forward fails: {one_line(reason)}") from None
+
+
+def with_scaled_windows(model: nn.Module, size: Size) -> nn.Module | None:
+    """A backbone of ours with windows in proportion to another image size, and equal weights.
+
+    Softmax mixers with a size get it scaled and rounded; relative tables are resized bicubic, and
+    log-CPB computes its bias in the coordinates of its training.  A learned matrix over tokens
+    (token_mlp) has no other size, so its windows stay.
+
+    Args:
+        model: as it was trained; its spec's image size is that of the training.
+        size: (height, width) in pixels of the images to come.
+
+    Returns:
+        A new model on the CPU, or None where no window changes or the model is not ours.
+    """
+    if not isinstance(model, backbones.HierarchicalBackbone):
+        return None
+    old = model.spec
+    ratios = [side / trained for side, trained in zip(size, old.img_size, strict=True)]
+    stages = [
+        replace(stage, mixers=tuple(_scaled(mixer, ratios) for mixer in stage.mixers))
+        for stage in old.stages
+    ]
+    new = replace(old, stages=tuple(stages))
+    if new == old:
+        return None
+    state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
+    for i, (stage, before) in enumerate(zip(new.stages, old.stages, strict=True)):
+        pairs = zip(before.blocks(), stage.blocks(), strict=True)
+        for j, ((trained, _), (scaled, _)) in enumerate(pairs):
+            start = f"stages.{i}.blocks.{j}.mixer."
+            for key in state:
+                if key.startswith(start) and key.endswith("bias.table"):
+                    sizes = resize.extent_of(trained), resize.extent_of(scaled)
+                    state[key] = resize.table(state[key], *sizes)
+    found = backbones.HierarchicalBackbone(new)
+    found.load_state_dict(state)
+    return found
+
+
+def _scaled(mixer: MixerConfig, ratios: Sequence[float]) -> MixerConfig:
+    if not isinstance(mixer, SoftmaxConfig) or not hasattr(mixer, "size"):
+        return mixer
+    sides = tuple(max(1, int(s * r + 0.5)) for s, r in zip(mixer.size, ratios, strict=True))
+    if sides == mixer.size:
+        return mixer
+    fields: dict[str, Any] = {"size": sides}
+    windows = isinstance(mixer, (WindowConfig, ShuffleConfig))
+    if windows and mixer.position == "log_cpb" and mixer.pretrained_window is None:
+        fields["pretrained_window"] = mixer.size
+    return replace(mixer, **fields)
 
 
 def is_foreign(name: str) -> bool:
