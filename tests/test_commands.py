@@ -18,6 +18,7 @@ COMMANDS = (
     "backbones.convert", "backbones.export", "analysis.flops", "analysis.complexity",
     "analysis.compare", "analysis.audit", "analysis.sweep", "analysis.regions", "analysis.check",
     "analysis.portable", "analysis.certify", "training.compare",
+    "training.study",
 )  # fmt: skip
 
 

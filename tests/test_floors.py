@@ -153,7 +153,7 @@ def test_folders_have_five_to_twelve_files(tmp_path):
 COMMANDS = {
     "analysis.flops": ["--backbone", "swin_t", "--max-seconds", "0"],
     "attention": [], "backbones.show": ["swin_t"], "benchmarks.speed": ["--help"],
-    "training.compare": ["--help"],
+    "training.compare": ["--help"], "training.study": [],
 }  # fmt: skip
 WHERE = """
 import importlib, json, sys
@@ -166,7 +166,7 @@ def missing_or_foreign(source: Iterable[str], wheel: Iterable[str]) -> list[str]
     """What a wheel (paths, its own records aside) lacks of our packages, or has beside them."""
     ours = {
         path for path in source
-        if path.split("/")[0] in packages.NAMES and path.endswith((".py", ".csv"))
+        if path.split("/")[0] in packages.NAMES and path.endswith((".py", ".csv", ".toml"))
     }  # fmt: skip
     have = {path for path in wheel if ".dist-info/" not in path}
     lacks, foreign = sorted(ours - have), sorted(have - ours)
@@ -229,6 +229,7 @@ def test_the_wheel_is_whole(tmp_path):
     ("change", "said"),
     [
         (("* = *.csv", ""), ["lacks analysis/papers/published.csv"]),
+        (("training = studies/*.toml", ""), ["lacks training/studies/swin-table4.toml"]),
         (("[options.package_data]", "exclude = analysis.papers\n[options.package_data]"),
          ["lacks analysis/papers/__init__.py", "lacks analysis/papers/published.csv"]),
     ],
