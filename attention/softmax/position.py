@@ -110,7 +110,12 @@ class LePE(nn.Module):
         """(b, n, l, c) -> (b, n, l, c), for the tokens of any n groups."""
         b, n = v.shape[:2]
         image = v.flatten(0, 1).unflatten(1, groups.extent)  # (b * n, gh, gw, c)
-        y = self.conv(image.permute(0, 3, 1, 2))  # (b * n, c, gh, gw)
+        image = image.permute(0, 3, 1, 2)  # (b * n, c, gh, gw)
+        if not isinstance(image.shape[0], int):
+            # to tell channels-last from its strides, torch would ask whether a free b * n is over
+            # 1, and a graph that is exported so refuses one group
+            image = copied(image)
+        y = self.conv(image)  # (b * n, c, gh, gw)
         return copied(y.permute(0, 2, 3, 1)).flatten(1, 2).unflatten(0, (b, n))  # (b, n, l, c)
 
     def cost(self, groups: Groups, tokens: int) -> int:
