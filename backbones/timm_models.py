@@ -28,6 +28,7 @@ from backbones.model.resample import Stem
 from backbones.model.stage import Stage
 from backbones.specs import variants
 from backbones.specs.notation import parse
+from backbones.specs.spec import BackboneSpec
 from backbones.timm_backbone import TimmBackbone
 from transom.errors import SpecError, one_line
 
@@ -38,8 +39,9 @@ PREFIX = "transom_"
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    levels = tuple(range(min(4, len(parse(kwargs["spec"]).stages))))
     feature_cfg = {
-        "out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "flatten_sequential": True,
+        "out_indices": kwargs.pop("out_indices", levels), "flatten_sequential": True,
     }  # fmt: skip
     if kwargs.get("features_only") and parse(kwargs["spec"]).out_norms:
         kind = kwargs.setdefault("feature_cls", "getter")
@@ -53,10 +55,11 @@ def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     )
 
 
-def _cfg(size: tuple[int, int], patch_size: int = 4) -> dict[str, Any]:
+def _cfg(spec: BackboneSpec) -> dict[str, Any]:
     return {
-        "url": "", "num_classes": 1000, "input_size": (3, *size),
-        "pool_size": tuple(-(-side // (8 * patch_size)) for side in size), "crop_pct": 0.9,
+        "url": "", "num_classes": spec.num_classes,
+        "input_size": (spec.in_channels, *spec.img_size),
+        "pool_size": spec.grids(spec.img_size)[-1], "crop_pct": 0.9,
         "interpolation": "bicubic", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
         "fixed_input_size": False, "first_conv": "stem.conv", "classifier": "head",
     }  # fmt: skip
@@ -64,9 +67,9 @@ def _cfg(size: tuple[int, int], patch_size: int = 4) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
-        "transom.untrained": _cfg((224, 224)),
+        "transom.untrained": _cfg(variants.get("swin_t").spec),
         **{
-            f"{PREFIX}{name}.untrained": _cfg(variants.get(name).spec.img_size)
+            f"{PREFIX}{name}.untrained": _cfg(variants.get(name).spec)
             for name in variants.names()
         },
     }
@@ -116,11 +119,7 @@ def register(name: str, spec: str) -> str:
     parsed = parse(spec)
     if name not in _registered:
         _registered[name] = spec
-        config = _cfg(parsed.img_size, parsed.patch_size) | {
-            "num_classes": parsed.num_classes,
-            "input_size": (parsed.in_channels, *parsed.img_size),
-        }  # fmt: skip
-        default_cfgs.update(generate_default_cfgs({f"{PREFIX}{name}.untrained": config}))
+        default_cfgs.update(generate_default_cfgs({f"{PREFIX}{name}.untrained": _cfg(parsed)}))
         register_model(_entry(name, spec, spec))
     return PREFIX + name
 

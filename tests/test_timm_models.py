@@ -41,14 +41,18 @@ def test_default_configs(name):
     config = model.pretrained_cfg
     state = model.state_dict()
     assert state[config["first_conv"] + ".weight"].shape[1] == config["input_size"][0]
-    assert state[config["classifier"] + ".weight"].shape[0] == model.num_classes == 1000
-    assert model(torch.empty(2, *config["input_size"], device="meta")).shape == (2, 1000)
+    assert state[config["classifier"] + ".weight"].shape[0] == model.num_classes
+    assert model.num_classes == config["num_classes"] == (10 if "micro" in name else 1000)
+    logits = model(torch.empty(2, *config["input_size"], device="meta"))
+    assert logits.shape == (2, model.num_classes)
     features = model.forward_features(torch.empty(2, *config["input_size"], device="meta"))
     assert features.shape == (2, model.num_features, *config["pool_size"])
     assert get_pretrained_cfg(name).url == ""
     if name != "transom":
         row = variants.get(name.removeprefix(ours.PREFIX))
         assert sum(p.numel() for p in model.parameters()) == row.params
+        levels = timm.create_model(name, features_only=True).feature_info.channels()
+        assert levels == [stage.dim for stage in row.spec.stages]
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

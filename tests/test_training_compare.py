@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from analysis.results.store import Store
+from benchmarks import loop
 from training import compare, plan, report
 from training.loop import recipe
 from training.loop.config import RunConfig
@@ -131,7 +132,7 @@ def test_an_interrupt_saves_and_a_resume_goes_on(tmp_path):
     assert process.returncode == 130
     steps = [int(p.stem[5:]) for p in folder.glob("*.safetensors")]
     assert steps and 5 <= max(steps) < 4000
-    assert store.read_bytes() == b""
+    assert [row["kind"] for row in Store(store).read()[0]] == ["plan"]
 
 
 def test_a_run_belongs_to_the_worker_that_holds_its_lock(tmp_path):
@@ -314,4 +315,17 @@ def test_the_figure_is_drawn(tmp_path, capsys):
     code = compare.main(["--table", str(tmp_path / "runs.jsonl"), "--figure", str(out)])
     text = out.read_text()
     assert code == 0 and "accuracy" in capsys.readouterr().out and "<svg" in text
-    assert text.count('id="FillBetween') == 2  # a band a backbone
+    assert text.count("PolyCollection_") == 2  # a band a backbone
+
+
+def test_the_loop_is_measured_beside_two_others(capsys):
+    """One row a loop; their times add up to what the command took, so that each has made steps."""
+    start = time.monotonic()
+    argv = ["--backbone", BODY, "--batch", "8", "--rounds", "3", "--steps", "2", "--format", "json"]
+    assert loop.main(argv) == 0
+    took = time.monotonic() - start
+    rows = {row["loop"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert list(rows) == ["bare", "ours", "timm"] and rows["bare"]["cost, %"] == 0
+    assert 0 < sum(row["ms"] for row in rows.values()) < 1e3 * took / 2
+    for row in rows.values():
+        assert row["images/s"] == pytest.approx(8e3 / row["ms"])

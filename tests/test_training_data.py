@@ -733,7 +733,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     with refused("apt install dataset-fashion-mnist"):
         open_data("fashion")
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with refused("pip install scikit-learn"):
+    with refused(r"pip install transom\[data\]"):
         open_data("digits")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with refused("hf:a/b: .*pip install datasets"):

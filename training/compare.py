@@ -163,10 +163,13 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _stored(path: Path) -> list[dict[str, Any]]:
-    rows = Store(path).read()[0]
-    if not any(row.get("kind") == "run" for row in rows):
+    if not _runs(Store(path)):
         raise SpecError(f"--table {path}: holds no runs")
-    return rows
+    return Store(path).read()[0]
+
+
+def _runs(store: Store) -> list[dict[str, Any]]:
+    return [row for row in store.read()[0] if row.get("kind") == "run"]
 
 
 def plan_of(args: argparse.Namespace) -> Any:
@@ -202,7 +205,7 @@ def _run(args: argparse.Namespace, store: Store) -> list[dict[str, Any]]:
 
     wanted = plan_of(args)
     first = int(os.environ.get("RANK", "0")) == 0
-    if first and not args.resume and args.store and store.read()[0]:
+    if first and not args.resume and args.store and _runs(store):
         raise SpecError(f"--store {args.store}: has runs; give --resume to go on, or another file")
     data = open_data(args.data, args.img_size)
     if args.workers is None:
@@ -213,7 +216,10 @@ def _run(args: argparse.Namespace, store: Store) -> list[dict[str, Any]]:
         subject.check(name, data, args.img_size or data.size, wanted.base.recipe.drop_path,
                       args.weights, wanted.base.partial, args.eval_size)  # fmt: skip
     if first:
-        store.append([])  # raises now if the file cannot be written
+        # raises now if the file cannot be written; runs are stored in the order they end in
+        named = list(wanted.backbones)
+        known = any(row.get("backbones") == named for row in store.read()[0])
+        store.append([] if known else [{"kind": "plan", "backbones": named}])
         scan(data)
     tuning = wanted.tuning()
     _make(args, store, plan.missing(tuning, store.read()[0], data.digest, store.path), "tuning run")
@@ -305,7 +311,8 @@ def show(
     if shown is None:
         shown = report.table_rows(rows, args.baseline, args.target)
     if style == "json":
-        text = json.dumps({**more, "rows": shown, "runs": rows}, indent=1)
+        runs = [row for row in rows if row["kind"] == "run"]
+        text = json.dumps({**more, "rows": shown, "runs": runs}, indent=1)
     else:
         lines = [*first, *report.notes(rows, args.baseline, args.target), *last]
         text = table.render(shown, style, note="" if style == "csv" else "\n".join(lines))

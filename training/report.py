@@ -17,12 +17,13 @@ Row = dict[str, Any]
 
 
 def by_backbone(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Judged rows of every backbone, in the order of the first appearance."""
-    found: dict[str, list[Row]] = {}
+    """Judged rows of every backbone, in the order of the plans, else of the first appearance."""
+    listed = [name for row in rows if row.get("kind") == "plan" for name in row["backbones"]]
+    found: dict[str, list[Row]] = {name: [] for name in listed}
     for row in rows:
         if row.get("kind") == "run" and not row["tuning"]:
             found.setdefault(row["backbone"], []).append(row)
-    return found
+    return {name: runs for name, runs in found.items() if runs}
 
 
 def correct_of(row: Row) -> np.ndarray:

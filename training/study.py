@@ -229,10 +229,13 @@ def show(
     from training import report
 
     labels = {notation: label for label, notation in study.backbones.items()}
-    named = [
-        {**row, "backbone": labels[row["backbone"]]} for row in rows if row["backbone"] in labels
+    named = [{"kind": "plan", "backbones": list(study.backbones)}]
+    named += [
+        {**row, "backbone": labels[row["backbone"]]}
+        for row in rows
+        if row.get("backbone") in labels
     ]
-    if not named:
+    if len(named) == 1:
         raise SpecError(f"no run is of a backbone of {study.name}")
     shown = with_figures(study, report.table_rows(named, args.baseline, args.target), args.baseline)
     scale = study.scale

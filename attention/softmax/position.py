@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attention.execution.cache import cached
 from attention.geometry.groups import Groups
-from attention.geometry.symbolic import copied
+from attention.geometry.symbolic import copied, known
 
 CPB_WIDTH = 512
 MIN_NORM = 1e-12  # shorter vectors are divided by this instead of their norm
@@ -111,7 +111,8 @@ class LePE(nn.Module):
         b, n = v.shape[:2]
         image = v.flatten(0, 1).unflatten(1, groups.extent)  # (b * n, gh, gw, c)
         image = image.permute(0, 3, 1, 2)  # (b * n, c, gh, gw)
-        if not isinstance(image.shape[0], int):
+        free = not isinstance(image.shape[0], int)
+        if free and not known(image.shape[0] > 1):
             # to tell channels-last from its strides, torch would ask whether a free b * n is over
             # 1, and a graph that is exported so refuses one group
             image = copied(image)

@@ -103,7 +103,8 @@ def _digits(size: Size | None) -> Data:
     try:
         sets = importlib.import_module("sklearn.datasets")
     except ImportError:
-        raise SpecError("digits: scikit-learn is not installed: pip install scikit-learn") from None
+        advice = "pip install transom[data]"
+        raise SpecError(f"digits: scikit-learn is not installed: {advice}") from None
     found = sets.load_digits()
     pixels = torch.from_numpy(found.images * 15).to(torch.uint8)[:, None]
     images = ArrayImages(pixels, torch.from_numpy(found.target).long())
