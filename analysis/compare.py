@@ -16,7 +16,7 @@ from analysis.papers import published
 from analysis.results import latency
 from backbones.specs import variants
 from transom import cli, table
-from transom.errors import SpecError, nearest
+from transom.errors import SpecError, cause_of, nearest
 
 if TYPE_CHECKING:
     from analysis.counting.report import Report
@@ -183,7 +183,7 @@ def row_of(
         model = factory.make(img_size)
         report = count(model, img_size, name=factory.name, trace=trace or factory.foreign)
     except Exception as error:  # whatever a foreign model raises is the reason of its row
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = cause_of(error)
         return {**row, "agree": False, "note": f"failed: {reason}"}
     row |= _counts(report)
     if not factory.foreign:

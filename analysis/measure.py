@@ -25,6 +25,7 @@ from analysis.results import environment, store
 from analysis.results.measurement import Measurement, from_dict
 from analysis.timing import build_model, clock, memory, profiling, steps
 from transom import cli, table
+from transom.errors import cause_of
 
 Row = dict[str, Any]
 SINGLE_TASKS: dict[str, Callable[[Measurement], Row]] = {
@@ -106,7 +107,7 @@ class Job:
 
 
 def failed(error: BaseException) -> Row:
-    text = table.plain(" ".join(f"{type(error).__name__}: {error}".split()))
+    text = table.plain(cause_of(error, named=True))
     return {"status": "failed", "reason": text if len(text) <= 300 else text[:297] + "..."}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from transom.errors import SpecError, nearest, one_line
+from transom.errors import SpecError, cause_of, nearest, one_line
 
 if TYPE_CHECKING:
     from attention.config import MixerConfig
@@ -118,7 +118,7 @@ def discover() -> None:
             for store, content in zip(stores, before, strict=True):
                 store.clear()
                 store.update(content)
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = cause_of(error, named=True)
             if entry.name not in _configs:
                 _failed[entry.name] = reason
             log.warning("transom: the plug-in %s (%s) is off: %s", entry.name, entry.value, reason)

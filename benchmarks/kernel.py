@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.graphs import captured, interleaved
 from transom import cli, table
-from transom.errors import SpecError, nearest
+from transom.errors import SpecError, cause_of, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -236,7 +236,7 @@ def measure(args: argparse.Namespace, machine: Machine, name: str, mode: str) ->
                 notes[kernel] = "another result"
             ready[kernel] = captured(call)
         except Exception as error:  # errors of a compiler or driver become the row's note
-            notes[kernel] = table.plain(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
+            notes[kernel] = table.plain(cause_of(error, named=True))[:200]
     times = interleaved(ready, args.rounds)
     floor, binds = limit(p, mode, machine)
     medians = {kernel: statistics.median(spent) for kernel, spent in times.items()}

@@ -50,10 +50,10 @@ def loops(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[], None
     import torch
 
     from training.data.opening import open_data
-    from training.loop.config import RunConfig
-    from training.loop.recipe import read
     from training.loop.run import Run
     from training.loop.world import World
+    from training.settings.config import RunConfig
+    from training.settings.presets import read
 
     torch.set_num_threads(args.threads)
     data = open_data("order")
@@ -72,26 +72,25 @@ def _bare(run: Any) -> Callable[[], None]:
     import torch
     from torch import nn
 
-    images, targets = next(run._batches())
-    run.model.train()
+    images, targets = next(run.batches())
+    run.learner.model.train()
 
     def step() -> None:
-        loss = nn.functional.cross_entropy(run.model(images), targets)
+        loss = nn.functional.cross_entropy(run.learner.model(images), targets)
         loss.backward()
-        nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-        run.optimizer.step()
-        run.optimizer.zero_grad()
+        nn.utils.clip_grad_norm_(run.learner.model.parameters(), 1.0)
+        run.learner.optimizer.step()
+        run.learner.optimizer.zero_grad()
 
     torch.manual_seed(0)
     return _in_context(step)
 
 
 def _ours(run: Any) -> Callable[[], None]:
-    batches = run._batches()
+    batches = run.batches()
 
     def step() -> None:
-        run._make_step(*next(batches))
-        run.step += 1
+        run.make_step(*next(batches))
 
     return _in_context(step)
 
@@ -108,15 +107,15 @@ def _timm(run: Any) -> Callable[[], None]:
 
     train = run.data.train
     every = torch.arange(len(train))
-    images = augment.evaluated(train, every, run.config.recipe, run.data, run.size)
+    images = augment.evaluated(train, every, run.config.recipe, run.data, run.learner.size)
     loader = DataLoader(
         TensorDataset(images, train.labels), batch_size=run.config.batch, shuffle=True,
         drop_last=True,
     )  # fmt: skip
-    scheduler = CosineLRScheduler(run.optimizer, t_initial=1000, t_in_epochs=False)
+    scheduler = CosineLRScheduler(run.learner.optimizer, t_initial=1000, t_in_epochs=False)
     loss_of, losses, times = LabelSmoothingCrossEntropy(0.0), AverageMeter(), AverageMeter()
     state: dict[str, Any] = {"batches": iter(loader), "updates": 0}
-    run.model.train()
+    run.learner.model.train()
 
     def step() -> None:
         start = time.time()
@@ -124,11 +123,11 @@ def _timm(run: Any) -> Callable[[], None]:
         if batch is None:
             state["batches"] = iter(loader)
             batch = next(state["batches"])
-        run.optimizer.zero_grad()
-        loss = loss_of(run.model(batch[0]), batch[1])
+        run.learner.optimizer.zero_grad()
+        loss = loss_of(run.learner.model(batch[0]), batch[1])
         loss.backward()
-        dispatch_clip_grad(run.model.parameters(), value=1.0, mode="norm")
-        run.optimizer.step()
+        dispatch_clip_grad(run.learner.model.parameters(), value=1.0, mode="norm")
+        run.learner.optimizer.step()
         state["updates"] += 1
         losses.update(loss.item(), batch[0].size(0))
         scheduler.step_update(num_updates=state["updates"], metric=losses.avg)

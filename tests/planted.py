@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("transom", "attention", "backbones", "analysis", "benchmarks", "tests", "docs",
-          "README.md", "pyproject.toml", "setup.cfg")  # fmt: skip
+sys.path.insert(0, str(ROOT))  # as a script has its own folder there
+
+from transom import packages  # noqa: E402
+
+COPIED = (*packages.NAMES, "tests", "docs", "README.md", "LICENSE", "pyproject.toml", "setup.cfg")
 SEEN = 1  # pytest's exit code where a test fails; 2 to 5 is what could not be run
 
 
@@ -874,6 +877,140 @@ MISTAKES = [
         "",
         "test_measure.py::test_a_piece_that_is_switched_off_is_gone_and_comes_back",
         "a piece that stays off",
+    ),
+    # -- training --------------------------------------------------------------------------------
+    Mistake(
+        "training/data/batches.py",
+        "stream(seed, \"order\", epoch)",
+        "stream(seed, \"order\", 0)",
+        "test_training_data.py::test_golden_order",
+        "every epoch in one order",
+    ),
+    Mistake(
+        "training/loop/augment.py",
+        "partners = self.batch - 1 - places",
+        "partners = places",
+        "test_training.py::test_an_image_is_mixed_with_the_mirrored_place",
+        "an image mixed with itself",
+    ),
+    Mistake(
+        "training/loop/augment.py",
+        "with seeded(self.seed, \"augment\", step, place):",
+        "with seeded(self.seed, \"augment\", step):",
+        "test_training.py::test_pictures_of_a_batch_have_draws_of_their_own",
+        "one draw for all pictures of a batch",
+    ),
+    Mistake(
+        "training/loop/drop_path.py",
+        "module.draws = uniform[:, first : first + count]",
+        "module.draws = uniform[:, :count]",
+        "test_training.py::test_stochastic_depth_is_the_global_batchs",
+        "every part of a batch drops as the first",
+    ),
+    Mistake(
+        "training/loop/drop_path.py",
+        "        module.calls = 0\n",
+        "",
+        "test_training.py::test_stochastic_depth_is_the_global_batchs",
+        "an odd number of calls shifts the next step's draws",
+    ),
+    Mistake(
+        "training/settings/budget.py",
+        "BACKWARD = 3",
+        "BACKWARD = 2",
+        "test_training.py::test_a_budget_of_macs_gives_the_cheaper_backbone_more_steps",
+        "a training step of two forwards",
+    ),
+    Mistake(
+        "training/settings/recipe.py",
+        "(1 - self.min_lr) * (1 + math.cos(",
+        "(1 + self.min_lr) * (1 + math.cos(",
+        "test_training.py::test_the_schedule_is_timms",
+        "a schedule above its largest rate",
+    ),
+    Mistake(
+        "training/loop/initial.py",
+        "stream(seed, \"init\", f\"{place}.{name}\", *parameter.shape)",
+        "stream(seed, \"init\", name, *parameter.shape)",
+        "test_training.py::test_layers_of_one_shape_start_different",
+        "all layers of one shape start equal",
+    ),
+    Mistake(
+        "training/loop/learner.py",
+        "share = self.world.size / self.config.batch",
+        "share = 1 / self.config.batch",
+        "test_training_compare.py::test_two_processes_make_the_run_of_one",
+        "the gradient of one process's share",
+    ),
+    Mistake(
+        "training/loop/learner.py",
+        "torch.arange(len(images))[self.world.rank :: self.world.size]",
+        "torch.arange(len(images))[:: self.world.size]",
+        "test_training_compare.py::test_two_processes_make_the_run_of_one",
+        "every process evaluates the same images",
+    ),
+    Mistake(
+        "training/loop/run.py",
+        "self.curve, self.losses = saved.state[\"curve\"], saved.state[\"losses\"]",
+        "self.curve = saved.state[\"curve\"]",
+        "test_training.py::test_losses_since_the_last_evaluation_survive_a_stop",
+        "losses since the last evaluation forgotten",
+    ),
+    Mistake(
+        "training/loop/checkpoint.py",
+        "KEPT = 2",
+        "KEPT = 1",
+        "test_training.py::test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over",
+        "one checkpoint kept",
+    ),
+    Mistake(
+        "training/settings/identity.py",
+        "for option in (\"weights\", \"workers\"):",
+        "for option in (\"weights\", \"workers\", \"threads\"):",
+        "test_training.py::test_what_changed_between_two_parts_is_named",
+        "threads may change",
+    ),
+    Mistake(
+        "training/plan.py",
+        "name: max(self.rates, key=",
+        "name: min(self.rates, key=",
+        "test_training_compare.py::test_the_best_rate_is_chosen_on_images_that_are_not_judged",
+        "the worst rate is taken",
+    ),
+    Mistake(
+        "training/worker.py",
+        "mine = not any(row.get(\"slot\") == config.slot for row in store.read()[0])",
+        "mine = True",
+        "test_training_compare.py::test_a_run_belongs_to_the_worker_that_holds_its_lock",
+        "a run that has a row is made again",
+    ),
+    Mistake(
+        "training/report.py",
+        "if row.get(\"kind\") == \"plan\" for",
+        "if row.get(\"kind\") == \"plans\" for",
+        "test_training_compare.py::test_the_table_is_in_the_order_of_its_plan",
+        "the order of whichever run ended first",
+    ),
+    Mistake(
+        "attention/softmax/position.py",
+        "        if free and not known(image.shape[0] > 1):",
+        "        if free:",
+        "test_compile.py::test_mixers_export",
+        "LePE copies where no graph asks",
+    ),
+    Mistake(
+        "backbones/timm_models.py",
+        "\"pool_size\": spec.grids(spec.img_size)[-1]",
+        "\"pool_size\": spec.grids(spec.img_size)[0]",
+        "test_timm_models.py::test_default_configs",
+        "the pool of the first stage",
+    ),
+    Mistake(
+        "transom/errors.py",
+        "text = text if len(text) <= 900 else",
+        "text = text if len(text) <= 80 else",
+        "test_outputs.py::test_a_path_in_an_error_is_whole",
+        "a path cut in its middle",
     ),
 ]
 

@@ -64,6 +64,17 @@ def test_a_device_is_written_to():
     assert os.read(shows, 100).split() == [b"text"] and stat.S_ISCHR(device.stat().st_mode)
 
 
+def test_a_path_in_an_error_is_whole(tmp_path):
+    """The name of the file stands at the end of the path, where a short text would be cut."""
+    folder = tmp_path / ("a" * 60) / ("b" * 60)
+    folder.mkdir(parents=True)
+    for name in ("missing/table.md", "missing/\x1btable.md"):
+        with pytest.raises(SpecError) as error:
+            files.checked(folder / name)
+        assert str(folder) in str(error.value) and "\x1b" not in str(error.value)
+        assert str(error.value).count("table.md") == 1
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize("kind", ["pipe", "file"])
 def test_streams_by_their_names(stream, kind, tmp_path):

@@ -25,7 +25,8 @@ PLACES = {
     "torchvision": OTHERS,
     "fvcore": ("analysis/",),
     "einops": ("attention/", "backbones/model/resample.py"),
-    "submitit": ("training/submit.py",),  # it unpickles what it submitted, in a folder of ours
+    # it unpickles what it submitted, in a folder of ours
+    "submitit": ("training/submit.py", "training/cluster.py"),
 }
 SAFE_LOAD = "backbones/files/standins.py"  # the one place of torch.load, and weights_only there
 # import what the user names, or what a table of theirs does

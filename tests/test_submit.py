@@ -18,9 +18,10 @@ import pytest
 
 from analysis.results.store import Store
 from training import compare, plan
-from training.loop import recipe
-from training.loop.config import RunConfig
-from training.submit import Cluster, Job, submit
+from training.cluster import Cluster, Job
+from training.settings import presets
+from training.settings.config import RunConfig
+from training.submit import submit
 from training.worker import work
 from transom.errors import SpecError
 
@@ -36,7 +37,7 @@ LOCAL = Cluster(kind="local")
 def runs_of(seeds=1, **fields) -> list[RunConfig]:
     fields = {"data": DATA, "budget": "12steps", "batch": 8, "evaluations": 4, **fields}
     return [
-        RunConfig(backbone=BODY, seed=seed, recipe=recipe.read("micro"), **fields)
+        RunConfig(backbone=BODY, seed=seed, recipe=presets.read("micro"), **fields)
         for seed in range(seeds)
     ]
 

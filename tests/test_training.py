@@ -18,11 +18,12 @@ import analysis
 import backbones
 from analysis.results.store import Store
 from training.data.opening import open_data
-from training.loop import augment, checkpoint, drop_path, initial, recipe, subject
-from training.loop.budget import Budget
-from training.loop.config import RunConfig
+from training.loop import augment, checkpoint, drop_path, initial, subject
 from training.loop.run import Run, Stopped
 from training.loop.world import World
+from training.settings import presets
+from training.settings.budget import Budget
+from training.settings.config import RunConfig
 from training.worker import work
 from transom.errors import SpecError
 
@@ -30,7 +31,7 @@ BODY = "swin_t/stages=2/1.dim=8/1.heads=2/2.dim=16/2.heads=2/1.depth=1/2.depth=2
 DATA = "order:train=64,test=40"
 ALONE = World(0, 1, torch.device("cpu"))
 # all that is random at once: windows, mirror images, mixing, stochastic depth
-BUSY = recipe.read("micro:crop=pad,hflip=0.5,mixup=0.4,cutmix=1,drop_path=0.5,ema=0.9")
+BUSY = presets.read("micro:crop=pad,hflip=0.5,mixup=0.4,cutmix=1,drop_path=0.5,ema=0.9")
 
 
 def config(**fields) -> RunConfig:
@@ -85,7 +86,7 @@ def test_a_budget_of_macs_gives_the_cheaper_backbone_more_steps(data, tmp_path):
         run = Run(config(backbone=f"{BODY}/1={mixer}", budget="3e8macs"), data, tmp_path, ALONE)
         spec = subject.spec_of(run.config.backbone, data, (32, 32), None)
         one = analysis.count(backbones.create(spec), 32, trace=False).macs
-        assert run.macs == one and run.spent_macs() == 0
+        assert run.learner.macs == one and run.spent_macs() == 0
         exact = 3e8 / (3 * one * 8)
         assert abs(run.steps - exact) <= 0.5 and run.steps > 1
     assert Budget.parse("1macs").steps(macs=10**9, images=10, batch=2) == 1
@@ -111,7 +112,7 @@ def test_a_budget_of_time_ends(data, tmp_path):
 
 def test_swin_is_the_authors_recipe():
     """config.py, build.py and optimizer.py of microsoft/Swin-Transformer, value by value."""
-    swin = recipe.read("swin")
+    swin = presets.read("swin")
     authors = {  # BASE_LR, WARMUP_LR and MIN_LR are multiplied by batch * processes / 512
         "opt": "adamw", "lr": 5e-4, "lr_batch": 512, "beta2": 0.999, "weight_decay": 0.05,
         "clip_grad": 5.0, "warmup": 20 / 300, "warmup_prefix": False, "warmup_lr": 5e-7 / 5e-4,
@@ -133,7 +134,7 @@ def test_swin_is_the_authors_recipe():
 
 @pytest.mark.parametrize("prefix", [True, False])
 def test_the_schedule_is_timms(prefix):
-    swin = dataclasses.replace(recipe.read("swin"), warmup_prefix=prefix)
+    swin = dataclasses.replace(presets.read("swin"), warmup_prefix=prefix)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
     theirs = CosineLRScheduler(
         optimizer, t_initial=280 if prefix else 300, lr_min=1e-5, warmup_t=20,
@@ -155,14 +156,14 @@ def test_the_schedule_is_timms(prefix):
 )  # fmt: skip
 def test_no_recipe(text, said):
     with pytest.raises(SpecError, match=said):
-        recipe.read(text)
+        presets.read(text)
 
 
 def test_a_recipe_in_a_file(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('base = "swin"\nmixup = 0\nlr = 0.001\n')
-    found = recipe.read(str(path))
-    assert found == dataclasses.replace(recipe.read("swin"), name="mine", mixup=0.0, lr=1e-3)
+    found = presets.read(str(path))
+    assert found == dataclasses.replace(presets.read("swin"), name="mine", mixup=0.0, lr=1e-3)
 
 
 # -- the start ---------------------------------------------------------------------------------
@@ -206,6 +207,15 @@ def test_the_papers_start_is_what_the_constructor_draws(name):
     assert changed >= 8
 
 
+def test_layers_of_one_shape_start_different(data):
+    model = subject.build("micro_window", data, (32, 32), None, seed=0)
+    for init in ("paper", "xavier"):
+        initial.draw(model, 0, init)
+        weights = [part.weight for part in model.modules() if isinstance(part, nn.Linear)]
+        pairs = [(a, b) for a in weights for b in weights if a is not b and a.shape == b.shape]
+        assert len(pairs) > 6 and not any(torch.equal(a, b) for a, b in pairs)
+
+
 def test_xavier_follows_the_width(data):
     model = subject.build("micro_window", data, (32, 32), None, seed=0)
     initial.draw(model, 0, "xavier")
@@ -231,7 +241,7 @@ def test_xavier_follows_the_width(data):
 ])  # fmt: skip
 def test_a_batch_is_a_function_of_seed_and_step(text, data):
     """Any slice of the global batch, in any order of steps, with any use of global generators."""
-    made = recipe.read(text)
+    made = presets.read(text)
 
     def batches(first, count):
         return augment.TrainBatches(data, made, (32, 32), 5, 8, first, count, 10)
@@ -252,11 +262,30 @@ def test_a_batch_is_a_function_of_seed_and_step(text, data):
         assert torch.equal(order[::2], order[1::2])
 
 
+def test_an_image_is_mixed_with_the_mirrored_place(data):
+    """As timm flips a batch: the two of a pair keep their sum, and are both others."""
+    mixing = presets.read("micro:mixup=0.8")
+    mixed, targets = augment.TrainBatches(data, mixing, (32, 32), 0, 8, 0, 8, 4)[0]
+    plain, labels = augment.TrainBatches(data, presets.read("micro"), (32, 32), 0, 8, 0, 8, 4)[0]
+    for i in range(8):
+        torch.testing.assert_close(mixed[i] + mixed[7 - i], plain[i] + plain[7 - i])
+        assert not torch.allclose(mixed[i], plain[i])
+    ones = nn.functional.one_hot(labels, 2).float()
+    torch.testing.assert_close(targets + targets.flip(0), ones + ones.flip(0))
+
+
+def test_pictures_of_a_batch_have_draws_of_their_own(data):
+    """Eight copies of one picture become different ones."""
+    made = presets.read("micro:repeats=8,crop=resized,hflip=0.5")
+    images, _ = augment.TrainBatches(data, made, (32, 32), 0, 8, 0, 8, 4)[0]
+    assert len({image.numpy().tobytes() for image in images}) > 5
+
+
 def test_windows_and_mirror_images_are_of_the_padded_image(data):
     """Against a loop in plain indices."""
-    made = recipe.read("micro:crop=pad,hflip=0.5")
+    made = presets.read("micro:crop=pad,hflip=0.5")
     images, _ = augment.TrainBatches(data, made, (32, 32), 0, 16, 0, 16, 4)[0]
-    plain, _ = augment.TrainBatches(data, recipe.read("micro"), (32, 32), 0, 16, 0, 16, 4)[0]
+    plain, _ = augment.TrainBatches(data, presets.read("micro"), (32, 32), 0, 16, 0, 16, 4)[0]
     moved = 0
     for image, original in zip(images[:, 0], plain[:, 0], strict=True):
         padded = torch.zeros(40, 40)
@@ -342,6 +371,16 @@ def test_a_stopped_run_resumes_to_the_bit(at, whole, data, tmp_path):
     assert row["weights"] == whole["weights"] and losses(row) == losses(whole)
 
 
+def test_losses_since_the_last_evaluation_survive_a_stop(data, tmp_path):
+    """The mean loss of a point of the curve is over all its steps, those before a stop too."""
+    rare = config(evaluations=2)
+    want = Run(rare, data, tmp_path / "whole", ALONE).run()
+    calls = iter(range(1, 100))
+    with pytest.raises(Stopped):
+        Run(rare, data, tmp_path, ALONE, stopping=lambda: next(calls) == 4).run()
+    assert losses(Run(rare, data, tmp_path, ALONE).run()) == losses(want)
+
+
 def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(whole, data, tmp_path):
     calls = iter(range(1, 100))
     with pytest.raises(Stopped):
@@ -381,15 +420,13 @@ def test_what_changed_between_two_parts_is_named(change, said, data, tmp_path):
 def test_the_optimizers_state_is_by_name(data, tmp_path):
     """Groups in another order get the same state."""
     run = Run(config(), data, tmp_path, ALONE)
-    for step in range(2):
-        images, targets = next(run._batches())
-        run._make_step(images, targets)
-        run.step = step + 1
-    saved = checkpoint.optimizer_tensors(run.model, run.optimizer)
+    for _ in range(2):
+        run.make_step(*next(run.batches()))
+    saved = checkpoint.optimizer_tensors(run.learner.model, run.learner.optimizer)
     assert any(key.endswith("/exp_avg_sq") for key in saved)
-    other = torch.optim.AdamW(list(run.model.parameters())[::-1], lr=1.0)
-    checkpoint.restore_optimizer(run.model, other, saved)
-    for parameter, state in run.optimizer.state.items():
+    other = torch.optim.AdamW(list(run.learner.model.parameters())[::-1], lr=1.0)
+    checkpoint.restore_optimizer(run.learner.model, other, saved)
+    for parameter, state in run.learner.optimizer.state.items():
         for key, value in state.items():
             assert torch.equal(other.state[parameter][key], value)
 
@@ -410,7 +447,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_only(data, tmp_path):
 
 def test_short_memory_means_smaller_parts_of_the_same_batch(whole, data, tmp_path):
     run = Run(config(), data, tmp_path, ALONE)
-    body = run.trained
+    body = run.learner.trained
 
     class Short(nn.Module):
         def forward(self, x):
@@ -418,7 +455,7 @@ def test_short_memory_means_smaller_parts_of_the_same_batch(whole, data, tmp_pat
                 raise torch.OutOfMemoryError("out of memory")
             return body(x)
 
-    run.trained = Short()
+    run.learner.trained = Short()
     row = run.run()
     assert row["micro_batch"] == 2 and row["status"] == "ok"
     assert losses(row) == pytest.approx(losses(whole), abs=1e-5)
@@ -428,7 +465,7 @@ def test_short_memory_means_smaller_parts_of_the_same_batch(whole, data, tmp_pat
         def forward(self, x):
             raise torch.OutOfMemoryError("out of memory")
 
-    run.trained = None_()
+    run.learner.trained = None_()
     row = run.run()
     assert row["status"] == "oom" and row["micro_batch"] == 1 and row["accuracy"] == 0.5
 
@@ -452,7 +489,7 @@ def test_a_full_disk_leaves_store_and_checkpoint_whole(whole, data, tmp_path, mo
 
 def test_a_failing_model_is_a_row(tmp_path, monkeypatch):
     store = Store(tmp_path / "runs.jsonl")
-    monkeypatch.setattr(Run, "_make_step", lambda *a: (_ for _ in ()).throw(ValueError("no way")))
+    monkeypatch.setattr(Run, "make_step", lambda *a: (_ for _ in ()).throw(ValueError("no way")))
     assert work([config()], store)
     (row,) = store.read()[0]
     assert row["status"] == "failed" and row["reason"] == "ValueError: no way"
@@ -464,11 +501,11 @@ def test_a_failing_model_is_a_row(tmp_path, monkeypatch):
 def test_losses_are_timms(text):
     from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
 
-    from training.loop.run import summed_loss
+    from training.loop.objective import summed_loss
 
     torch.manual_seed(0)
     logits, targets = torch.randn(6, 5), torch.arange(6) % 5
-    made = recipe.read(f"micro:loss={text}")
+    made = presets.read(f"micro:loss={text}")
     if made.loss == "ce":
         theirs = LabelSmoothingCrossEntropy(made.smoothing)
     else:

@@ -17,8 +17,8 @@ import pytest
 from analysis.results.store import Store
 from benchmarks import loop
 from training import compare, plan, report
-from training.loop import recipe
-from training.loop.config import RunConfig
+from training.settings import presets
+from training.settings.config import RunConfig
 from training.worker import lock, work
 from transom.errors import SpecError
 
@@ -84,14 +84,14 @@ DEADLY = """
 import os
 from pathlib import Path
 from training.loop.run import Run
-step = Run._make_step
+step = Run.make_step
 def deadly(self, *args):
     marker = Path(os.environ["MARKER"])
     if self.step == 8 and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), 9)
     return step(self, *args)
-Run._make_step = deadly
+Run.make_step = deadly
 """
 
 
@@ -139,7 +139,7 @@ def test_a_run_belongs_to_the_worker_that_holds_its_lock(tmp_path):
     store = Store(tmp_path / "runs.jsonl")
     runs = [
         RunConfig(
-            backbone=BODY, seed=seed, data=DATA, recipe=recipe.read("micro"), budget="2steps",
+            backbone=BODY, seed=seed, data=DATA, recipe=presets.read("micro"), budget="2steps",
             batch=4,
         )
         for seed in (0, 1)
@@ -154,7 +154,7 @@ def test_a_run_belongs_to_the_worker_that_holds_its_lock(tmp_path):
 
 def test_a_run_that_kills_its_workers_is_called_failed(tmp_path):
     store = Store(tmp_path / "runs.jsonl")
-    run = RunConfig(backbone=BODY, seed=0, data=DATA, recipe=recipe.read("micro"),
+    run = RunConfig(backbone=BODY, seed=0, data=DATA, recipe=presets.read("micro"),
                     budget="2steps", batch=4)  # fmt: skip
     folder = plan.folder_of(store.path, run.slot)
     folder.mkdir(parents=True)
@@ -168,14 +168,15 @@ def test_a_run_that_kills_its_workers_is_called_failed(tmp_path):
 TWO = """
 import dataclasses, json, sys, torch
 from training.data.opening import open_data
-from training.loop import drop_path, recipe, run as loop, world
-from training.loop.config import RunConfig
+from training.loop import drop_path, run as loop, world
+from training.settings import presets
+from training.settings.config import RunConfig
 from pathlib import Path
 here = world.join("cpu")
 torch.set_num_threads(1)
 data = open_data("order:train=64,test=2000")
 data = dataclasses.replace(data, test=data.test.subset(torch.arange(1999)))
-busy = recipe.read("micro:crop=pad,hflip=0.5,mixup=0.4,cutmix=1,drop_path=0.5")
+busy = presets.read("micro:crop=pad,hflip=0.5,mixup=0.4,cutmix=1,drop_path=0.5")
 config = RunConfig(backbone="%s", seed=0, data="odd", recipe=busy,
                    budget="10steps", batch=8, evaluations=10)
 rows = [loop.Run(config, data, Path(sys.argv[1]), here).run()]
@@ -211,7 +212,7 @@ def test_two_processes_make_the_run_of_one(tmp_path):
 
 
 def test_the_best_rate_is_chosen_on_images_that_are_not_judged(tmp_path):
-    base = RunConfig(backbone="", seed=0, data=DATA, recipe=recipe.read("micro"),
+    base = RunConfig(backbone="", seed=0, data=DATA, recipe=presets.read("micro"),
                      budget="2steps", batch=4)  # fmt: skip
     wanted = plan.Plan(base, (BODY, PALE), 2, (1e-3, 1e-2))
     tuning = wanted.tuning()
@@ -306,6 +307,16 @@ def test_steps_to_a_target_decide_and_a_miss_is_infinite():
     assert found["token_mlp"]["verdict"] == "baseline"
     lines = report.notes(rows, "token_mlp", 0.95)
     assert any("a miss is inf" in line for line in lines)
+
+
+def test_the_table_is_in_the_order_of_its_plan():
+    """Runs are stored as they end, which is in no order where several are made at a time."""
+    rows = [{"kind": "plan", "backbones": ["a", "b", "c"]}, fake("b", 0, 100), fake("a", 0, 200)]
+    found = report.table_rows(rows, None, None)
+    assert [(row["backbone"], row["verdict"]) for row in found] == [
+        ("a", "baseline"), ("b", "inconclusive: 1 of 7 seeds"),
+    ]  # fmt: skip
+    assert list(report.by_backbone(rows[1:])) == ["b", "a"]  # of a store that is older
 
 
 def test_the_figure_is_drawn(tmp_path, capsys):

@@ -23,8 +23,9 @@ from PIL import Image
 
 from training.data import batches, opening, order, scan, splits
 from training.data.arrays import read_idx
+from training.data.images import ArrayImages, FolderImages
 from training.data.opening import open_data
-from training.data.splits import ArrayImages, FolderImages, assemble, holdout, stratified
+from training.data.splits import assemble, holdout, stratified
 from transom.errors import SpecError
 
 MODULES = ("batches", "splits", "order", "arrays", "folders", "hub", "scan", "opening")

@@ -16,12 +16,15 @@ import backbones
 from backbones import weights
 from backbones.weights import resize
 from training import compare, report
+from training.data import bits
+from training.data.images import FolderImages
 from training.data.opening import open_data
-from training.data.splits import FolderImages
-from training.loop import loader, recipe, subject
-from training.loop.config import RunConfig, identity, refuse_changes
+from training.loop import loader, subject
 from training.loop.run import Run, Stopped
 from training.loop.world import World
+from training.settings import presets
+from training.settings.config import RunConfig
+from training.settings.identity import identity, refuse_changes
 from transom.errors import SpecError
 
 BODY = "swin_t/stages=2/1.dim=8/1.heads=2/2.dim=16/2.heads=2/1.depth=2/2.depth=1"
@@ -32,7 +35,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 def config(**fields) -> RunConfig:
     base = RunConfig(
-        backbone=SWIN, seed=0, data=DATA, recipe=recipe.read("micro"), budget="3steps", batch=8,
+        backbone=SWIN, seed=0, data=DATA, recipe=presets.read("micro"), budget="3steps", batch=8,
         evaluations=1,
     )  # fmt: skip
     return dataclasses.replace(base, **fields)
@@ -69,16 +72,16 @@ def started(data, file, folder, **fields) -> Run:
 
 def test_a_run_starts_from_weights(data, saved, tmp_path):
     """Every tensor; and a head of another number of classes is the drawn one."""
-    drawn = Run(config(), data, tmp_path, ALONE).model.state_dict()
+    drawn = Run(config(), data, tmp_path, ALONE).learner.model.state_dict()
     for classes, file in saved.items():
         run = started(data, file, tmp_path)
         want = model_of(classes=classes).state_dict()
-        for name, tensor in run.model.state_dict().items():
+        for name, tensor in run.learner.model.state_dict().items():
             fresh = classes == 5 and name.startswith("head.")
             assert torch.equal(tensor, (drawn if fresh else want)[name]), name
         fresh = 2 if classes == 5 else 0
-        assert run.start == {"loaded": len(want) - fresh} | ({"fresh": 2, "left out": 2} if fresh
-                                                             else {})  # fmt: skip
+        head = {"fresh": 2, "left out": 2} if fresh else {}
+        assert run.learner.start == {"loaded": len(want) - fresh} | head
     row = run.run()
     assert row["start"]["fresh"] == 2 and row["identity"]["weights_digest"] == subject.digest_of(
         str(saved[5])
@@ -89,24 +92,25 @@ def test_a_run_starts_from_weights(data, saved, tmp_path):
 
 def test_only_what_is_replaced_is_drawn(data, saved, tmp_path):
     hybrid = f"{BODY}/1=window:size=4/2=full"
-    drawn = Run(config(backbone=hybrid), data, tmp_path, ALONE).model.state_dict()
+    drawn = Run(config(backbone=hybrid), data, tmp_path, ALONE).learner.model.state_dict()
     run = started(data, saved[2], tmp_path, backbone=hybrid, partial="replaced")
-    theirs, found = model_of().state_dict(), run.model.state_dict()
+    theirs, found = model_of().state_dict(), run.learner.model.state_dict()
     mixer = "stages.1.blocks.0.mixer."
     assert all(
         torch.equal(tensor, (drawn if name.startswith(mixer) else theirs)[name])
         for name, tensor in found.items()
     )
-    assert run.start is not None and run.start["fresh"] == sum(n.startswith(mixer) for n in found)
+    start = run.learner.start
+    assert start is not None and start["fresh"] == sum(n.startswith(mixer) for n in found)
 
 
 def test_windows_of_another_size_are_resized(data, saved, tmp_path):
     run = started(data, saved[2], tmp_path, backbone=f"{BODY}/1=window:size=8/2=window:size=2")
-    names = [key for key in run.model.state_dict() if key.endswith("bias.table")]
-    assert run.start == {"loaded": len(run.model.state_dict()) - 2, "resized": 2}
+    names = [key for key in run.learner.model.state_dict() if key.endswith("bias.table")]
+    assert run.learner.start == {"loaded": len(run.learner.model.state_dict()) - 2, "resized": 2}
     name = names[0]
     want = resize.table(model_of().state_dict()[name], (4, 4), (8, 8))
-    assert torch.equal(run.model.state_dict()[name], want)
+    assert torch.equal(run.learner.model.state_dict()[name], want)
 
 
 @pytest.mark.parametrize(
@@ -188,14 +192,14 @@ def test_windows_that_are_not_square_scale_along_their_axes():
 
 
 def test_the_trained_model_is_evaluated_at_other_sizes(data, tmp_path):
-    averaged = config(eval_sizes=((32, 32), (48, 48)), recipe=recipe.read("micro:ema=0.5"))
+    averaged = config(eval_sizes=((32, 32), (48, 48)), recipe=presets.read("micro:ema=0.5"))
     run = Run(averaged, data, tmp_path, ALONE)
     row = run.run()
     assert [(at["size"], at["windows"]) for at in row["at"]] == [
         ([32, 32], "kept"), ([48, 48], "kept"), ([48, 48], "scaled"),
     ]  # fmt: skip
     assert row["at"][0]["correct"] == row["correct"]  # at its own size
-    model = run.average.module.eval()
+    model = run.learner.average.module.eval()
     images = data.test.pixels(torch.arange(40)).float()
     larger = torch.nn.functional.interpolate(
         images, (48, 48), mode="bilinear", antialias=True
@@ -206,7 +210,7 @@ def test_the_trained_model_is_evaluated_at_other_sizes(data, tmp_path):
     ):
         with torch.no_grad():
             right = judged.eval()(x).argmax(-1) == data.test.labels
-        assert (report._unpacked(at["correct"], 40) == right.numpy()).mean() > 0.95
+        assert (bits.unpacked(at["correct"], 40) == right.numpy()).mean() > 0.95
         assert at["accuracy"] == pytest.approx(right.float().mean().item(), abs=0.05)
     assert run.identity["eval_sizes"] == [[32, 32], [48, 48]]
     run.at = []
@@ -215,7 +219,7 @@ def test_the_trained_model_is_evaluated_at_other_sizes(data, tmp_path):
         model.head.bias.copy_(torch.tensor([0.0, 1.0]))
     run._evaluate_at_sizes()
     ones = data.test.labels == 1
-    assert all((report._unpacked(at["correct"], 40) == ones.numpy()).all() for at in run.at)
+    assert all((bits.unpacked(at["correct"], 40) == ones.numpy()).all() for at in run.at)
 
 
 def test_the_table_has_a_column_a_size():
@@ -262,7 +266,7 @@ def losses(row) -> list[float]:
 def test_workers_change_nothing(data, tmp_path):
     """Weights to the bit, of a whole run and of one that stops in between, whatever is drawn."""
     busy = config(
-        recipe=recipe.read("micro:crop=pad,hflip=0.5,mixup=0.4,reprob=0.5,drop_path=0.5"),
+        recipe=presets.read("micro:crop=pad,hflip=0.5,mixup=0.4,reprob=0.5,drop_path=0.5"),
         budget="6steps", evaluations=6,
     )  # fmt: skip
     rows = [Run(busy, data, tmp_path / "none", ALONE).run()]
@@ -335,7 +339,7 @@ def test_arrays_need_no_workers_and_pictures_share_the_cores(data, monkeypatch):
 def test_a_compiled_run_has_the_losses_of_an_eager_one(data, tmp_path):
     rows = [
         Run(config(budget="5steps", evaluations=5, compile=compiled,
-                   recipe=recipe.read("micro:drop_path=0.3")), data, tmp_path, ALONE).run()
+                   recipe=presets.read("micro:drop_path=0.3")), data, tmp_path, ALONE).run()
         for compiled in (False, True)
     ]  # fmt: skip
     assert losses(rows[1]) == pytest.approx(losses(rows[0]), abs=1e-4)
@@ -347,8 +351,8 @@ def test_compiling_is_torchs(data, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda model: asked.append(model) or model)
     eager, compiled = (Run(config(compile=c), data, tmp_path, ALONE) for c in (False, True))
-    assert asked == [compiled.model] and compiled.model.state_dict().keys() == (
-        eager.model.state_dict().keys()
+    assert asked == [compiled.learner.model] and compiled.learner.model.state_dict().keys() == (
+        eager.learner.model.state_dict().keys()
     )
     with pytest.raises(SpecError, match="compile was None and is True"):
         refuse_changes("run", eager.identity, compiled.identity, "store")

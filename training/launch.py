@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from analysis.results.session import worker_path
-from training.loop.config import RunConfig
+from training.settings.config import RunConfig
 from training.worker import RESUMABLE
 from transom.errors import SpecError
 from transom.progress import bar

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training.loop.config import RunConfig, identity, refuse_changes
+from training.settings.config import RunConfig
+from training.settings.identity import identity, refuse_changes
 from transom.errors import SpecError
 
 Row = dict[str, Any]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from training.data.bits import unpacked
 from training.judge import Comparison, Runs, interval, judge, pairing
 
 Row = dict[str, Any]
@@ -28,12 +28,7 @@ def by_backbone(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def correct_of(row: Row) -> np.ndarray:
     """One bool per test image; a run that diverged or failed has none correct."""
-    return _unpacked(row["correct"], row["test_images"])
-
-
-def _unpacked(correct: str, count: int) -> np.ndarray:
-    bits = np.frombuffer(base64.b64decode(correct), np.uint8)
-    return np.unpackbits(bits, count=count).astype(bool) if bits.size else np.zeros(count, bool)
+    return unpacked(row["correct"], row["test_images"])
 
 
 def accuracies(name: str, rows: Sequence[Row]) -> Runs:
@@ -91,7 +86,7 @@ def accuracies_at(name: str, rows: Sequence[Row], size: str, windows: str) -> Ru
         name=name, seeds=tuple(row["seed"] for row in rows),
         scores=tuple(at["accuracy"] if at else 1 / row["classes"] for at, row in pairs),
         correct=tuple(
-            _unpacked(at["correct"] if at else "", row["test_images"]) for at, row in pairs
+            unpacked(at["correct"] if at else "", row["test_images"]) for at, row in pairs
         ),
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training import compare
+from training import compare, options
 from transom import cli, table
 from transom.errors import SpecError, nearest, one_line, printable
 
@@ -168,7 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("study", nargs="?", metavar="NAME", help="of a study, or a .toml file")
     parser.add_argument("--show", metavar="NAME", help="print the study's TOML, to be changed")
     parser.add_argument("--baseline", metavar="LABEL", help="compare with this one of the study")
-    compare.add_settings(parser)
+    options.add_settings(parser)
     return parser
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from analysis.results.store import Store
-from training.loop.config import RunConfig, identity
 from training.plan import folder_of
+from training.settings.config import RunConfig
+from training.settings.identity import identity
 from transom import cli
-from transom.errors import SpecError, one_line
+from transom.errors import SpecError, cause_of, printable
 
 RESUMABLE = 75  # exit code of a worker that was asked to stop and has saved (EX_TEMPFAIL)
 DEATHS = 3  # of workers at one step of a run, after which the run is called failed
@@ -142,7 +143,7 @@ def _make(
         except Exception as error:
             if here.size > 1:
                 raise
-            reason = f"{type(error).__name__}: {one_line(' '.join(str(error).split()))}"
+            reason = printable(cause_of(error, named=True))
     return {
         "kind": "run", "slot": config.slot, "backbone": config.backbone, "seed": config.seed,
         "lr": config.lr, "tuning": config.tuning, "status": "failed", "reason": reason,

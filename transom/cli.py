@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transom import files
-from transom.errors import SpecError
+from transom.errors import SpecError, cause_of
 from transom.fields import read_size
 from transom.table import FORMATS, harmless, plain
 
@@ -139,7 +139,7 @@ def run(main: Callable[[], int]) -> None:
         code = main()
         sys.stdout.flush()
     except SpecError as error:
-        print(f"error: {plain(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"error: {plain(cause_of(error))}", file=sys.stderr)
         code = BAD_REQUEST
     except BrokenPipeError:  # the reader has seen enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -72,6 +72,25 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def cause_of(error: BaseException, named: bool = False) -> str:
+    """What an exception says, in one line and unshortened; its class where it says nothing.
+
+    Args:
+        error: of any library.
+        named: put the class before the text in any case.
+
+    Returns:
+        Text without line ends, to be cleaned by `one_line` or `printable`.
+
+    Example:
+        >>> from transom.errors import cause_of
+        >>> cause_of(ValueError("no such\n  column")), cause_of(MemoryError())
+        ('no such column', 'MemoryError')
+    """
+    text = f"{type(error).__name__}: {error}" if named else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """The tail of an error about an unknown name: the nearest name, and all that are allowed.
 

@@ -25,7 +25,7 @@ from attention.factory import build
 from attention.notation import make_config, parse
 from attention.registry import name_of, names
 from transom import cli
-from transom.errors import SpecError, nearest, one_line
+from transom.errors import SpecError, cause_of, nearest, one_line
 
 LARGEST_GROUP = 24  # side of the largest published window; maps are not sized for larger ones
 LARGE = (41, 38)  # holds two windows of 19, and shows errors that small maps do not
@@ -165,7 +165,7 @@ def mixer(
         reference.load_state_dict(module.state_dict())
         subject.reference = reference
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = cause_of(error)[:120]
         subject.no_reference = f"not the parameters of {claimed}: {reason}"
     return subject
 

@@ -22,7 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from attention.execution import torch_private
 from attention.execution.backends import BY_NAME, CPU, KERNEL, REFERENCE, Choice, Reference, running
 from transom import files
-from transom.errors import SpecError, printable
+from transom.errors import SpecError, cause_of, printable
 
 ROUNDS = 3  # timings of each backend, interleaved; the least counts
 # How many times as fast as the reference a backend must be.  The kernel sums in another order.
@@ -131,7 +131,7 @@ def _refusal(
     try:
         out, *grads = step(backend)
     except Exception as error:  # any error of a compiler or a driver: the reference remains
-        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return cause_of(error, named=True)[:300]
     difference = max(distance([out], want[:1]), distance(grads, want[1:]) / 2)
     if difference <= limit:
         return ""
@@ -208,7 +208,7 @@ def load(path: str | os.PathLike[str]) -> None:
             for key, saved in content.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        text = cause_of(error, named=True)[:200]
         raise SpecError(f"{printable(path)}: no file of saved choices ({text})") from None
     _choices.update(choices)
 

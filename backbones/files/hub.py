@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from backbones.files.storage import WeightsError
-from transom.errors import one_line
+from transom.errors import cause_of, one_line
 
 
 def fetch(name: str, file: str = "model.safetensors") -> Path:
@@ -27,7 +27,7 @@ def fetch(name: str, file: str = "model.safetensors") -> Path:
     try:
         return Path(hf_hub_download(match[1], file, revision=match[2]))
     except Exception as error:  # offline, refused, absent: each version has its own classes
-        cause = one_line(" ".join(str(error).split()) or type(error).__name__)
+        cause = one_line(cause_of(error))
         raise WeightsError(
             f"{name}: {file} cannot be fetched ({type(error).__name__}: {cause}); offline, fetch "
             "it by hand and give its path"

@@ -26,7 +26,7 @@ from torch import Tensor
 from backbones.files import sandbox, standins
 from backbones.files.locate import Located, locate
 from backbones.files.storage import WeightsError, verify
-from transom.errors import one_line, printable
+from transom.errors import cause_of, one_line, printable
 
 SAFE_TORCH = (2, 10)  # older ones have published holes in weights_only=True
 LONGEST_HEADER = 8 * 2**20  # bytes; a backbone's names take 0.2 MB
@@ -214,7 +214,7 @@ def _read_in_sandbox(path: Path, out: Path, entry: str | None) -> None:
     except Exception as error:  # hostile bytes can make the reader raise anything
         # the cause, without torch's advice to read the file unsafely
         inner = error.__context__ or error
-        cause = one_line(" ".join(str(inner).split()).split(". ")[0] or type(inner).__name__)
+        cause = one_line(cause_of(inner).split(". ")[0])
         raise WeightsError(f"refused by torch's safe reader: {cause}") from None
     found = locate(loaded, entry)
     for key, tensor in found.state.items():
@@ -225,7 +225,7 @@ def _read_in_sandbox(path: Path, out: Path, entry: str | None) -> None:
         state = {key: t.detach().clone().contiguous() for key, t in found.state.items()}
         save_file(state, out, more)
     except Exception as error:  # no room, or kinds of numbers that safetensors has not
-        cause = one_line(" ".join(str(error).split()) or type(error).__name__)
+        cause = one_line(cause_of(error))
         raise WeightsError(f"what it holds is too large or of unknown kinds: {cause}") from None
 
 

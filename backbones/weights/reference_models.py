@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from backbones.files.storage import WeightsError
 from backbones.specs.spec import BackboneSpec
 from backbones.weights.resize import Size, extent_of
-from transom.errors import one_line
+from transom.errors import cause_of, one_line
 
 LIBRARIES = ("timm", "torchvision", "transformers")
 
@@ -40,7 +40,7 @@ def reference_model(
     except ImportError as error:
         raise WeightsError(f"--check: {source} is not installed ({error}); install it") from None
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        cause = one_line(" ".join(str(error).split()))
+        cause = one_line(cause_of(error))
         raise WeightsError(f"--check: {source} cannot build this model: {cause}") from None
 
 

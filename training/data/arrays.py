@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.data.splits import ArrayImages
+from training.data.images import ArrayImages
 from transom.errors import SpecError, nearest, one_line, printable
 
 Splits = tuple[ArrayImages, ArrayImages, tuple[str, ...]]  # train, test, class names

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from training.data.splits import FolderImages
+from training.data.images import FolderImages
 from transom.errors import SpecError, nearest, printable
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")

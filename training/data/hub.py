@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from training.data.splits import ArrayImages, Images, PictureImages, read_picture
-from transom.errors import SpecError, nearest, one_line, printable
+from training.data.images import ArrayImages, Images, PictureImages, read_picture
+from transom.errors import SpecError, cause_of, nearest, one_line, printable
 
 TESTS = ("test", "validation", "valid", "val")  # the first one whose labels are public counts
 SMALL = 64  # pixels; images of one size up to this one are held in memory
@@ -98,7 +98,7 @@ def open_hub(name: str) -> tuple[Images, Images, tuple[str, ...]]:
             match[1], options.get("config"), revision=options.get("revision")
         )
     except Exception as error:  # offline, refused, absent: each version has its own classes
-        cause = one_line(" ".join(str(error).split()) or type(error).__name__)
+        cause = one_line(cause_of(error))
         raise SpecError(
             f"{name}: it cannot be loaded ({type(error).__name__}: {cause}); offline, give the "
             "path of a folder of images"

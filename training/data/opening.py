@@ -12,7 +12,8 @@ import torch
 
 from training.data import arrays, folders, hub, order, scan
 from training.data.batches import stream
-from training.data.splits import ArrayImages, Data, Images, Size, assemble, stratified
+from training.data.images import ArrayImages, Images
+from training.data.splits import Data, Size, assemble, stratified
 from transom.errors import SpecError, nearest, one_line, printable
 from transom.fields import read_size
 

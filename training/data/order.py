@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from training.data.batches import stream
-from training.data.splits import ArrayImages, Data, Size, assemble
+from training.data.images import ArrayImages
+from training.data.splits import Data, Size, assemble
 from transom.fields import option, read_count, read_fields, read_number, write
 
 SIDE, TOKEN, AMPLITUDE = 32, 4, 2.0  # pixels, pixels, and a glyph's value; the ground is 0

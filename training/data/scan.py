@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from training.data.splits import ArrayImages, Data, Images
+from training.data.images import ArrayImages, Images
+from training.data.splits import Data
 from transom.errors import SpecError, printable
 from transom.progress import bar
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from training.data import batches
 from training.data.batches import stream
-from training.data.splits import ArrayImages, Data, Images
-from training.loop.recipe import Recipe
+from training.data.images import ArrayImages, Images
+from training.data.splits import Data
+from training.settings.recipe import Recipe
 
 Size = tuple[int, int]
 

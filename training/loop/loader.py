@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from training.data.splits import ArrayImages, Data
+from training.data.images import ArrayImages
+from training.data.splits import Data
 from training.loop.augment import TrainBatches
 from transom.errors import SpecError
 

@@ -20,7 +20,7 @@ from backbones.files import hub, storage
 from backbones.specs import variants
 from backbones.weights import Adapt, load, resize
 from training.data.splits import Data
-from transom.errors import SpecError, one_line, printable
+from transom.errors import SpecError, cause_of, one_line, printable
 
 Size = tuple[int, int]
 
@@ -127,7 +127,7 @@ def _logits(model: nn.Module, name: str, data: Data, size: Size) -> Any:
         with torch.no_grad():
             return model(torch.zeros(1, data.channels, *size))
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = cause_of(error)
         raise SpecError(f"{name}: its forward fails: {one_line(reason)}") from None
 
 

@@ -25,7 +25,7 @@ class Budget:
         unit: one of `UNITS`.
 
     Example:
-        >>> from training.loop.budget import Budget
+        >>> from training.settings.budget import Budget
         >>> Budget.parse("2e9macs").steps(macs=1_000_000, images=1000, batch=10)
         67
     """

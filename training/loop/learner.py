@@ -1,0 +1,210 @@
+"""The model of a run with what trains it: one optimizer step, and the answers it gives."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import analysis
+from analysis.timing.build_model import out_of_memory
+from training.data.batches import stream
+from training.data.splits import Data
+from training.loop import augment, checkpoint, drop_path, initial, subject
+from training.loop.objective import make_optimizer, summed_loss
+from training.loop.world import World
+from training.settings.config import RunConfig
+from transom.errors import SpecError, printable
+
+Size = tuple[int, int]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Diverged(Exception):
+    """Raised when the loss or a gradient is not finite."""
+
+
+class Learner:
+    """A model at its start, its optimizer, and the average of its weights if the recipe has one.
+
+    Args:
+        config: of the run.
+        data: the dataset.
+        world: the processes of the run.
+
+    Raises:
+        SpecError: the model cannot be built, or --weights have changed since the plan was made.
+    """
+
+    def __init__(self, config: RunConfig, data: Data, world: World) -> None:
+        self.config, self.data, self.world = config, data, world
+        self.size = config.size or data.size
+        self.first, self.count = world.share(config.batch)
+        self.micro = self.count  # images of one forward
+        recipe = config.recipe
+        model = subject.build(config.backbone, data, self.size, recipe.drop_path, seed=config.seed)
+        initial.draw(model, config.seed, recipe.init)
+        self.start: dict[str, int] | None = None
+        if config.weights is not None:
+            if subject.digest_of(config.weights) != config.weights_digest:
+                raise SpecError(f"--weights {printable(config.weights)}: changed since the start")
+            self.start = subject.start_from(model, config.backbone, config.weights, config.partial)
+        report = analysis.count(model, self.size, name=config.backbone, trace=False)
+        self.macs, self.params = report.macs, report.params
+        self.drops = drop_path.replace(model)
+        self.model = model.to(world.device)
+        self.rate = config.lr or recipe.rate(config.batch)
+        self.optimizer = make_optimizer(self.model, recipe, self.rate)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.dtype == "fp16")
+        self.average = None
+        if recipe.ema:
+            from timm.utils import ModelEmaV3
+
+            self.average = ModelEmaV3(self.model, decay=recipe.ema)
+        self.trained: nn.Module = self.model
+        if world.size > 1:
+            from torch.nn.parallel import DistributedDataParallel
+
+            self.trained = DistributedDataParallel(self.model)
+        if config.compile:
+            self.trained = torch.compile(self.trained)  # type: ignore[assignment]
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model that is evaluated: the average of the weights where there is one."""
+        return self.average.module if self.average is not None else self.model
+
+    # -- a step --------------------------------------------------------------------------------
+
+    def step(self, number: int, fraction: float, images: Tensor, targets: Tensor) -> float:
+        """Makes one optimizer step on this process's images.
+
+        Args:
+            number: of the step, from 0.
+            fraction: of the budget that is spent before it.
+            images: (count, c, h, w) on the run's device.
+            targets: (count,) or, mixed, (count, classes).
+
+        Returns:
+            The mean loss of the global batch.
+
+        Raises:
+            Diverged: the loss or the gradient is not finite.
+        """
+        lr = self.rate * self.config.recipe.schedule(fraction)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        self.model.train()
+        torch.default_generator.manual_seed(
+            stream(self.config.seed, "model", number, self.world.rank).initial_seed()
+        )
+        while True:
+            try:
+                loss = self._backward(number, images, targets.to(self.world.device))
+                break
+            except Exception as error:
+                if not out_of_memory(error) or self.micro == 1 or self.world.size > 1:
+                    raise
+                self.micro = math.ceil(self.micro / 2)  # the same global batch, in smaller parts
+                self.optimizer.zero_grad()
+        self.scaler.unscale_(self.optimizer)
+        limit = self.config.recipe.clip_grad or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        mean = float(self.world.sum(loss)) / self.config.batch
+        if not math.isfinite(mean) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+            raise Diverged(
+                f"loss {mean:g} at step {number + 1}, learning rate {lr:.3g}, norm of the "
+                f"gradient {norm:.3g}"
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.model, step=number)
+        return mean
+
+    def _backward(self, number: int, images: Tensor, targets: Tensor) -> Tensor:
+        """Adds the gradient of the global batch's mean loss; the sum of the losses here."""
+        total = torch.zeros((), device=self.world.device)
+        for start in range(0, self.count, self.micro):
+            part = slice(start, min(start + self.micro, self.count))
+            drop_path.set_draws(
+                self.drops, seed=self.config.seed, step=number, batch=self.config.batch,
+                first=self.first + start, count=part.stop - start,
+            )  # fmt: skip
+            last = part.stop == self.count
+            waits = last or self.world.size == 1
+            with contextlib.nullcontext() if waits else self.trained.no_sync():  # type: ignore
+                with self._autocast():
+                    logits = self.trained(images[part])
+                    loss = summed_loss(logits.float(), targets[part], self.config.recipe)
+                # DDP takes the mean over processes, the global batch has the sum
+                share = self.world.size / self.config.batch
+                self.scaler.scale(loss * share).backward()
+            total += loss.detach()
+        return total
+
+    def _autocast(self) -> Any:
+        dtype = DTYPES[self.config.dtype]
+        if dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.world.device.type, dtype)
+
+    # -- answers -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def correct(self, model: nn.Module, size: Size) -> np.ndarray:
+        """Whether every test image is classified correctly, in their order; on all processes.
+
+        Args:
+            model: `judged`, or one with other windows.
+            size: (height, width) of the images in pixels.
+        """
+        model = model.to(self.world.device).eval()
+        images = self.data.test
+        correct = torch.zeros(len(images), device=self.world.device)
+        mine = torch.arange(len(images))[self.world.rank :: self.world.size]
+        larger = max(1.0, size[0] * size[1] / (self.size[0] * self.size[1]))
+        for part in mine.split(max(1, int(256 / larger))):  # for no more memory than in training
+            x = augment.evaluated(images, part, self.config.recipe, self.data, size)
+            with self._autocast():
+                logits = model(x.to(self.world.device))
+            right = logits.float().argmax(-1).cpu() == images.labels[part]
+            correct[part] = right.float().to(correct.device)
+        return self.world.sum(correct).cpu().numpy() > 0
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that training has changed, by name."""
+        found = {f"model/{key}": value for key, value in self.model.state_dict().items()}
+        found |= checkpoint.optimizer_tensors(self.model, self.optimizer)
+        if self.average is not None:
+            averaged = self.average.module.state_dict().items()
+            found |= {f"average/{key}": value for key, value in averaged}
+        return found
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Takes what `tensors` gave."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            items = tensors.items()
+            return {key.removeprefix(prefix): t for key, t in items if key.startswith(prefix)}
+
+        self.model.load_state_dict(part("model/"))
+        checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
+        if self.average is not None:
+            self.average.module.load_state_dict(part("average/"))
+
+    def digest(self) -> str:
+        """SHA-256 of all weights and buffers, by name."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            found.update(name.encode() + content.numpy().tobytes())
+        return found.hexdigest()
