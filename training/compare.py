@@ -75,6 +75,8 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
     cli.load_plugins(args.plugin)
     if args.figure and args.figure.suffix not in ENDINGS:
         raise SpecError(f"--figure {args.figure}: expected a name ending in {', '.join(ENDINGS)}")
+    if args.resume and not args.store:
+        raise SpecError("--resume: goes on with the runs of a --store; give its name")
     if args.table:
         return [row for path in args.table for row in _stored(path)]
     if not args.backbone:
@@ -124,7 +126,7 @@ def _run(args: argparse.Namespace, store: Store) -> list[dict[str, Any]]:
     from training import plan
     from training.data.opening import open_data
     from training.data.scan import scan
-    from training.loop import loader, subject
+    from training.loop import loader, objective, subject
 
     wanted = plan_of(args)
     first = int(os.environ.get("RANK", "0")) == 0
@@ -135,6 +137,7 @@ def _run(args: argparse.Namespace, store: Store) -> list[dict[str, Any]]:
         side_by_side = _jobs(args) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = loader.default_workers(data, side_by_side)
         wanted = replace(wanted, base=replace(wanted.base, workers=workers))
+    objective.check(wanted.base.recipe, data, args.img_size or data.size)
     for name in wanted.backbones:  # refuses what cannot be built before anything is trained
         subject.check(name, data, args.img_size or data.size, wanted.base.recipe.drop_path,
                       args.weights, wanted.base.partial, args.eval_size)  # fmt: skip

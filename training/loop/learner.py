@@ -99,7 +99,8 @@ class Learner:
         lr = self.rate * self.config.recipe.schedule(fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        self.model.train()
+        if not self.model.training:  # a walk over all modules, as evaluation leaves them
+            self.model.train()
         torch.default_generator.manual_seed(
             stream(self.config.seed, "model", number, self.world.rank).initial_seed()
         )

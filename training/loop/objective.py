@@ -8,7 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.data.splits import Data
+from training.loop import augment
 from training.settings.recipe import Recipe
+from transom.errors import SpecError, cause_of, one_line
+
+
+def check(recipe: Recipe, data: Data, size: tuple[int, int]) -> None:
+    """Raises SpecError for an optimizer or a policy of augmentation that timm does not know."""
+    try:
+        field = f"opt={recipe.opt}, such as adamw or lamb"
+        make_optimizer(nn.Linear(1, 1), recipe, rate=1.0)
+        if augment.needs_pictures(recipe):
+            field = f"auto_augment={recipe.auto_augment}, such as rand-m9-mstd0.5-inc1"
+            augment.picture_transform(recipe, data, size)
+    except Exception as error:  # timm raises whatever a text leads it to
+        reason = f"timm cannot make {one_line(field)} ({one_line(cause_of(error))})"
+        raise SpecError(f"--recipe {one_line(recipe.name)}: {reason}") from None
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, rate: float) -> torch.optim.Optimizer:
