@@ -248,7 +248,7 @@ def test_the_best_rate_is_chosen_on_images_that_are_not_judged(tmp_path):
         (["--table", "/nowhere/runs.jsonl"], "holds no runs"),
         (["--backbone", BODY, "--resume"], "give its name"),
         (["--backbone", BODY, "--recipe", "micro:opt=adamq"], "cannot make opt=adamq, such as"),
-        (["--backbone", BODY, "--recipe", "micro:auto_augment=randy"], "cannot make auto_augment=randy, such as"),
+        (["--backbone", BODY, "--recipe", "micro:auto_augment=randy"], "make auto_augment=randy"),
         (["--backbone", "torchvision:swin_t"], "take 3 channels, not 1"),
         (["--backbone", BODY, "--store", "/nowhere/runs.jsonl"], "No such file"),
         (["--backbone", BODY, "--figure", "curves.txt"], "expected a name ending in"),
