@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from attention.softmax.branch import projection as linear
 from backbones import timm_keywords
 from backbones.model.backbone import HierarchicalBackbone
-from backbones.model.layout import nchw, nhwc
 from backbones.specs.construct import edit
 from backbones.specs.notation import parse
 from transom.errors import SpecError
@@ -118,13 +117,6 @@ class TimmBackbone(HierarchicalBackbone):
         self.num_features = self.head_hidden_size = self.spec.stages[-1].dim
 
     # -- forward -------------------------------------------------------------------------
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The normed map of the last stage (b, c, h, w) of images (b, in_channels, H, W)."""
-        return self._normed(self.stages(self.stem(x)))
-
-    def _normed(self, x: Tensor) -> Tensor:
-        return nchw(self.norm(nhwc(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (b, num_classes) of a normed map (b, c, h, w); with pre_logits, their input."""

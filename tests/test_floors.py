@@ -26,7 +26,7 @@ FLOORS = (  # a folder imports itself and those before it
     "backbones/specs", "backbones/files", "backbones/model", "backbones/weights", "backbones",
     "analysis/counting", "analysis/models", "analysis/papers", "analysis/pictures",
     "analysis/checking", "analysis/results", "analysis/timing", "analysis",
-    "training/data", "training/settings", "training/loop", "training",
+    "training/data", "training/settings", "training/objectives", "training/loop", "training",
     "benchmarks",
 )  # fmt: skip
 LEAST, MOST = 5, 12  # files of a folder: fewer are no idea of their own, more are two

@@ -121,7 +121,8 @@ def test_swin_is_the_authors_recipe():
         "auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4, "reprob": 0.25,
         "hflip": 0.5, "crop": "resized", "scale": 0.08, "crop_pct": 224 / 256,
         "interpolation": "bicubic", "drop_path": None, "ema": 0.0, "init": "paper", "repeats": 1,
-        "bce_threshold": 0.0, "name": "swin",
+        "bce_threshold": 0.0, "name": "swin", "objective": "classify",
+        "mask_patch": 32, "mask_ratio": 0.6, "probe_images": 10_000,  # of simmim alone
     }  # fmt: skip
     assert swin.to_dict() == pytest.approx(authors)
     assert swin.rate(1024) == pytest.approx(1e-3)
@@ -501,7 +502,7 @@ def test_a_failing_model_is_a_row(tmp_path, monkeypatch):
 def test_losses_are_timms(text):
     from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
 
-    from training.loop.objective import summed_loss
+    from training.objectives.classes import summed_loss
 
     torch.manual_seed(0)
     logits, targets = torch.randn(6, 5), torch.arange(6) % 5

@@ -183,6 +183,10 @@ rows = [loop.Run(config, data, Path(sys.argv[1]), here).run()]
 draws = drop_path.set_draws
 drop_path.set_draws = lambda modules, seed, **key: draws(modules, seed=seed + here.rank, **key)
 rows.append(loop.Run(config, data, Path(sys.argv[1]), here).run())
+drop_path.set_draws = draws
+hidden = presets.read("micro-simmim:hflip=0.5,drop_path=0.5")
+masked = dataclasses.replace(config, recipe=hidden, evaluations=5)
+rows.append(loop.Run(masked, data, Path(sys.argv[1]), here).run())
 if here.first:
     print(json.dumps(rows))
 world.leave()
@@ -201,14 +205,53 @@ def test_two_processes_make_the_run_of_one(tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(done.stdout)
 
-    one, _ = rows()
-    two, apart = rows("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    one, _, hidden = rows()
+    two, apart, both_hidden = rows(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
+    )
     losses = [[point["loss"] for point in row["curve"]] for row in (one, two, apart)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-6) and two["processes"] == 2
     assert max(abs(a - b) for a, b in zip(losses[0], losses[2], strict=True)) > 1e-4
     assert two["test_images"] == 1999 == len(report.correct_of(two))
     assert two["accuracy"] == report.correct_of(two).sum() / 1999
     assert (report.correct_of(one) == report.correct_of(two)).mean() > 0.98
+    losses = [[point["loss"] for point in row["curve"]] for row in (hidden, both_hidden)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert (report.correct_of(hidden) == report.correct_of(both_hidden)).mean() > 0.98
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_its_peers_and_the_run_goes_on_to_the_bit(tmp_path):
+    """kill -9 of the second of two processes at step 8, after the checkpoint of step 6."""
+    (tmp_path / "deadly.py").write_text(DEADLY.replace(
+        'marker = Path(os.environ["MARKER"])',
+        'marker = Path(os.environ["MARKER"] + ("" if os.environ["RANK"] == "1" else "/no/such"))',
+    ).replace("not marker.exists()", "marker.parent.exists() and not marker.exists()"))
+    path = os.pathsep.join(filter(None, [str(tmp_path), str(ROOT)]))
+
+    def run(store, *more):
+        return subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+             "2", "-m", "training.compare", "--backbone", BODY, "--seeds", "1", *SMALL,
+             "--save-steps", "3", "--store", str(tmp_path / store), *more],
+            timeout=300, capture_output=True, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path,
+                 "MARKER": str(tmp_path / "killed")},
+        )  # fmt: skip
+
+    assert run("whole.jsonl").returncode == 0
+    killed = run("killed.jsonl", "--plugin", "deadly")
+    assert killed.returncode != 0 and (tmp_path / "killed").exists()
+    assert not [row for row in Store(tmp_path / "killed.jsonl").read()[0] if row["kind"] == "run"]
+    steps = [path.name for path in (tmp_path / "killed.jsonl.d").rglob("step-*.safetensors")]
+    assert max(steps) == "step-000000006.safetensors"
+    again = run("killed.jsonl", "--resume")
+    assert again.returncode == 0, again.stderr[-2000:]
+    rows = [
+        next(row for row in Store(tmp_path / f"{name}.jsonl").read()[0] if row["kind"] == "run")
+        for name in ("whole", "killed")
+    ]
+    assert rows[0]["weights"] == rows[1]["weights"] and rows[0]["processes"] == 2
 
 
 def test_the_best_rate_is_chosen_on_images_that_are_not_judged(tmp_path):

@@ -77,6 +77,8 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise SpecError(f"--figure {args.figure}: expected a name ending in {', '.join(ENDINGS)}")
     if args.resume and not args.store:
         raise SpecError("--resume: goes on with the runs of a --store; give its name")
+    if args.keep_weights and not args.store:
+        raise SpecError("--keep-weights: keeps them beside a --store; give its name")
     if args.table:
         return [row for path in args.table for row in _stored(path)]
     if not args.backbone:
@@ -117,6 +119,7 @@ def plan_of(args: argparse.Namespace) -> Any:
         weights_digest=subject.digest_of(args.weights) if args.weights else None,
         partial=args.partial if args.weights and args.partial != "none" else None,
         eval_sizes=tuple(args.eval_size), compile=args.compile, workers=args.workers or 0,
+        keep_weights=args.keep_weights,
     )  # fmt: skip
     return plan.Plan(base, tuple(args.backbone), args.seeds, args.lr)
 
@@ -126,7 +129,8 @@ def _run(args: argparse.Namespace, store: Store) -> list[dict[str, Any]]:
     from training import plan
     from training.data.opening import open_data
     from training.data.scan import scan
-    from training.loop import loader, objective, subject
+    from training.loop import loader, optimizer, subject
+    from training.objectives import choice
 
     wanted = plan_of(args)
     first = int(os.environ.get("RANK", "0")) == 0
@@ -137,10 +141,15 @@ def _run(args: argparse.Namespace, store: Store) -> list[dict[str, Any]]:
         side_by_side = _jobs(args) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = loader.default_workers(data, side_by_side)
         wanted = replace(wanted, base=replace(wanted.base, workers=workers))
-    objective.check(wanted.base.recipe, data, args.img_size or data.size)
+    recipe, size = wanted.base.recipe, args.img_size or data.size
+    optimizer.check(recipe, data, size)
+    if recipe.objective == "simmim" and args.eval_size:
+        raise SpecError(
+            "--eval-size: is for recipes that learn classes; fine-tune the pre-trained weights"
+        )
     for name in wanted.backbones:  # refuses what cannot be built before anything is trained
-        subject.check(name, data, args.img_size or data.size, wanted.base.recipe.drop_path,
-                      args.weights, wanted.base.partial, args.eval_size)  # fmt: skip
+        subject.check(name, data, size, recipe.drop_path, args.weights, wanted.base.partial,
+                      args.eval_size, choice.make(recipe, data))  # fmt: skip
     if first:
         # raises now if the file cannot be written; runs are stored in the order they end in
         named = list(wanted.backbones)

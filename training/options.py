@@ -18,7 +18,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=cli.count_from_one, default=7, metavar="N",
         help="runs of every backbone (default 7, the least that can decide)")  # fmt: skip
     add("--recipe", default="micro", metavar="NAME",
-        help="micro, swin, timm-a1, with fields as in swin:lr=1e-3,mixup=0, or a .toml file")
+        help="micro, swin, timm-a1, simmim, micro-simmim, with fields as in swin:lr=1e-3,mixup=0, "
+        "or a .toml file")  # fmt: skip
     add("--lr", type=_rates, default=(), metavar="RATE[,RATE]",
         help="in place of the recipe's; of several the best on images that are not judged")
     add("--batch", type=cli.count_from_one, default=64, metavar="N",
@@ -28,6 +29,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="start every run from a file or hf:OWNER/NAME; a head of other classes is fresh")
     add("--partial", choices=("none", "replaced", "fitting"), default="none",
         help="of --weights: all of them (default), all but replaced mixers, or whatever fits")
+    add("--keep-weights", action="store_true",
+        help="keep trained weights in FILE.d of --store, for --weights and backbones.convert")
     add("--target", type=_share, metavar="SHARE",
         help="accuracy such as 0.95: judge the steps to it")  # fmt: skip
     add("--eval-size", nargs="+", type=cli.image_size, default=[], metavar="SIZE",

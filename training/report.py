@@ -153,6 +153,9 @@ def table_rows(rows: Sequence[Row], baseline: str | None, target: float | None) 
             "accuracy, %": round(100 * at.centre, 2),
             "95%": f"{100 * at.low:.1f} to {100 * at.high:.1f}",
         }  # fmt: skip
+        before = [run["untrained"] for run in runs if run.get("untrained") is not None]
+        if before:
+            row["untrained, %"] = round(100 * sum(before) / len(before), 2)
         if target is not None:
             row |= _target_columns(name, runs, target)
         row |= _size_columns(name, runs, sizes)
@@ -217,6 +220,12 @@ def notes(rows: Sequence[Row], baseline: str | None, target: float | None) -> li
         + ("; the verdict is on the steps to the target, a miss is inf" if target else ""),
     ]
     found += _start_notes(groups) + _size_notes(groups, baseline)
+    if any(run.get("untrained") is not None for runs in groups.values() for run in runs):
+        found.append("accuracy is that of a linear probe of pooled features, which is fitted to "
+                     "labelled training images; untrained: of the start's features")  # fmt: skip
+    kept = [run["file"] for runs in groups.values() for run in runs if run.get("file")]
+    if kept:
+        found.append(f"trained weights of {len(kept)} runs, beside the store: {kept[0]} ...")
     scored = [accuracies(name, runs) for name, runs in groups.items()]
     base = next((each for each in scored if each.name == baseline), scored[0])
     others = [pairing(each, base) for each in scored if each is not base]

@@ -89,6 +89,29 @@ class HierarchicalBackbone(nn.Module):
         """Map of stage i (b, c, h, w) with its norm of out_norms, if the spec has them."""
         return x if self.out_norms is None else nchw(self.out_norms[i](nhwc(x)))
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The normed map of the last stage, as the head pools it.
+
+        Args:
+            x: images (b, in_channels, H, W), any height and width.
+
+        Returns:
+            (b, dim of the last stage, h, w).
+
+        Raises:
+            SpecError: x is not a batch of images with `in_channels` channels.
+
+        Example:
+            >>> import backbones, torch
+            >>> model = backbones.create("swin_t/stages=2")
+            >>> model.forward_features(torch.zeros(2, 3, 32, 32)).shape
+            torch.Size([2, 192, 4, 4])
+        """
+        return self._normed(self.stages(self.stem(x)))
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return nchw(self.norm(nhwc(x)))
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits of images, or their pooled features when num_classes is 0.
 
@@ -109,8 +132,7 @@ class HierarchicalBackbone(nn.Module):
             >>> model(torch.zeros(2, 3, 32, 32)).shape
             torch.Size([2, 192])
         """
-        x = nhwc(self.stages(self.stem(x)))  # (b, h, w, c) of the last stage
-        pooled = self.norm(x).mean((1, 2))  # (b, c)
+        pooled = nhwc(self.forward_features(x)).mean((1, 2))  # (b, c)
         unread = () if self.out_norms is None else self.out_norms.parameters()
         return self.head(join_graph(pooled, unread))  # (b, num_classes)
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +17,15 @@ from torch import Tensor, nn
 
 import analysis
 from analysis.timing.build_model import out_of_memory
+from backbones import HierarchicalBackbone, weights
+from backbones.files import storage
 from training.data.batches import stream
+from training.data.images import Images
 from training.data.splits import Data
 from training.loop import augment, checkpoint, drop_path, initial, subject
-from training.loop.objective import make_optimizer, summed_loss
+from training.loop.optimizer import make_optimizer
 from training.loop.world import World
+from training.objectives import choice
 from training.settings.config import RunConfig
 from transom.errors import SpecError, printable
 
@@ -47,17 +55,22 @@ class Learner:
         self.first, self.count = world.share(config.batch)
         self.micro = self.count  # images of one forward
         recipe = config.recipe
-        model = subject.build(config.backbone, data, self.size, recipe.drop_path, seed=config.seed)
+        self.objective = choice.make(recipe, data, batch=config.batch, seed=config.seed)
+        model = subject.build(
+            config.backbone, replace(data, classes=self.objective.classes), self.size,
+            recipe.drop_path, seed=config.seed,
+        )  # fmt: skip
         initial.draw(model, config.seed, recipe.init)
         self.start: dict[str, int] | None = None
         if config.weights is not None:
             if subject.digest_of(config.weights) != config.weights_digest:
                 raise SpecError(f"--weights {printable(config.weights)}: changed since the start")
             self.start = subject.start_from(model, config.backbone, config.weights, config.partial)
+        model = self.objective.wrap(model)
         report = analysis.count(model, self.size, name=config.backbone, trace=False)
         self.macs, self.params = report.macs, report.params
         self.drops = drop_path.replace(model)
-        self.model = model.to(world.device)
+        self.model = model.to(world.device).train()
         self.rate = config.lr or recipe.rate(config.batch)
         self.optimizer = make_optimizer(self.model, recipe, self.rate)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.dtype == "fp16")
@@ -76,8 +89,9 @@ class Learner:
 
     @property
     def judged(self) -> nn.Module:
-        """The model that is evaluated: the average of the weights where there is one."""
-        return self.average.module if self.average is not None else self.model
+        """The backbone that is evaluated: of averaged weights where there are such."""
+        model = self.average.module if self.average is not None else self.model
+        return self.objective.backbone_of(model)
 
     # -- a step --------------------------------------------------------------------------------
 
@@ -99,8 +113,6 @@ class Learner:
         lr = self.rate * self.config.recipe.schedule(fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        if not self.model.training:  # a walk over all modules, as evaluation leaves them
-            self.model.train()
         torch.default_generator.manual_seed(
             stream(self.config.seed, "model", number, self.world.rank).initial_seed()
         )
@@ -142,8 +154,9 @@ class Learner:
             waits = last or self.world.size == 1
             with contextlib.nullcontext() if waits else self.trained.no_sync():  # type: ignore
                 with self._autocast():
-                    logits = self.trained(images[part])
-                    loss = summed_loss(logits.float(), targets[part], self.config.recipe)
+                    loss = self.objective.loss(
+                        self.trained, images[part], targets[part], number, self.first + start
+                    )
                 # DDP takes the mean over processes, the global batch has the sum
                 share = self.world.size / self.config.batch
                 self.scaler.scale(loss * share).backward()
@@ -158,26 +171,41 @@ class Learner:
 
     # -- answers -------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def correct(self, model: nn.Module, size: Size) -> np.ndarray:
+    def correct(self, backbone: nn.Module, size: Size) -> np.ndarray:
         """Whether every test image is classified correctly, in their order; on all processes.
 
         Args:
-            model: `judged`, or one with other windows.
+            backbone: the one that is judged, or the same with other windows.
             size: (height, width) of the images in pixels.
         """
-        model = model.to(self.world.device).eval()
-        images = self.data.test
-        correct = torch.zeros(len(images), device=self.world.device)
-        mine = torch.arange(len(images))[self.world.rank :: self.world.size]
+        training = backbone.training
+        backbone = backbone.to(self.world.device).eval()
+        found = self.objective.correct(functools.partial(self._read, backbone, size)).numpy() > 0
+        backbone.train(training)
+        return found
+
+    @torch.no_grad()
+    def _read(
+        self, backbone: nn.Module, size: Size, images: Images, which: Tensor,
+        what: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:  # fmt: skip
+        """What a function of outputs and labels gives for images; every process has its part."""
         larger = max(1.0, size[0] * size[1] / (self.size[0] * self.size[1]))
-        for part in mine.split(max(1, int(256 / larger))):  # for no more memory than in training
-            x = augment.evaluated(images, part, self.config.recipe, self.data, size)
+        at_once = max(1, int(256 / larger))  # for no more memory than in training
+        mine = torch.arange(len(which))[self.world.rank :: self.world.size]
+        # a process without an image answers for the first, which tells it the shape of the sum
+        parts = mine.split(at_once) if len(mine) else [torch.zeros(1, dtype=torch.int64)]
+        found = torch.empty(0)
+        for part in parts:
+            x = augment.evaluated(images, which[part], self.config.recipe, self.data, size)
             with self._autocast():
-                logits = model(x.to(self.world.device))
-            right = logits.float().argmax(-1).cpu() == images.labels[part]
-            correct[part] = right.float().to(correct.device)
-        return self.world.sum(correct).cpu().numpy() > 0
+                output = backbone(x.to(self.world.device))
+            value = what(output.float().cpu(), images.labels[which[part]]).float()
+            if not len(found):
+                found = value.new_zeros(len(which), *value.shape[1:])
+            if len(mine):
+                found[part] = value
+        return self.world.sum(found.to(self.world.device)).cpu()
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -201,6 +229,19 @@ class Learner:
         checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
         if self.average is not None:
             self.average.module.load_state_dict(part("average/"))
+
+    def save(self, path: Path) -> None:
+        """Writes the weights that are judged, with the spec of a backbone of ours.
+
+        Raises:
+            SpecError: for a full disk or a folder that cannot be written to.
+        """
+        backbone = self.judged
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(backbone, HierarchicalBackbone):
+            weights.save(backbone, path)
+        else:
+            storage.write(backbone.state_dict(), path, {"format": "pt"})
 
     def digest(self) -> str:
         """SHA-256 of all weights and buffers, by name."""

@@ -25,6 +25,7 @@ from training.settings.identity import identity, refuse_changes
 
 Row = dict[str, Any]
 SAVE_SECONDS = 60.0
+KEPT = "weights.safetensors"  # what --keep-weights leaves in a run's folder
 
 
 class Stopped(Exception):
@@ -61,6 +62,7 @@ class Run:
         self.losses: list[float] = []  # since the last evaluation
         self.correct: np.ndarray | None = None
         self.at: list[Row] = []  # evaluations at other sizes
+        self.untrained: float | None = None  # accuracy of the start, where a probe can tell it
         self._restore()
 
     # -- spending ----------------------------------------------------------------------------
@@ -100,6 +102,8 @@ class Run:
         saved = time.monotonic()
         closing = contextlib.closing(self.batches())
         with attention.backend(self.config.backend), closing as batches:
+            if self.learner.objective.probed and self.untrained is None:
+                self.untrained = float(self._correct().mean())
             while self.fraction() < 1:
                 start = time.perf_counter()
                 self.losses.append(self.make_step(*next(batches)))
@@ -150,7 +154,7 @@ class Run:
         due = int(self.fraction() * self.config.evaluations + 1e-9)
         if due <= len(self.curve):
             return
-        self.correct = self.learner.correct(self.learner.judged, self.learner.size)
+        self.correct = self._correct()
         point = {
             "steps": self.step, "macs": self.spent_macs(), "seconds": round(self.seconds, 3),
             "loss": sum(self.losses) / len(self.losses), "accuracy": float(self.correct.mean()),
@@ -158,6 +162,9 @@ class Run:
         self.curve += [point] * (due - len(self.curve))  # of few steps, several fall on one
         self.losses = []
         self.tell(slot=self.config.slot, done=self.fraction(), accuracy=point["accuracy"])
+
+    def _correct(self) -> np.ndarray:
+        return self.learner.correct(self.learner.judged, self.learner.size)
 
     def _evaluate_at_sizes(self) -> None:
         """Evaluates at other image sizes, with the windows as they are and in proportion."""
@@ -180,7 +187,7 @@ class Run:
             return
         state = {
             "identity": self.identity, "seconds": self.seconds, "curve": self.curve,
-            "losses": self.losses, "micro": self.learner.micro,
+            "losses": self.losses, "micro": self.learner.micro, "untrained": self.untrained,
             "scaler": self.learner.scaler.state_dict(),
         }  # fmt: skip
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -196,11 +203,15 @@ class Run:
         self.learner.scaler.load_state_dict(saved.state["scaler"])
         self.step, self.seconds = saved.step, saved.state["seconds"]
         self.curve, self.losses = saved.state["curve"], saved.state["losses"]
+        self.untrained = saved.state["untrained"]
 
     def _row(self, status: str, reason: str) -> Row:
         images = self.step * self.config.batch
         chance = 1 / self.data.classes
         correct = self.correct if status == "ok" else None
+        keep = self.config.keep_weights and status == "ok" and not self.config.tuning
+        if keep and self.world.first:
+            self.learner.save(self.folder / KEPT)
         return {
             "kind": "run", "slot": self.config.slot, "backbone": self.config.backbone,
             "seed": self.config.seed, "lr": self.learner.rate, "tuning": self.config.tuning,
@@ -213,5 +224,6 @@ class Run:
             "macs_per_image": self.learner.macs, "params": self.learner.params,
             "micro_batch": self.learner.micro, "processes": self.world.size,
             "weights": self.learner.digest(), "start": self.learner.start,
+            "file": f"{self.folder.name}/{KEPT}" if keep else None, "untrained": self.untrained,
             "curve": self.curve, "at": self.at, "identity": self.identity,
         }  # fmt: skip

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,6 +21,9 @@ from backbones.specs import variants
 from backbones.weights import Adapt, load, resize
 from training.data.splits import Data
 from transom.errors import SpecError, cause_of, one_line, printable
+
+if TYPE_CHECKING:
+    from training.objectives.objective import Objective
 
 Size = tuple[int, int]
 
@@ -94,7 +97,7 @@ def start_from(model: nn.Module, name: str, weights: str, partial: str | None) -
 
 def check(
     name: str, data: Data, size: Size, drop_path: float | None, weights: str | None = None,
-    partial: str | None = None, sizes: Sequence[Size] = (),
+    partial: str | None = None, sizes: Sequence[Size] = (), learnt: Objective | None = None,
 ) -> None:  # fmt: skip
     """Raises SpecError for a backbone that cannot be built, trained or evaluated as asked.
 
@@ -102,17 +105,24 @@ def check(
         name, data, size, drop_path: as `build` takes them.
         weights, partial: as `start_from` takes them; without weights the start is drawn.
         sizes: other image sizes that the model is evaluated at.
+        learnt: what it learns; by default classes.
     """
+    if learnt is not None:
+        data = replace(data, classes=learnt.classes)
     if not is_foreign(name):
         spec = spec_of(name, data, size, drop_path).resolve()
+        with torch.device("meta"):
+            empty = backbones.HierarchicalBackbone(spec)
         if weights is not None:
-            with torch.device("meta"):
-                empty = backbones.HierarchicalBackbone(spec)
             start_from(empty, name, weights, partial)
+        if learnt is not None:
+            learnt.check(empty, name)
         return
     if weights is not None:
         start_from(nn.Identity(), name, weights, partial)  # which refuses it
     model = build(name, data, size, drop_path, seed=0).eval()
+    if learnt is not None:
+        learnt.check(model, name)
     for other in sizes:
         _logits(model, f"--eval-size {other[0]}x{other[1]}: {name}", data, other)
     logits = _logits(model, name, data, size)

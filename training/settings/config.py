@@ -34,6 +34,7 @@ class RunConfig:
         eval_sizes: (height, width) of images that the trained model is evaluated at besides.
         compile: train through torch.compile; its arithmetic differs in the last digits.
         workers: processes that make the batches; the results are the same for any number.
+        keep_weights: write the trained weights beside the store.
     """
 
     backbone: str
@@ -56,6 +57,7 @@ class RunConfig:
     eval_sizes: tuple[tuple[int, int], ...] = ()
     compile: bool = False
     workers: int = 0
+    keep_weights: bool = False
 
     @property
     def slot(self) -> str:

@@ -16,7 +16,8 @@ def identity(config: RunConfig, data_digest: str) -> dict[str, Any]:
     from analysis.results.environment import version
 
     content = config.to_dict()
-    for option in ("weights", "workers"):  # where weights lie, and who makes the batches
+    # where weights lie and are kept, and who makes the batches
+    for option in ("weights", "workers", "keep_weights"):
         content.pop(option)
     for option in ("eval_sizes", "compile"):
         content[option] = content[option] or None  # as in rows that are older than the option

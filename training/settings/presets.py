@@ -29,6 +29,17 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "mixup": 0.2, "cutmix": 1.0, "auto_augment": "rand-m7-mstd0.5-inc1", "hflip": 0.5,
         "crop": "resized", "crop_pct": 0.95, "drop_path": 0.05, "repeats": 3,
     },
+    "simmim": {
+        "objective": "simmim", "mask_patch": 32, "mask_ratio": 0.6, "lr": 2e-4, "lr_batch": 512,
+        "weight_decay": 0.05, "clip_grad": 5.0, "warmup": 10 / 100, "warmup_prefix": False,
+        "warmup_lr": 5e-3, "min_lr": 5e-2, "hflip": 0.5, "crop": "resized", "scale": 0.67,
+        "drop_path": 0.0,
+    },
+    "micro-simmim": {
+        "objective": "simmim", "mask_patch": 8, "mask_ratio": 0.6, "lr": 3e-3,
+        "weight_decay": 0.05, "warmup": 0.1, "warmup_lr": 0.01, "clip_grad": 1.0,
+        "init": "xavier", "drop_path": 0.0,
+    },
 }  # fmt: skip
 
 

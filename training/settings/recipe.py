@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from transom.errors import SpecError
 from transom.fields import (
     choice,
     option,
@@ -86,16 +87,22 @@ class Recipe:
             (2010), which follows the width: at 16 channels the papers' 0.02 shrinks the signal
             until nothing is learnt.
         repeats: differently augmented copies of an image that follow each other in the order.
+        objective: classify; simmim, the pixels of hidden patches, which needs no labels: the
+            pooled features are then judged by a linear probe.
+        mask_patch: side in pixels of the squares that simmim hides as a whole.
+        mask_ratio: part of them that is hidden.
+        probe_images: training images that the linear probe is fitted to; 0: all.
 
     Raises:
         SpecError: a field has a value that is not allowed.
 
     Source: ``swin``: config.py and build.py of the Swin authors, 300 epochs at batch 1024.
     ``timm-a1``: procedure A1 of Wightman et al., ResNet strikes back (2021), table 2, 600
-    epochs at batch 2048.  ``micro`` is ours.
+    epochs at batch 2048.  ``simmim``: configuration of the SimMIM authors for Swin-B, 100 epochs
+    at 192 pixels, arXiv 2111.09886, section 4.1.  ``micro`` and ``micro-simmim`` are ours.
 
     Example:
-        >>> from training.loop import recipe
+        >>> from training.settings import presets
         >>> presets.read("micro:lr=1e-3,hflip=0.5").lr
         0.001
     """
@@ -129,9 +136,15 @@ class Recipe:
     init: str = option("paper", choice("paper", "xavier"), "xavier follows the width")
     repeats: int = option(1, read_count, "augmented copies of an image in a batch")
     bce_threshold: float = option(0.0, _read_rate, "mixed targets above it count as 1; 0: as mixed")
+    objective: str = option("classify", choice("classify", "simmim"), "what is learnt")
+    mask_patch: int = option(32, read_count, "pixels a side of what simmim hides as a whole")
+    mask_ratio: float = option(0.6, _read_rate, "part that simmim hides")
+    probe_images: int = option(10_000, _read_whole, "of the linear probe; 0: all")
 
     def __post_init__(self) -> None:
         read_fields(self, "a recipe")
+        if self.objective == "simmim" and (self.mixup or self.cutmix):
+            raise SpecError("a recipe of simmim mixes no images; give mixup=0,cutmix=0")
 
     def rate(self, batch: int) -> float:
         """Learning rate for a global batch."""

@@ -1,0 +1,1 @@
+"""What a run can learn: classes, or the pixels of hidden patches."""
