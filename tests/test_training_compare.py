@@ -335,6 +335,39 @@ def fake(name, seed, steps, accuracy=1.0, status="ok"):
     }  # fmt: skip
 
 
+@pytest.mark.slow
+def test_who_may_not_arrive_does_not_and_pale_does():
+    """`order` in small: what the certificate says of an unshifted window holds after training."""
+    blocked = "micro_window/1=window:size=4,shift=false/2=window:size=2,shift=false"
+    done = command("--backbone", "micro_pale", blocked, "--budget", "300steps", "--seeds", "2",
+                   "--evaluations", "12", "--target", "0.95", "--format", "json")  # fmt: skip
+    pale, unshifted = json.loads(done.stdout)["rows"]
+    assert pale["accuracy, %"] > 95 and pale["steps to 95%"] <= 300
+    assert 45 < unshifted["accuracy, %"] < 55 and unshifted["steps to 95%"] == math.inf
+
+
+@pytest.mark.slow
+def test_a_papers_variant_trains_on_folders_with_the_papers_recipe(tmp_path):
+    """Everything the Swin recipe turns on (RandAugment, erasing, mixing, stochastic depth)."""
+    from PIL import Image
+
+    draws = np.random.default_rng(0)
+    for split, count in ("train", 6), ("val", 4):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                sides = draws.integers(60, 90, 2)
+                pixels = draws.integers(0, 256, (*sides, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    argv = ["--backbone", "swin_t", "swin_t/3=pale:size=7", "--data", str(tmp_path / "images"),
+            "--recipe", "swin", "--img-size", "64", "--batch", "4", "--budget", "2steps",
+            "--seeds", "1", "--evaluations", "1", "--format", "json"]  # fmt: skip
+    runs = json.loads(command(*argv).stdout)["runs"]
+    assert [run["status"] for run in runs] == ["ok", "ok"]
+    assert [run["test_images"] for run in runs] == [8, 8] and runs[0]["steps"] == 2
+
+
 def test_steps_to_a_target_decide_and_a_miss_is_infinite():
     """The published example: pale against token_mlp, cross with two misses, shuffle with six."""
     steps = {
