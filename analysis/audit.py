@@ -32,6 +32,7 @@ from analysis.papers.ledger import UNITS, ledger
 from backbones.specs import variants
 from transom import cli, table
 from transom.errors import SpecError
+from transom.layout import Look
 
 EPILOG = """examples:
   python -m analysis.audit
@@ -44,6 +45,15 @@ exit code: 0, or 1 with --check where a row is not as recorded, 2 the request ca
 RECORDED = Path(__file__).with_name("papers") / "verdicts.csv"
 KEY = ("backbone", "task", "method", "pretrain", "img_size", "schedule", "quantity")
 CHECKED = ("claimed", "counted", "macs", "verdict")
+
+
+LOOK = Look(
+    heads={"img_size": "pixels", "difference_%": "off, %", "second_hand": "second hand"},
+    first=("quantity", "claimed", "counted", "verdict", "difference_%", "task", "method",
+           "img_size", "pretrain", "source", "cause"),
+    footnotes=("formula", "cause", "source"),
+    bad=lambda key, value: key == "verdict" and str(value).startswith(("differs", "not rep")),
+)  # fmt: skip
 
 
 # -- recorded --------------------------------------------------------------------------------
@@ -86,9 +96,8 @@ def recorded(path: Path) -> list[dict[str, str]]:
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("analysis.audit", __doc__, EPILOG)
     add = parser.add_argument
-    add(
-        "--backbone", nargs="+", action="extend", default=[], metavar="NAME",
-        help="only these variants (python -m backbones lists them); repeatable",
+    cli.add_backbones(
+        parser, "only these variants (transom variants lists them)", needed=False
     )  # fmt: skip
     add(
         "--task", nargs="+", action="extend", default=[], choices=published.TASKS, metavar="TASK",
@@ -117,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
             raise SpecError(f"--backbone {name}: no published number of it is held here")
     before = selected(recorded(RECORDED), names, args.task) if args.check else []
     rows = ledger(selected(published.rows(), names, args.task))
-    cli.emit(render(rows, cli.chosen_format(args)), args.out)
+    cli.emit(render(rows, cli.chosen_format(args)), args)
     changed = deviations(rows, before) if args.check else []
     for line in changed:
         print(line, file=sys.stderr)
@@ -129,7 +138,7 @@ def render(rows: Sequence[table.Row], style: str) -> str:
     if style in ("csv", "json"):
         return table.render(rows, style)
     note = summary(rows)
-    return table.render([_for_reading(row) for row in rows], style, note=note)
+    return table.render([_for_reading(row) for row in rows], style, note=note, look=LOOK)
 
 
 def _for_reading(row: table.Row) -> table.Row:

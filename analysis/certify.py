@@ -52,11 +52,7 @@ NOTE = (
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("analysis.certify", __doc__, EPILOG)
     add = parser.add_argument
-    add("name", nargs="*", metavar="NAME", help="backbones, named as in analysis.flops")
-    add(
-        "--backbone", nargs="+", action="extend", default=[], metavar="NAME",
-        help="more of them; repeatable",
-    )  # fmt: skip
+    cli.add_backbones(parser, "backbones, named as in analysis.flops")
     add(
         "--img-size", type=cli.image_size, metavar="SIZE",
         help="pixels: 64, or 64x128 with the height first; default: each model's own",
@@ -76,11 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    names = args.name + args.backbone
-    if not names:
-        raise SpecError("no backbone is named; python -m backbones lists them")
     cli.load_plugins(args.plugin)
-    factories = [_find(name) for name in names]  # every name, before any work
+    factories = [_find(name) for name in args.backbone]  # every name, before any work
     from analysis.checking.certificates import certify
     from transom.progress import bar
 
@@ -91,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         for factory in bar(factories, unit="model")
         for size in [args.img_size or factory.img_size]
     ]  # fmt: skip
-    cli.emit(render(found, cli.chosen_format(args)), args.out)
+    cli.emit(render(found, cli.chosen_format(args)), args)
     return cli.AGREED
 
 

@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         text = table.as_json({"failed": failed, "rows": result_rows})
     else:
         text = table.render(result_rows, style)
-    cli.emit(text, args.out)
+    cli.emit(text, args)
     return cli.DIFFER if failed else cli.AGREED
 
 

@@ -17,6 +17,7 @@ from analysis.results import latency
 from backbones.specs import variants
 from transom import cli, table
 from transom.errors import SpecError, cause_of, nearest
+from transom.layout import Look
 
 if TYPE_CHECKING:
     from analysis.counting.report import Report
@@ -40,6 +41,22 @@ COLUMNS = {
     "source": "of the published figures", **latency.COLUMNS, "agree": "the counts agree",
     "note": "why a row failed, or what is missing", "params": "exact", "macs": "exact",
 }  # fmt: skip
+LOOK = Look(
+    heads={
+        "infer_img_size": "pixels", "param_count": "params, M", "infer_gmacs": "MACs, G",
+        "gflops": "FLOPs, G", "infer_macts": "outputs, M", "attention_%": "attention, %",
+        "padding_%": "padding, %", "top1": "top-1, %", "miou": "mIoU, %", "box_ap": "box AP",
+        "mask_ap": "mask AP", "latency_ms": "latency, ms", "latency_iqr": "spread, ms",
+        "latency_ci": "interval, ms", "latency_n": "samples", "images_per_s": "images/s",
+        "peak_mib": "peak, MiB",
+    },
+    first=("param_count", "infer_gmacs", "top1", "agree", "note", *latency.COLUMNS, "miou",
+           "box_ap", "infer_img_size", "source", "infer_macts", "attention_%", "padding_%",
+           "mask_ap", "gflops", "library"),
+    best={"param_count": "least", "infer_gmacs": "least", "top1": "most", "miou": "most",
+          "box_ap": "most", "mask_ap": "most", "latency_ms": "least", "peak_mib": "least"},
+    footnotes=("source",), bad=lambda key, value: key == "agree" and value is False,
+)  # fmt: skip
 EXACT = ("params", "macs")  # in csv and JSON, or asked for
 MEASURED = tuple(latency.COLUMNS)  # with --measure
 
@@ -48,10 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     columns = "\n".join(f"  {name:16}{meaning}" for name, meaning in COLUMNS.items())
     parser = cli.parser("analysis.compare", __doc__, f"columns:\n{columns}\n\n{EPILOG}")
     add = parser.add_argument
-    add(
-        "--backbone", nargs="+", action="extend", required=True, metavar="NAME",
-        help="as in analysis.flops; repeatable",
-    )  # fmt: skip
+    cli.add_backbones(parser, "as in analysis.flops")
     add(
         "--img-size", nargs="+", type=cli.image_size, metavar="SIZE",
         help="pixels, 224 or 512x1024; several make a row each; default: each model's own",
@@ -105,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     from analysis.counting.report import CONVENTION
 
     title = "Backbones compared: " + " ".join(args.backbone)
-    cli.emit(table.render(chosen, style, title=title, note=CONVENTION), args.out)
+    cli.emit(table.render(chosen, style, title=title, note=CONVENTION, look=LOOK), args)
     return cli.DIFFER if failed else cli.AGREED
 
 

@@ -23,6 +23,7 @@ from attention.registry import config_class, name_of, names
 from transom import cli, table
 from transom.errors import SpecError
 from transom.fields import read_flag, write
+from transom.layout import Look
 
 EPILOG = """examples:
   python -m analysis.complexity
@@ -31,6 +32,12 @@ EPILOG = """examples:
 
 exit code: 0 everything agrees, 1 something does not, 2 the request cannot be answered"""
 
+LOOK = Look(
+    heads={"formula_source": "formula of"},
+    first=("exact", "formula", "agree", "options", "block", "h", "w", "fvcore", "torch",
+           "formula_source", "projection", "mixing"),
+    bad=lambda key, value: key == "agree" and value is False,
+)  # fmt: skip
 SIZES = ((56, 56), (28, 14), (30, 45), (5, 9))  # two that windows of 7 divide, two that they do not
 
 
@@ -39,12 +46,14 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--mixer", nargs="+", action="extend", metavar="MIXER",
-        help="mixers with options, such as pale:size=7; default: every mixer, each option varied",
+        help="mixers with options, such as pale:size=7; default: every mixer with its defaults",
     )  # fmt: skip
     add(
-        "--sizes", nargs="+", type=cli.image_size, default=SIZES, metavar="SIZE",
-        help="grids in tokens: 56, or 14x28 with the height first (default: 56 28x14 30x45 5x9)",
+        "--sizes", nargs="+", type=cli.image_size, metavar="SIZE",
+        help="grids in tokens: 56, or 14x28 with the height first (default: 56; with --all or "
+        "--mixer 56 28x14 30x45 5x9)",
     )  # fmt: skip
+    add("--all", action="store_true", help="each option of every mixer varied, on four grids")
     add("--dim", type=cli.count_from_one, default=96, help="channels (default 96)")
     add("--heads", type=cli.count_from_one, default=4, help="heads (default 4)")
     add(
@@ -131,11 +140,22 @@ def example(dim: int = 96, window: tuple[int, int] = (7, 7)) -> list[str]:
     ]
 
 
+def short(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the first screen: the formula, what runs, and whether they agree."""
+    keys = ("mixer", "block", "exact", "formula", "formula_source", "fvcore", "torch", "agree")
+    return {key: row[key] for key in keys}
+
+
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     cli.load_plugins(args.plugin)
+    if args.mixer and args.all:
+        raise SpecError("--mixer and --all: choose one of the two")
+    sizes = args.sizes or (SIZES if args.mixer or args.all else SIZES[:1])
     if args.mixer:
         configs = [parse(text) for text in args.mixer]
+    elif not args.all:
+        configs = [make_config(name) for name in names()]
     else:
         configs = [config for name in names() for config in variations(name)]
     for config in configs:
@@ -143,14 +163,14 @@ def main(argv: list[str] | None = None) -> int:
     jobs = [
         (config, h, w, index)
         for config in configs
-        for h, w in args.sizes
+        for h, w in sizes
         for index in ((0, 1) if alternates(config) else (0,))
     ]
     from transom.progress import bar
 
-    sizes = {"dim": args.dim, "heads": args.heads, "max_memory": args.max_memory}
+    shape = {"dim": args.dim, "heads": args.heads, "max_memory": args.max_memory}
     rows = [
-        measure(config, h, w, index=index, **sizes)
+        measure(config, h, w, index=index, **shape)
         for config, h, w, index in bar(jobs, unit="row")
     ]
     style = cli.chosen_format(args)
@@ -161,8 +181,11 @@ def main(argv: list[str] | None = None) -> int:
     else:
         bad = sum(not row["agree"] for row in rows)
         verdict = "all agree" if not bad else f"{bad} do not agree"
-        text = "\n".join([*example(), "", table.grid(rows, style), f"{len(rows)} rows: {verdict}"])
-    cli.emit(text, args.out)
+        shown = rows if args.all or args.mixer else [short(row) for row in rows]
+        more = "" if args.all or args.mixer else "; --all varies every option on four grids"
+        verdict = f"{len(rows)} rows: {verdict}{more}"
+        text = "\n".join([*example(), "", table.grid(shown, style, LOOK), "", verdict])
+    cli.emit(text, args)
     return cli.AGREED if all(row["agree"] for row in rows) else cli.DIFFER
 
 

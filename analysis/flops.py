@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transom import cli, table
 from transom.errors import SpecError
+from transom.layout import Look
 
 if TYPE_CHECKING:
     from analysis.counting.report import Report
@@ -28,10 +29,9 @@ exit code: 0 the counts agree, 1 they differ, 2 the request cannot be answered""
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("analysis.flops", __doc__, EPILOG)
     add = parser.add_argument
-    add(
-        "--backbone", nargs="+", action="extend", required=True, metavar="NAME",
-        help="a variant (python -m backbones lists them), a notation such as swin_t/3=pale, a "
-        ".toml file, timm:NAME, torchvision:NAME or my_module:Class; repeatable",
+    cli.add_backbones(
+        parser, "a variant (transom variants lists them), a notation such as swin_t/3=pale, a "
+        ".toml file, timm:NAME, torchvision:NAME or my_module:Class",
     )  # fmt: skip
     add(
         "--img-size", type=cli.image_size, metavar="SIZE",
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         except Exception as error:  # whatever a foreign constructor raises
             raise SpecError(f"{factory.name}: cannot be built: {error}") from None
         reports.append(count(model, size, name=factory.name, budget=budget))
-    cli.emit(render(reports, cli.chosen_format(args), args.by, CONVENTION), args.out)
+    cli.emit(render(reports, cli.chosen_format(args), args.by, CONVENTION), args)
     return cli.AGREED if all(report.agree for report in reports) else cli.DIFFER
 
 
@@ -111,7 +111,7 @@ def _section(report: Report, style: str, by: str) -> str:
     rows = [_headings(row) for row in getattr(report, by + "s")]
     lines = [f"### {head}", ""] if style == "md" else [head]
     trust = "trust: " + table.cell(report.trust, style)
-    return "\n".join([*lines, table.grid(rows, style), *lines[1:2], trust])
+    return "\n".join([*lines, table.grid(rows, style, LOOK), *lines[1:2], trust])
 
 
 def _giga(value: int) -> str:
@@ -122,6 +122,8 @@ _HEADINGS = {
     "params": "params", "macs": "MACs", "mlp": "MLP", "resample": "stem/down",
     "norm_elements": "norms", "padding_%": "padding %", "share_%": "share %",
 }  # fmt: skip
+LOOK = Look(first=("params", "MACs", "grid", "mixers", "projection", "mixing", "MLP", "dim",
+                   "heads", "depth"))  # fmt: skip
 _LABELS = ("stage", "block", "operator", "grid", "dim", "depth", "heads", "mixers")
 
 

@@ -6,6 +6,7 @@ of 1 to 8.  A cell has the largest difference to the eager reference, or "no" fo
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,16 +112,19 @@ def within(row: table.Row) -> bool:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("analysis.portable", __doc__, EPILOG)
-    parser.add_argument(
-        "--backbone", nargs="+", metavar="NAME",
-        help="default: two small stages of every family",
+    cli.add_backbones(
+        parser, "default: two small stages of every family", needed=False
     )  # fmt: skip
     cli.add_output(parser, table.REPORT_FORMATS)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     cli.load_plugins(args.plugin)
-    named = {text: text for text in args.backbone or ()}
+    named = {text: text for text in args.backbone}
     named = named or {name: f"{text}/{SMALL}" for name, text in FAMILIES.items()}
     from backbones.specs.notation import parse
 
@@ -130,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
 
     rows = [row_of(*item) for item in bar(named.items(), unit="row")]
     style = cli.chosen_format(args)
-    cli.emit(table.render(rows, style, title="Where backbones run", note=NOTE), args.out)
+    cli.emit(table.render(rows, style, title="Where backbones run", note=NOTE), args)
     return cli.AGREED if all(map(within, rows)) else cli.DIFFER
 
 

@@ -140,7 +140,7 @@ def _reach(args: argparse.Namespace) -> None:
         "stage's map (empty: never); image_seen: share of the image's patches that a token has "
         "seen when the stage ends; image_seen_after: blocks through all stages so far"
     )
-    cli.emit(table.render(rows, style, note="" if style == "csv" else note), args.out)
+    cli.emit(table.render(rows, style, note="" if style == "csv" else note), args)
 
 
 def _add_masks(commands: Any) -> None:

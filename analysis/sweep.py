@@ -43,10 +43,7 @@ exit code: 0 every point agrees, 1 a point does not, 2 the request cannot be ans
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("analysis.sweep", __doc__, EPILOG)
     add = parser.add_argument
-    add(
-        "--backbone", nargs="+", action="extend", default=[], metavar="NAME",
-        help="whole backbones of ours, in our notation",
-    )  # fmt: skip
+    cli.add_backbones(parser, "whole backbones of ours, in our notation", needed=False)
     add(
         "--mixer", nargs="+", action="extend", default=[], metavar="MIXER",
         help="single mixers, such as pale:size=7, on a grid of image / 4 tokens",
@@ -281,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
     text = render(answer, cli.chosen_format(args))
     if args.figure:
         save_figure(answer, args.over, args.figure)
-    cli.emit(text, args.out)
+    cli.emit(text, args)
     return cli.DIFFER if answer.disagreeing else cli.AGREED
 
 

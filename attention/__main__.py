@@ -1,5 +1,6 @@
 """The token mixers: what each is called, where it is from, and its options with their defaults."""
 
+import argparse
 import dataclasses
 from typing import Any
 
@@ -54,17 +55,21 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("attention", __doc__, EPILOG)
     cli.add_output(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     cli.load_plugins(args.plugin)
     style = cli.chosen_format(args)
     if style == "table":
         text = listing()
     else:
         text = table.render(rows() if style == "json" else _flat(), style)
-    cli.emit(text, args.out)
+    cli.emit(text, args)
     return cli.AGREED
 
 

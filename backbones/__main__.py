@@ -1,5 +1,6 @@
 """The named backbones: exact parameters and MACs at their own image size, and their source."""
 
+import argparse
 from typing import Any
 
 from backbones.specs import variants
@@ -42,13 +43,17 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("backbones", __doc__, EPILOG)
     cli.add_output(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     cli.load_plugins(args.plugin)
     style = cli.chosen_format(args)
-    cli.emit(listing() if style == "table" else table.render(rows(), style), args.out)
+    cli.emit(listing() if style == "table" else table.render(rows(), style), args)
     return cli.AGREED
 
 

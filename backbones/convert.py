@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     from backbones.weights.conversion import convert
 
     code, text = convert(args)
-    cli.emit(text, args.out)
+    cli.emit(text, args)
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 from backbones.specs.notation import parse
@@ -64,13 +65,17 @@ def costs(a: BackboneSpec, b: BackboneSpec, img_size: tuple[int, int]) -> list[d
     return rows
 
 
-def main(argv: list[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("backbones.diff", __doc__, EPILOG)
     parser.add_argument("a", help="a notation, a variant, an alias or a .toml file")
     parser.add_argument("b", help="a notation, a variant, an alias or a .toml file")
     parser.add_argument("--img-size", type=cli.image_size, metavar="SIZE", help="default: a's")
     cli.add_output(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     cli.load_plugins(args.plugin)
     a, b = parse(args.a), parse(args.b)
     h, w = size = args.img_size or a.img_size
@@ -86,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         first, second = (table.cell(spec.name, style) for spec in (a, b))
         names = f"a = {first}\nb = {second}, both at {h}x{w}"
         text = f"{names}\n\n{what}\n\n{table.grid(cost, style)}"
-    cli.emit(text, args.out)
+    cli.emit(text, args)
     return cli.AGREED
 
 

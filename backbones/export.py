@@ -196,7 +196,7 @@ def dynamic_axes(text: str) -> tuple[str, ...]:
     return names
 
 
-def main(argv: list[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("backbones.export", __doc__, EPILOG)
     parser.add_argument("spec", help="a notation, a variant, an alias or a .toml file")
     parser.add_argument("--format", choices=tuple(TOLERANCE), help="default: by --out, else pt2")
@@ -205,7 +205,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dynamic", type=dynamic_axes, default=(), metavar="batch,size")
     parser.add_argument("--img-size", type=cli.image_size, metavar="SIZE", help="default: own")
     parser.add_argument("--check", action="store_true", help="run the file beside eager")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     cli.load_plugins(args.plugin)
     spec = parse(args.spec)
     if args.img_size:

@@ -226,7 +226,7 @@ def _amount_text(text: str) -> str:
     return text
 
 
-def main(argv: list[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("backbones.fit", __doc__, EPILOG)
     parser.add_argument("spec", help="a notation, a variant, an alias or a .toml file")
     budget = parser.add_mutually_exclusive_group(required=True)
@@ -237,7 +237,11 @@ def main(argv: list[str] | None = None) -> int:
                         help="default: width")  # fmt: skip
     parser.add_argument("--img-size", type=cli.image_size, metavar="SIZE", help="default: own")
     cli.add_output(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     cli.load_plugins(args.plugin)
     spec = parse(args.spec)
     from backbones.model.sizes import stage_sizes, total
@@ -258,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
         "depths": " ".join(str(stage.depth) for stage in found.stages),
         "mlp_ratios": " ".join(f"{stage.mlp_ratio:g}" for stage in found.stages),
     }  # fmt: skip
-    cli.emit(table.render([row], cli.chosen_format(args)), args.out)
+    cli.emit(table.render([row], cli.chosen_format(args)), args)
     return cli.AGREED if abs(error) <= TOLERANCE else cli.DIFFER
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from backbones.specs import aliases, variants
 from backbones.specs.notation import parse
 from backbones.specs.spec import BackboneSpec
@@ -52,13 +54,17 @@ def _letter(i: int) -> str:
     return letters[i] if i < len(letters) else f"({i})"
 
 
-def main(argv: list[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("backbones.show", __doc__, EPILOG)
     parser.add_argument("spec", help="a notation, a variant, an alias or a .toml file")
     parser.add_argument("--img-size", type=cli.image_size, metavar="SIZE", help="default: own")
     parser.add_argument("--save", metavar="NAME", help="keep it as an alias in ./transom.toml")
     cli.add_output(parser, ("strip", "toml", "json"))
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     cli.load_plugins(args.plugin)
     spec = parse(args.spec)
     size = args.img_size or spec.img_size
@@ -73,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         text = to_toml(spec).rstrip()
     else:
         text = table.as_json(spec.to_dict()) if style == "json" else strip(spec, size)
-    cli.emit(text, args.out)
+    cli.emit(text, args)
     return cli.AGREED
 
 

@@ -100,21 +100,13 @@ class TimmBackbone(HierarchicalBackbone):
             norm.eps = norm.eps if bn_eps is None else bn_eps
         self.to(dtype=dtype)
         self.in_chans = self.spec.in_channels
-        self.feature_info = [
-            {
-                "num_chs": stage.dim,
-                "reduction": self.spec.patch_size * 2**i,
-                "module": f"stages.{i}",
-            }
-            for i, stage in enumerate(self.spec.stages)
-        ]
 
     def _describe_head(self, num_classes: int, global_pool: str) -> None:
         if global_pool not in POOLS:
             known = ", ".join(map(repr, POOLS))
             raise SpecError(f"global_pool={global_pool!r}: expected one of {known}")
         self.num_classes, self.global_pool = num_classes, global_pool
-        self.num_features = self.head_hidden_size = self.spec.stages[-1].dim
+        self.head_hidden_size = self.num_features
 
     # -- forward -------------------------------------------------------------------------
 
@@ -214,7 +206,6 @@ class TimmBackbone(HierarchicalBackbone):
         if prune_head or ends:
             self.head = self.head_drop = nn.Identity()
             self._describe_head(0, "")
-            self.num_features = self.head_hidden_size = self.feature_info[deepest]["num_chs"]
         return take
 
     def set_input_size(

@@ -487,7 +487,7 @@ def test_csv_and_json_parse_back(rows, tmp_path):
 @pytest.mark.parametrize("style", ["table", "md"])
 def test_for_reading(rows, style):
     text = audit.render(rows, style)
-    assert "second_hand" in text and "4.2 G" in text and "135 numbers: 104 rounds to" in text
+    assert "second hand" in text and "4.2 G" in text and "135 numbers: 104 rounds to" in text
     assert text.rstrip().endswith("; 9 unconfirmed")
     assert len([line for line in text.splitlines() if "pale" in line]) == 12
 

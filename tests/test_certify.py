@@ -268,7 +268,6 @@ def test_networks_of_others(capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "no backbone is named"),
         (["swin_tt"], "'swin_tt'; did you mean 'swin_t'"),
         (["swin_t", "timm:nothing"], "timm has no model 'nothing'"),
         (["swin_t", "--img-size", "32"], "swin_t: an image of 32x32 has no two patches of 32"),
@@ -292,5 +291,11 @@ def test_the_exit_code_of_a_bad_request_is_two(monkeypatch, capsys):
     left = []
     monkeypatch.setattr("os._exit", left.append)
     monkeypatch.setattr("atexit._run_exitfuncs", lambda: None)
+    with pytest.raises(SystemExit) as error:
+        cli.run(command.main)
+    found = capsys.readouterr().err
+    assert error.value.code == 2 and left == [] and found.count("\n") == 1
+    assert "name a backbone, such as: python -m analysis.certify swin_t" in found
+    monkeypatch.setattr(sys, "argv", ["certify", "swin_tt"])
     cli.run(command.main)
     assert left == [2] and capsys.readouterr().err.count("\n") == 1

@@ -46,8 +46,9 @@ exit code: 0 every run is done, 1 a run diverged or failed, 2 the request cannot
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("training.compare", __doc__, EPILOG)
     add = parser.add_argument
-    add("--backbone", nargs="+", action="extend", default=[], metavar="NAME",
-        help="ours, in the notation; timm:, torchvision:, my_module:Class")  # fmt: skip
+    cli.add_backbones(
+        parser, "ours, in the notation; timm:, torchvision:, my_module:Class", needed=False
+    )  # fmt: skip
     add("--baseline", metavar="NAME", help="compare with this backbone (default: the first)")
     options.add_settings(parser)
     return parser
@@ -250,10 +251,11 @@ def show(
         text = json.dumps({**more, "rows": shown, "runs": runs}, indent=1)
     else:
         lines = [*first, *report.notes(rows, args.baseline, args.target), *last]
-        text = table.render(shown, style, note="" if style == "csv" else "\n".join(lines))
+        note = "" if style == "csv" else "\n".join(lines)
+        text = table.render(shown, style, note=note, look=report.look(args.target))
     if args.figure:
         report.draw(rows, args.figure)
-    cli.emit(text, args.out)
+    cli.emit(text, args)
     ok = all(row["status"] == "ok" for row in rows if row.get("kind") == "run")
     return cli.AGREED if ok else cli.DIFFER
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from training.data.bits import unpacked
 from training.judge import Comparison, Runs, interval, judge, pairing
+from transom.layout import Look
 
 Row = dict[str, Any]
 
@@ -125,6 +126,17 @@ def _size_notes(groups: dict[str, list[Row]], baseline: str | None) -> list[str]
 
 
 # -- the table -------------------------------------------------------------------------------------
+
+
+def look(target: float | None) -> Look:
+    """How the table is read: the verdict and what it is about before what was spent."""
+    goal = [] if target is None else [f"steps to {target:.0%}", "95% of the steps"]
+    return Look(
+        first=("accuracy, %", *goal, "verdict", "95%", "not ok", "seeds", "steps", "MACs",
+               "TMACs", "params"),
+        best={"accuracy, %": "most", **dict.fromkeys(goal[:1], "least")},
+        bad=lambda key, value: key == "not ok" and bool(value),
+    )  # fmt: skip
 
 
 def table_rows(rows: Sequence[Row], baseline: str | None, target: float | None) -> list[Row]:

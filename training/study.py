@@ -177,10 +177,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.show:
-        cli.emit(read_text(path_of(args.show)).rstrip("\n"), args.out)
+        cli.emit(read_text(path_of(args.show)).rstrip("\n"), args)
         return cli.AGREED
     if not args.study:
-        cli.emit(table.render(listed(), cli.chosen_format(args)), args.out)
+        cli.emit(table.render(listed(), cli.chosen_format(args)), args)
         return cli.AGREED
     study = read(args.study)
     own = parser.parse_args(study.arguments())

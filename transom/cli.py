@@ -5,22 +5,95 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import difflib
 import gc
 import importlib
 import os
+import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
-from transom import files
-from transom.errors import SpecError, cause_of
+from transom import files, layout
+from transom.errors import SpecError, cause_of, nearest, one_line, printable
 from transom.fields import read_size
-from transom.table import FORMATS, harmless, plain
+from transom.table import FORMATS, Style, harmless, plain
 
 AGREED, DIFFER, BAD_REQUEST = 0, 1, 2
 
 
-def parser(module: str, doc: str | None, epilog: str = "") -> argparse.ArgumentParser:
+_called_as: dict[str, str] = {}  # how a module's command was called, if not by python -m
+
+
+def called_as(module: str, text: str) -> None:
+    """Says how the help of a module's command calls it: ``transom flops``."""
+    _called_as[module] = text
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the nearest option or value.
+
+    Names that `add_backbones` adds may stand before, between and behind the options.
+    """
+
+    backbones: bool | None = None  # whether names are needed; None: the command has none
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_REQUEST, f"error: {plain(self._reworded(message))}\n")
+
+    def _reworded(self, message: str) -> str:
+        """argparse's sentence with the option before its reason and the nearest known word."""
+        known = [option for action in self._actions for option in action.option_strings]
+        if found := re.fullmatch(r"unrecognized arguments: (.*)", message, re.S):
+            word = next((w for w in found[1].split() if w.startswith("-")), found[1].split()[0])
+            if not word.startswith("-"):
+                return f"{printable(found[1])}: is not expected; {self.prog} --help says what is"
+            word = word.partition("=")[0]
+            close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"{self.prog} --help lists them"
+            return f"there is no option {one_line(word)}; {hint}"
+        pattern = r"argument (.+?): invalid choice: '(.*)' \(choose .*"
+        if found := re.fullmatch(pattern, message, re.S):
+            allowed = next(
+                (list(map(str, action.choices)) for action in self._actions if action.choices
+                 and found[1] in ("/".join(action.option_strings), action.dest, action.metavar)),
+                [],
+            )  # fmt: skip
+            return f"{found[1]} {one_line(found[2])}: is not known{nearest(found[2], allowed)}"
+        if found := re.fullmatch(r"argument (.+?): (.*)", message, re.S):
+            return f"{found[1]}: {found[2]}"
+        return message
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.backbones is None:
+            return super().parse_args(args, namespace)
+        found = self.parse_intermixed_args(args, namespace)
+        found.backbone = [*found.names, *found.backbone]
+        del found.names
+        if self.backbones and not found.backbone:
+            self.error(f"name a backbone, such as: {self.prog} swin_t")
+        return found
+
+
+def add_backbones(to: Parser, help: str, *, needed: bool = True) -> None:
+    """Adds names of backbones, by position or behind --backbone; both go to ``backbone``.
+
+    Args:
+        to: the parser.
+        help: what may be named.
+        needed: whether a request without a name is refused.
+    """
+    to.backbones = needed
+    to.add_argument("names", nargs="*", default=[], metavar="NAME", help=help)
+    to.add_argument(
+        "--backbone", nargs="+", action="extend", default=[], metavar="NAME",
+        help="the same names behind an option; repeatable",
+    )  # fmt: skip
+
+
+def parser(module: str, doc: str | None, epilog: str = "") -> Parser:
     """A parser for ``python -m module`` with the option --plugin.
 
     Args:
@@ -36,8 +109,8 @@ def parser(module: str, doc: str | None, epilog: str = "") -> argparse.ArgumentP
         >>> cli.parser("my.command", "Counts.").parse_args(["--plugin", "my_mixers"]).plugin
         ['my_mixers']
     """
-    command = argparse.ArgumentParser(
-        prog=f"python -m {module}", description=doc, epilog=epilog,
+    command = Parser(
+        prog=_called_as.get(module, f"python -m {module}"), description=doc, epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     command.add_argument(
@@ -61,6 +134,11 @@ def load_plugins(modules: Sequence[str]) -> None:
 def add_output(to: argparse.ArgumentParser, formats: Sequence[str] = FORMATS) -> None:
     default = f"default: {formats[0]}, or by the ending of --out"
     to.add_argument("--format", choices=formats, help=default)
+    to.add_argument(
+        "--width", type=_width, metavar="N",
+        help="characters a line of the table may have; 0: any (default: the terminal's; any in "
+        "a pipe or a file)",
+    )  # fmt: skip
     to.add_argument(
         "--out", action=files.OutFile, metavar="FILE", help="write there instead of the terminal"
     )
@@ -97,18 +175,38 @@ def memory_size(text: str) -> int:
     return n_bytes
 
 
-def chosen_format(args: argparse.Namespace) -> str:
+def _width(text: str) -> int:
+    return 0 if text == "0" else max(count_from_one(text), NARROWEST_SCREEN)
+
+
+NARROWEST_SCREEN = 20
+
+
+def screen_width(args: argparse.Namespace) -> int | None:
+    """Characters of a line of the terminal, or as --width says; None: any number."""
+    width: int | None = getattr(args, "width", None)
+    if width is None and not getattr(args, "out", None) and sys.stdout.isatty():
+        width = max(shutil.get_terminal_size().columns, NARROWEST_SCREEN)
+    return width or None
+
+
+def chosen_format(args: argparse.Namespace) -> Style:
     """The value of --format, or the format that the ending of --out stands for."""
     endings = {"md": "md", "csv": "csv", "json": "json", "tex": "latex", "html": "html"}
-    return args.format or (endings.get(args.out.suffix[1:], "table") if args.out else "table")
+    name = args.format or (endings.get(args.out.suffix[1:], "table") if args.out else "table")
+    if name != "table":
+        return Style(name)
+    return Style(name, screen_width(args), colours=not args.out and _colours())
 
 
-def emit(text: str, out: Path | None) -> None:
+def emit(text: str, to: argparse.Namespace | Path | None) -> None:
     """Prints a text, or replaces a file by it; control characters become spaces.
+
+    A line that is longer than the terminal is broken at a space.
 
     Args:
         text: without the last line end.
-        out: path of the file; None prints.
+        to: the options, whose --out is the file and without one prints; or the file, or None.
 
     Raises:
         SpecError: if the file cannot be written.
@@ -118,10 +216,30 @@ def emit(text: str, out: Path | None) -> None:
         >>> cli.emit("3 rows agree", None)
         3 rows agree
     """
-    if out is None:
-        print(harmless(text))
-    else:
-        files.write(out, (harmless(text) + "\n").encode())
+    out = to.out if isinstance(to, argparse.Namespace) else to
+    if out is not None:
+        files.write(out, (layout.coloured(harmless(text), False) + "\n").encode())
+        return
+    text = layout.coloured(harmless(text), _colours())
+    width = screen_width(to) if isinstance(to, argparse.Namespace) else None
+    if width is not None and getattr(to, "format", None) in (None, "table"):
+        text = "\n".join(part for line in text.split("\n") for part in _broken(line, width))
+    print(text)
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """A line as lines within a width; one with colours is a row of a table, which fits."""
+    return [line] if "\x1b" in line else layout.wrapped(line, width)
+
+
+def _colours() -> bool:
+    """Whether the terminal shows colours: as rich decides, by NO_COLOR, TERM and the platform."""
+    if not sys.stdout.isatty():
+        return False
+    from rich.console import Console
+
+    console = Console(file=sys.stdout)
+    return console.color_system is not None and not console.no_color
 
 
 def run(main: Callable[[], int]) -> None:

@@ -15,6 +15,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from transom import page
+from transom.layout import (
+    BAD,
+    GOOD,
+    Column,
+    Look,
+    at_the_point,
+    cards_of,
+    chosen,
+    lines_of,
+    wrapped,
+)
 
 FORMATS = ("table", "md", "csv", "json")
 REPORT_FORMATS = (*FORMATS, "latex", "html")
@@ -73,16 +84,118 @@ def cell(value: Any, style: str) -> str:
     return text
 
 
-def grid(rows: Sequence[Row], style: str) -> str:
-    """An aligned table in style table, md or latex (booktabs), without empty columns."""
+class Style(str):
+    """Name of a format; of a table for a terminal also its width.
+
+    Args:
+        name: one of `REPORT_FORMATS`.
+        width: of the terminal in characters; None: a table is whole.
+        colours: whether the best and the wrong are marked for `layout.coloured`.
+    """
+
+    width: int | None
+    colours: bool
+
+    def __new__(cls, name: str, width: int | None = None, *, colours: bool = False) -> Style:
+        style = super().__new__(cls, name)
+        style.width, style.colours = width, colours
+        return style
+
+
+WHOLE = Look()
+
+
+def grid(rows: Sequence[Row], style: str, look: Look = WHOLE) -> str:
+    """An aligned table in style table, md or latex (booktabs), without empty columns.
+
+    Args:
+        rows: dicts.
+        style: the format; a `Style` of a table with a width makes it fit.
+        look: how people read it; LaTeX keeps the keys and long texts.
+
+    Returns:
+        The text; texts of footnotes and the columns left out stand below.
+    """
+    keys = [c for c in columns_of(rows) if any(row.get(c) not in (None, "") for row in rows)]
+    if not keys:
+        return ""
+    if style == "latex":
+        return _tabulated([_column(rows, key, style, WHOLE) for key in keys], "latex_booktabs")
+    rows, notes = _footnoted(rows, [key for key in keys if key in look.footnotes], style)
+    columns = [_column(rows, key, style, look) for key in keys]
+    starred = [key for key in keys if look.best_rows(rows, key)]
+    if style == "md":
+        return "\n".join([_tabulated(columns, "github"), *([""] if notes else []), *notes])
+    width = getattr(style, "width", None)
+    shown = columns
+    if width is not None:
+        shown = chosen(columns, look.by_importance(keys), width)
+    if width is not None and len(shown) < 2 <= len(columns):
+        shown = columns
+        lines = cards_of(columns, width)
+    else:
+        marks = {
+            (key, i): BAD if look.bad(key, row.get(key)) else GOOD
+            for key in keys for best in [look.best_rows(rows, key)] for i, row in enumerate(rows)
+            if getattr(style, "colours", False) and (i in best or look.bad(key, row.get(key)))
+        }  # fmt: skip
+        lines = lines_of(shown, width, marks)
+    below = ["* best of its column"] if any(c.key in starred for c in shown) else []
+    if any(c.key in look.footnotes for c in shown):
+        below += notes
+    if missing := [c.head for c in columns if c not in shown]:
+        below.append(f"not shown at {width} columns: {'; '.join(missing)}; --width 0 shows all")
+    if width is not None:
+        below = [line for text in below for line in wrapped(text, width)]
+    return "\n".join([*lines, *([""] if below else []), *below])
+
+
+def _tabulated(columns: Sequence[Column], tablefmt: str) -> str:
     from tabulate import tabulate
 
-    columns = [c for c in columns_of(rows) if any(row.get(c) not in (None, "") for row in rows)]
-    cells = [[cell(row.get(c), style) for c in columns] for row in rows]
-    align = ["right" if _numeric(rows, c) else "left" for c in columns]
-    tablefmt = {"md": "github", "latex": "latex_booktabs"}.get(style, "simple")
-    heads = [cell(c, style) for c in columns]
-    return tabulate(cells, heads, tablefmt=tablefmt, colalign=align, disable_numparse=True)
+    return tabulate(
+        [list(cells) for cells in zip(*(c.cells for c in columns), strict=True)],
+        [c.head for c in columns], tablefmt=tablefmt, disable_numparse=True,
+        colalign=["right" if c.numeric else "left" for c in columns],
+    )  # fmt: skip
+
+
+def _column(rows: Sequence[Row], key: str, style: str, look: Look) -> Column:
+    """A column's texts; numbers stand below each other at their points, the best has a star."""
+    numeric = _numeric(rows, key)
+    cells = [cell(row.get(key), style) for row in rows]
+    if numeric and style == "table":
+        cells = at_the_point(cells)
+    if best := look.best_rows(rows, key):
+        if style == "md":
+            cells = [f"**{text}**" if i in best else text for i, text in enumerate(cells)]
+        elif style == "table":
+            cells = [_starred(text) if i in best else text + " " for i, text in enumerate(cells)]
+    return Column(key, cell(look.head(key), style), tuple(cells), numeric)
+
+
+def _starred(text: str) -> str:
+    """A number with a star behind it, as wide as others with a space."""
+    bare = text.rstrip(" ")
+    return f"{bare}*{text[len(bare) :]}"
+
+
+def _footnoted(
+    rows: Sequence[Row], keys: Sequence[str], style: str
+) -> tuple[Sequence[Row], list[str]]:
+    """Rows with numbers in the place of long texts, and a line a text."""
+    if not keys:
+        return rows, []
+    texts: dict[str, int] = {}
+    found = []
+    for row in rows:
+        changed = dict(row)
+        for key in keys:
+            if text := row.get(key):
+                changed[key] = f"[{texts.setdefault(str(text), len(texts) + 1)}]"
+        found.append(changed)
+    lines = [cell(f"[{number}] {text}", style) for text, number in texts.items()]
+    return found, lines if style == "table" else [f"{line}  " for line in lines]
 
 
 def _numeric(rows: Sequence[Row], column: str) -> bool:
@@ -148,7 +261,9 @@ def _html(rows: Sequence[Row], title: str, note: str) -> str:
     return page.html(heads, cells, plain(title), plain(note))
 
 
-def render(rows: Sequence[Row], style: str, *, title: str = "", note: str = "") -> str:
+def render(
+    rows: Sequence[Row], style: str, *, title: str = "", note: str = "", look: Look = WHOLE
+) -> str:  # fmt: skip
     """Rows as text.
 
     Args:
@@ -156,6 +271,7 @@ def render(rows: Sequence[Row], style: str, *, title: str = "", note: str = "") 
         style: one of `REPORT_FORMATS`.
         title: of an HTML page.
         note: text below the table, the key "convention" of JSON; csv has none.
+        look: how people read it.
 
     Returns:
         The text; JSON is ``{"rows": rows}``.
@@ -173,7 +289,7 @@ def render(rows: Sequence[Row], style: str, *, title: str = "", note: str = "") 
         return csv(rows)
     if style == "html":
         return _html(rows, title, note)
-    text = grid(rows, style)
+    text = grid(rows, style, look)
     if not note or style == "latex":
         return text + (f"\n% {plain(note)}" if note else "")
     return f"{text}\n\n" + "\n".join(cell(line, style) for line in note.splitlines())
