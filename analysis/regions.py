@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   python -m analysis.regions footprint --mixers window cross pale full --grid 28 --query 5,9
   python -m analysis.regions footprint --backbone swin_t cswin_t
-  python -m analysis.regions reach --backbone swin_t "swin_t/1=pale:size=7"
+  python -m analysis.regions reach --backbone swin_t "swin_t/3=pale:size=7"
   python -m analysis.regions masks --mixer window:size=7 --grid 14
   python -m analysis.regions erf --backbone swin_t pale_t timm:resnet50 --out erf.svg
   python -m analysis.regions bias --backbone swinv2_t_w8 --stage 1

@@ -689,7 +689,7 @@ def test_built_in_mixers_say_how_many_blocks_they_have(what, blocks):
 
 
 def test_the_pool_of_the_readme_needs_its_permute(registering, tmp_path, monkeypatch, capsys):
-    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    readme = (Path(__file__).resolve().parent.parent / "docs" / "own-mixer.md").read_text()
     right = readme.partition("Save this as `my_mixers.py`:\n\n```python\n")[2].partition("```")[0]
     wrong = right.replace("x.permute(0, 3, 1, 2)", "x").replace("y.permute(0, 2, 3, 1)", "y")
     assert wrong.count("permute") == 0 < right.count("permute")

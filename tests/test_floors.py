@@ -162,11 +162,14 @@ print(json.dumps([files, [repr(finder) for finder in sys.meta_path]]))
 """
 
 
+ENDINGS = (".py", ".pyi", "py.typed", ".csv", ".toml")
+
+
 def missing_or_foreign(source: Iterable[str], wheel: Iterable[str]) -> list[str]:
     """What a wheel (paths, its own records aside) lacks of our packages, or has beside them."""
     ours = {
         path for path in source
-        if path.split("/")[0] in packages.NAMES and path.endswith((".py", ".csv", ".toml"))
+        if path.split("/")[0] in packages.NAMES and path.endswith(ENDINGS)
     }  # fmt: skip
     have = {path for path in wheel if ".dist-info/" not in path}
     lacks, foreign = sorted(ours - have), sorted(have - ours)
@@ -228,7 +231,7 @@ def test_the_wheel_is_whole(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("* = *.csv", ""), ["lacks analysis/papers/published.csv"]),
+        (("*.csv, ", ""), ["lacks analysis/papers/published.csv"]),
         (("training = studies/*.toml", ""), ["lacks training/studies/swin-table4.toml"]),
         (("[options.package_data]", "exclude = analysis.papers\n[options.package_data]"),
          ["lacks analysis/papers/__init__.py", "lacks analysis/papers/published.csv"]),

@@ -12,7 +12,7 @@ import pytest
 
 from transom import __main__ as front
 from transom import cli
-from transom.commands import ALL
+from transom.__main__ import ALL
 from transom.errors import SpecError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -156,7 +156,7 @@ DEAR = [
     ["transom", "complexity"],
     ["transom", "audit", "swin_t", "pale_t"],
     ["transom", "sweep", "micro_pale", "--values", "32", "64"],
-    ["transom", "check", "window:size=2"],
+    ["transom", "check", "window:size=2", "--only", "batch"],
     ["transom", "certify", "micro_window", "--seeds", "1"],
     ["transom", "fit", "micro_pale", "--macs", "2M"],
     ["transom", "bench", "speed", "--table", f"{RUNS}/speed/eager.jsonl"],

@@ -21,6 +21,7 @@ PUBLIC = {  # by the module that a user imports
     "backbones.rates": ("groups",),
     "analysis": None,
     "training.judge": None,
+    "transom": None,
     "transom.errors": ("SpecError",),
     "transom.progress": ("bar",),
     "transom.table": ("render",),
@@ -43,10 +44,10 @@ WITHOUT_SOURCE = {  # what comes from no paper; every other name gives its sourc
     ),
     "how something is computed, not what": ("backend", "backend_of", "bounded", "plain"),
     "reading, matching and writing of files": (
-        "Loaded", "convert", "export", "from_pretrained", "load", "plan", "read", "read_weights",
-        "save", "save_pretrained",
+        "Loaded", "convert", "export", "from_pretrained", "load", "load_weights", "plan", "read",
+        "read_weights", "save", "save_pretrained",
     ),
-    "a table or a progress bar": ("bar", "render"),
+    "a table or a progress bar": ("Table", "bar", "render"),
 }  # fmt: skip
 EXEMPT = {name for names in WITHOUT_SOURCE.values() for name in names}
 # a paper, a file, or a paper that is older than arXiv

@@ -4,38 +4,44 @@ import importlib
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
-import analysis
-import backbones
-
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 SPEED = (ROOT / "docs" / "speed.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
 
 
-def block(start, language=""):
-    (found,) = [text for kind, text in BLOCKS if kind == language and text.startswith(start)]
+def block(start, language="", page=None):
+    """The code block of the front page, or of a page of docs/, that begins so."""
+    text = README if page is None else (ROOT / "docs" / page).read_text()
+    blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.S)
+    (found,) = [text for kind, text in blocks if kind == language and text.startswith(start)]
     return found
 
 
 def shell(command, cwd=ROOT):
-    """A README command with this Python; the package comes from the checkout."""
-    command = command.replace("python -m", f"{sys.executable} -m", 1)
+    """A command of the pages with this Python; the package comes from the checkout."""
+    command = re.sub(r"^(python -m|transom(?= ))",
+                     lambda found: f"{sys.executable} -m{' transom' * (found[1] == 'transom')}",
+                     command)  # fmt: skip
     env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(cwd)}
     return subprocess.run(command, shell=True, cwd=cwd, env=env, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("command", ["analysis.compare", "analysis.flops"])
-def test_the_outputs_are_what_the_commands_print(command):
-    first, _, rest = block(f"$ python -m {command}").partition("\n")
-    done = shell(first.removeprefix("$ "))
+def test_the_first_table_is_what_its_command_prints():
+    printed = block("$ transom compare")
+    command, rest = re.fullmatch(r"\$ ((?:[^\n]*\\\n)*[^\n]*)\n(.*)", printed, re.S).groups()
+    done = shell(command)
     assert (done.returncode, done.stdout, done.stderr) == (0, rest, "")
+    assert rest.count("yes") == 6
+
+
+def test_the_front_page_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 160 and max(map(len, lines)) <= 100
 
 
 @pytest.mark.usefixtures("neighbours")  # which benchmarks.shift registers
@@ -58,10 +64,10 @@ def test_a_measured_table_is_what_its_command_prints(mark, name, part, capsys):
 
 def test_a_mixer_of_your_own_in_forty_lines(tmp_path):
     """The plug-in is counted alone and in a hybrid by the commands that stand below it."""
-    snippet = block("from dataclasses import dataclass", "python")
+    snippet = block("from dataclasses import dataclass", "python", "own-mixer.md")
     assert len(snippet.splitlines()) <= 40
     (tmp_path / "my_mixers.py").write_text(snippet)
-    commands = block("python -m analysis.flops --plugin").splitlines()
+    commands = block("python -m analysis.flops --plugin", page="own-mixer.md").splitlines()
     assert len(commands) == 2
     for command in commands:
         done = shell(command, cwd=tmp_path)
@@ -84,36 +90,23 @@ def test_a_mixer_of_your_own_in_forty_lines(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_every_notation_parses():
-    for line in block("swin_t      ").splitlines():
-        text = line.split()[0]
-        if text.startswith("mine"):
-            continue
-        if text.startswith("pale"):
-            text = f"swin_t/3={text}"
-        assert backbones.parse(text).stages
+def test_the_five_lines_of_python_run(capsys):
+    snippet = block("import transom", "python")
+    assert len(list(filter(None, snippet.splitlines()))) <= 5
+    names = {}
+    exec(compile(snippet, "README", "exec"), names)
+    assert list(names["table"]["agree"]) == [True, True] and "swin_t/3" in capsys.readouterr().out
+    assert names["model"](torch.zeros(1, 3, 224, 224)).shape == (1, 10)
 
 
-def test_the_toml_file_is_a_backbone(tmp_path):
-    text = block("base", "toml")
-    (tmp_path / "mine.toml").write_text(text)
-    spec = backbones.parse(str(tmp_path / "mine.toml"))
-    assert spec.name == "mine" and [s.depth for s in spec.stages] == [2, 2, 4, 2]
-    assert backbones.parse({"name": "mine", **tomllib.loads(text)}) == spec
-    same = backbones.parse("swin_t/norm=res_post/3.depth=4/3=pale:size=7+window")
-    assert same.stages == spec.stages and same.norm == spec.norm
-
-
-def test_the_python_snippet_runs():
-    names = {"images": torch.zeros(1, 3, 64, 96)}
-    code = compile(block("import analysis, backbones", "python"), "README", "exec")
-    exec(code, names)
-    assert names["report"].agree and names["maps"][0].shape == (1, 96, 16, 24)
-    assert isinstance(names["report"], analysis.Report)
+def test_the_short_mixer_is_one(tmp_path):
+    (tmp_path / "my_mixers.py").write_text(block("from torch import nn", "python"))
+    done = shell(block("transom flops --plugin").strip(), cwd=tmp_path)
+    assert done.returncode == 0 and "linear" in done.stdout and "three counts" not in done.stdout
 
 
 def test_ci_runs_the_two_commands_that_stand_there():
     marked = README.partition("<!-- ci -->")[2].partition("<!-- /ci -->")[0]
     commands = [line for line in marked.splitlines() if line.startswith(("python3", ".venv"))]
-    assert len(commands) == 2 and "analysis.flops" in commands[0] and "pytest" in commands[1]
+    assert len(commands) == 2 and "transom flops" in commands[0] and "pytest" in commands[1]
     assert "<!-- ci -->" in (ROOT / ".ci" / "run").read_text()

@@ -31,7 +31,7 @@ PLACES = {
 SAFE_LOAD = "backbones/files/standins.py"  # the one place of torch.load, and weights_only there
 # import what the user names, or what a table of theirs does
 COMPUTED = (
-    "transom/cli.py", "transom/packages.py", "analysis/models/lookup.py",
+    "transom/__main__.py", "transom/cli.py", "transom/packages.py", "analysis/models/lookup.py",
     "training/loop/subject.py", "attention/registry.py",
 )  # fmt: skip
 NEVER = ("pytest", "hypothesis", "pickle", "dill", "cloudpickle", "joblib", "yaml", "marshal",

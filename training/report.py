@@ -132,8 +132,8 @@ def look(target: float | None) -> Look:
     """How the table is read: the verdict and what it is about before what was spent."""
     goal = [] if target is None else [f"steps to {target:.0%}", "95% of the steps"]
     return Look(
-        first=("accuracy, %", *goal, "verdict", "95%", "not ok", "seeds", "steps", "MACs",
-               "TMACs", "params"),
+        first=("accuracy, %", "our difference", "paper's difference", *goal, "verdict", "95%",
+               "not ok", "seeds", "steps", "MACs", "TMACs", "params"),
         best={"accuracy, %": "most", **dict.fromkeys(goal[:1], "least")},
         bad=lambda key, value: key == "not ok" and bool(value),
     )  # fmt: skip

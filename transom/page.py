@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 STYLE = """
 body { font: 14px system-ui, sans-serif; margin: 2em; color: #222; background: #fff }
@@ -27,6 +26,27 @@ for (const th of document.querySelectorAll("th")) th.addEventListener("click", (
 });
 """
 
+TEMPLATE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{{ title }}</title>
+<style>{{ style | safe }}</style></head><body>
+<h1>{{ title }}</h1>
+<table><thead><tr>
+{%- for name, numbers in heads %}<th{{ ' class="n"' | safe if numbers }}>{{ name }}</th>
+{%- endfor %}</tr></thead><tbody>
+{% for row in rows %}
+<tr>
+{%- for exact, shown in row -%}
+<td{{ ' class="n"' | safe if heads[loop.index0][1] }} data-v="{{ exact }}">{{ shown }}</td>
+{%- endfor -%}
+</tr>
+{% endfor %}
+</tbody></table>
+<p>{{ note }}</p>
+<script>{{ script | safe }}</script></body></html>"""
+
 
 def html(
     heads: Sequence[tuple[str, bool]], rows: Sequence[Sequence[tuple[str, str]]], title: str,
@@ -48,25 +68,10 @@ def html(
         >>> "<td" in html([("size", True)], [[("1000", "1,000")]], "Sizes", "")
         True
     """
-    marks = [' class="n"' if numbers else "" for _, numbers in heads]
-    head = "".join(f"<th{m}>{escape(name)}</th>" for m, (name, _) in zip(marks, heads, strict=True))
-    lines = [
-        "<tr>" + "".join(
-            f'<td{m} data-v="{escape(exact)}">{escape(shown)}</td>'
-            for m, (exact, shown) in zip(marks, row, strict=True)
-        ) + "</tr>"
-        for row in rows
-    ]  # fmt: skip
-    body = "\n".join(lines)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{escape(title)}</title>
-<style>{STYLE}</style></head><body>
-<h1>{escape(title)}</h1>
-<table><thead><tr>{head}</tr></thead><tbody>
-{body}
-</tbody></table>
-<p>{escape(note)}</p>
-<script>{SORT_ON_CLICK}</script></body></html>"""
+    from jinja2 import Environment
+
+    template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE)
+    style, script = STYLE.strip(), SORT_ON_CLICK.strip()
+    return template.render(
+        heads=heads, rows=rows, title=title, note=note, style=style, script=script
+    )  # fmt: skip

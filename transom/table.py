@@ -215,13 +215,15 @@ def _neutral(value: Any) -> Any:
 
 def csv(rows: Sequence[Row]) -> str:
     """Rows as csv; integers stay integers beside missing values, control characters are removed."""
-    import pandas as pd
+    import csv as writer
+    import io
 
     columns = columns_of(rows)
-    cells = [[_neutral(row.get(c)) for c in columns] for row in rows]
-    heads = [_neutral(c) for c in columns]
-    text = pd.DataFrame(cells, dtype=object).to_csv(index=False, header=heads, lineterminator="\n")
-    return text.rstrip("\n")
+    text = io.StringIO(newline="")
+    lines = writer.writer(text, lineterminator="\n")
+    lines.writerow(map(_neutral, columns))
+    lines.writerows([_neutral(row.get(c)) for c in columns] for row in rows)
+    return text.getvalue().rstrip("\n")
 
 
 def read_csv(text: str) -> list[dict[str, str]]:
@@ -279,9 +281,9 @@ def render(
     Example:
         >>> from transom import table
         >>> print(table.render([{"mixer": "pale", "macs": 1234567}], "table"))
-        mixer         macs
-        -------  ---------
-        pale     1,234,567
+        mixer       macs
+        -----  ---------
+        pale   1,234,567
     """
     if style == "json":
         return as_json({**({"convention": note} if note else {}), "rows": list(rows)})

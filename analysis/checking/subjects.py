@@ -24,6 +24,7 @@ from attention.config import MixerConfig
 from attention.factory import build
 from attention.notation import make_config, parse
 from attention.registry import name_of, names
+from backbones.specs import variants
 from transom import cli
 from transom.errors import SpecError, cause_of, nearest, one_line
 
@@ -63,7 +64,7 @@ def find(
                 ours = build(config, dim=dim, heads=heads, index=index)
                 subject = mixer(ours, dim, heads, reference)
             yield _title(what, dim, heads, index), subject
-    elif not colon and difflib.get_close_matches(what, names(), n=1):
+    elif not (colon or variants.known(what)) and difflib.get_close_matches(what, names(), n=1):
         parse(what)  # a misspelt mixer: its error names the nearest
     elif not colon or "/" in what or head in ("timm", "torchvision"):
         yield _network(what, img_size)

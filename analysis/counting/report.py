@@ -10,15 +10,20 @@ from torch import nn
 
 from analysis.counting import breakdown, counters
 from analysis.counting.counters import Tally
+from attention.cost import Cost
+from attention.mixer import TokenMixer
 from backbones.model.backbone import HierarchicalBackbone
 from backbones.model.cost import Macs
-from transom.errors import SpecError
+from transom import table
+from transom.answer import Table, Tabular
+from transom.errors import SpecError, nearest, one_line
 from transom.fields import read_size
 
 CONVENTION = (
     "1 MAC = one multiply-add of a convolution, linear layer or matrix product; FLOPs = 2 x MACs; "
     "one image, one forward; norms separately, in elements; softmax, activations and sums are free"
 )
+BREAKDOWNS = ("stage", "block", "operator")
 COUNTED_AT = 10e9  # MACs a second of a slow processor, for the time budget
 
 
@@ -56,16 +61,18 @@ class Budget:
         return ""
 
 
-@dataclass
-class Report:
+@dataclass(repr=False)
+class Report(Tabular):
     """Costs of one model for one image: parameters, and MACs by up to three counters.
+
+    `print` shows the stages as a table, a notebook as HTML.
 
     Source: activations are those of Radosavovic et al. 2020 (arXiv 2003.13678), who count
     convolutions alone.
 
     Args:
         backbone: name of the model.
-        img_size: (height, width) of the image in pixels.
+        img_size: (height, width) of the image in pixels; of a mixer's map, in tokens.
         params: number of parameters, shared ones once.
         macs: multiply-adds of one forward; torch's count where the counters differ.
         macs_formula: sum of the costs that the modules state; None for a foreign model or a mixer
@@ -162,6 +169,42 @@ class Report:
         }  # fmt: skip
         return data if by == "stage" else {**data, by + "s": getattr(self, by + "s")}
 
+    def table(self, by: str = "stage") -> Table:
+        """The breakdown as a table.
+
+        Args:
+            by: "stage", "block" or "operator".
+
+        Returns:
+            A row per part; the counts of the model stand below.
+
+        Raises:
+            SpecError: there is no such breakdown.
+
+        Example:
+            >>> import analysis
+            >>> from torch import nn
+            >>> report = analysis.count(nn.Conv2d(3, 8, kernel_size=1), 8, trace=False)
+            >>> report.table("operator")["macs"][0]
+            1536
+        """
+        if by not in BREAKDOWNS:
+            raise SpecError(f"by={one_line(str(by))!r}{nearest(str(by), BREAKDOWNS)}")
+        notes = (f"{self._summary()}, {self.flops:,} FLOPs", self.trust, CONVENTION)
+        return Table(tuple(getattr(self, by + "s")), notes=notes, title=self.backbone)
+
+    def to_json(self) -> str:
+        """The report as ``python -m analysis.flops --format json`` writes it."""
+        return table.as_json({"convention": CONVENTION, "rows": [self.to_dict()]})
+
+    def _summary(self) -> str:
+        h, w = self.img_size
+        return f"{self.backbone} at {h}x{w}: {self.params:,} parameters, {self.macs:,} MACs"
+
+    def __repr__(self) -> str:
+        verdict = "counts agree" if self.agree else "not confirmed"
+        return f"Report({table.plain(self._summary())}, {verdict})"
+
 
 def count(
     model: nn.Module, img_size: int | str | tuple[int, int], *, name: str = "",
@@ -169,7 +212,7 @@ def count(
 ) -> Report:  # fmt: skip
     """Counts parameters and MACs of a model for one image, by formula, fvcore and torch.
 
-    The formula is the sum of the modules' `cost`, for a `HierarchicalBackbone` only; fvcore
+    The formula is the sum of the modules' `cost`, for a `HierarchicalBackbone` or a mixer; fvcore
     (https://github.com/facebookresearch/fvcore) analyses a traced forward; torch counts on the
     meta device, so that a model on that device is counted without its weights ever existing.
 
@@ -178,8 +221,8 @@ def count(
 
     Args:
         model: a backbone, or any module that takes images (1, in_chans, height, width);
-            in_chans is 3 where the model does not state it.
-        img_size: pixels: 224, "512x1024" or (height, width).
+            in_chans is 3 where the model does not state it.  A `TokenMixer` takes a map instead.
+        img_size: pixels: 224, "512x1024" or (height, width); of a mixer's map, tokens.
         name: what the report calls the model; default: the name of its spec or class.
         budget: memory (bytes) and time (seconds) of a real forward beyond which fvcore is
             skipped; default: 4 GiB and 30 s.
@@ -203,15 +246,21 @@ def count(
     """
     h, w = _read_image_size(img_size)
     backbone = model if isinstance(model, HierarchicalBackbone) else None
-    name = name or (backbone.spec.name if backbone else type(model).__name__)
-    shape = (1, backbone.spec.in_channels if backbone else getattr(model, "in_chans", 3), h, w)
+    if isinstance(model, TokenMixer):
+        name, place = name or str(model.config), f"a {h}x{w} map"
+        shape = (1, h, w, model.dim)
+    else:
+        name = name or (backbone.spec.name if backbone else type(model).__name__)
+        channels = backbone.spec.in_channels if backbone else getattr(model, "in_chans", 3)
+        shape, place = (1, channels, h, w), f"a {h}x{w} image"
 
-    torch_tally = _tally(counters.on_meta, model, shape, name)
-    parts, no_formula = _formula(backbone, h, w)
+    failure = f"{name}: its forward fails on {place}"
+    torch_tally = _tally(counters.on_meta, model, shape, failure)
+    parts, no_formula = _formula(model, h, w)
     skipped = _over_budget(model, budget or Budget(), torch_tally) if trace else ""
     fvcore_tally: Tally | None = None
     if trace and not skipped:
-        fvcore_tally = _tally(counters.traced, model, shape, name)
+        fvcore_tally = _tally(counters.traced, model, shape, failure)
     tallies = [tally for tally in (torch_tally, fvcore_tally) if tally is not None]
     agree, difference = _agreement(backbone, parts, tallies)
     return Report(
@@ -230,7 +279,7 @@ def count(
         note="; ".join(filter(None, (no_formula, skipped, difference))),
         stages=breakdown.by_child(model, torch_tally) if backbone is None
         else breakdown.by_stage(backbone, parts, torch_tally, (h, w)),
-        blocks=breakdown.by_block(model, parts, torch_tally),
+        blocks=breakdown.by_block(model, parts if backbone else None, torch_tally),
         operators=breakdown.by_operator(fvcore_tally or torch_tally),
     )  # fmt: skip
 
@@ -244,28 +293,30 @@ def _read_image_size(img_size: int | str | tuple[int, int]) -> tuple[int, int]:
 
 def _tally(
     counter: Callable[[nn.Module, tuple[int, ...]], Tally], model: nn.Module,
-    shape: tuple[int, int, int, int], name: str,
+    shape: tuple[int, int, int, int], failure: str,
 ) -> Tally:  # fmt: skip
-    """The tally of one counter for images (1, c, h, w).  Raises SpecError if the forward fails."""
+    """The tally of one counter for an input.  Raises SpecError, which begins with `failure`."""
     try:
         return counter(model, shape)
     except Exception as error:
-        h, w = shape[2:]
         text = str(error).strip().splitlines() or [""]
-        message = f"{name}: its forward fails on a {h}x{w} image: {text[0]}"
-        raise SpecError(message) from None
+        raise SpecError(f"{failure}: {text[0]}") from None
 
 
-def _formula(
-    backbone: HierarchicalBackbone | None, h: int, w: int
-) -> tuple[list[Macs] | None, str]:
+def _formula(model: nn.Module, h: int, w: int) -> tuple[list[Macs] | None, str]:
     """The costs that the modules state, or None and the reason why they state none."""
-    if backbone is None:
+    if not isinstance(model, (HierarchicalBackbone, TokenMixer)):
         return None, "no formula: not one of ours"
     try:
-        return backbone.cost(h, w), ""
+        cost = model.cost(h, w)
     except NotImplementedError:
         return None, "no formula: a mixer states no cost"
+    if not isinstance(cost, Cost):
+        return cost, ""
+    return [
+        Macs("", "projection", cost.projection), Macs("", "mixing", cost.mixing, cost.padding),
+        Macs("", "position", cost.position),
+    ], ""  # fmt: skip
 
 
 def _over_budget(model: nn.Module, budget: Budget, torch_tally: Tally) -> str:

@@ -193,6 +193,44 @@ class HierarchicalBackbone(nn.Module):
         return matcher(coarse)
 
     @property
+    def num_features(self) -> int:
+        """Channels of the last stage, which the head takes."""
+        return self.out_channels[len(self.stages) - 1]  # timm may prune stages
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of the map of every stage that the spec has.
+
+        Example:
+            >>> import backbones
+            >>> model = backbones.create("swin_t/stages=2")
+            >>> model.out_channels, model.strides, model.num_features
+            ((96, 192), (4, 8), 192)
+        """
+        return tuple(stage.dim for stage in self.spec.stages)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels of the image a side that one token of every stage stands for."""
+        return tuple(self.spec.patch_size * 2**i for i in range(len(self.spec.stages)))
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """A dict per stage, as timm's FeatureInfo takes them: channels, stride and module.
+
+        Example:
+            >>> import backbones
+            >>> backbones.create("swin_t/stages=2").feature_info[1]
+            {'num_chs': 192, 'reduction': 8, 'module': 'stages.1'}
+        """
+        return [
+            {"num_chs": channels, "reduction": stride, "module": f"stages.{i}"}
+            for i, (channels, stride) in enumerate(
+                zip(self.out_channels, self.strides, strict=True)
+            )
+        ]
+
+    @property
     def backend(self) -> str:
         """Name of the backend that computes every stage and mixer; it can be assigned.
 
