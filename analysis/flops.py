@@ -37,7 +37,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--img-size", type=cli.image_size, metavar="SIZE",
         help="pixels: 224, or 512x1024 with the height first; default: each model's own",
     )  # fmt: skip
-    add("--by", choices=("stage", "block", "operator"), default="stage", help="rows of the table")
+    add(
+        "--by", choices=("stage", "block", "operator", "module"), default="stage",
+        help="rows of the table; module: the tree of modules, of networks of others too",
+    )  # fmt: skip
+    add(
+        "--depth", type=cli.count_from_one, default=4, metavar="N",
+        help="levels of --by module (default 4); csv and JSON have all",
+    )  # fmt: skip
     add(
         "--max-memory", type=cli.memory_size, default="4G", metavar="SIZE",
         help="skip fvcore where a real forward needs more (default 4G)",
@@ -69,18 +76,20 @@ def main(argv: list[str] | None = None) -> int:
         except Exception as error:  # whatever a foreign constructor raises
             raise SpecError(f"{factory.name}: cannot be built: {error}") from None
         reports.append(count(model, size, name=factory.name, budget=budget))
-    cli.emit(render(reports, cli.chosen_format(args), args.by, CONVENTION), args)
+    cli.emit(render(reports, cli.chosen_format(args), args.by, CONVENTION, args.depth), args)
     return cli.AGREED if all(report.agree for report in reports) else cli.DIFFER
 
 
-def render(reports: list[Report], style: str, by: str, convention: str) -> str:
+def render(
+    reports: list[Report], style: str, by: str, convention: str, depth: int = 4
+) -> str:  # fmt: skip
     """The reports in one of the formats of `table.FORMATS`."""
     if style == "json":
         rows = [report.to_dict(by) for report in reports]
         return table.as_json({"convention": convention, "rows": rows})
     if style == "csv":
         return table.csv([row for report in reports for row in _csv_rows(report, by)])
-    sections = [_section(report, style, by) for report in reports]
+    sections = [_section(report, style, by, depth) for report in reports]
     return "\n\n".join([*sections, convention])
 
 
@@ -101,17 +110,30 @@ def _csv_rows(report: Report, by: str) -> list[dict[str, Any]]:
     ]
 
 
-def _section(report: Report, style: str, by: str) -> str:
+def _section(report: Report, style: str, by: str, depth: int) -> str:
     (h, w), at_least = report.img_size, ">= " if report.uncounted else ""
     head = (
         f"{table.cell(report.backbone, style)} at {h}x{w}: {report.params:,} parameters, "
         f"{at_least}{_giga(report.macs)} GMACs ({report.macs:,} MACs), "
         f"{at_least}{_giga(report.flops)} GFLOPs; below, in millions:"
     )
-    rows = [_headings(row) for row in getattr(report, by + "s")]
+    found = getattr(report, by + "s")
+    if by == "module":
+        found = [_leaf(row, style) for row in found if _level(row) <= depth]
+    rows = [_headings(row) for row in found]
     lines = [f"### {head}", ""] if style == "md" else [head]
     trust = "trust: " + table.cell(report.trust, style)
     return "\n".join([*lines, table.grid(rows, style, LOOK), *lines[1:2], trust])
+
+
+def _level(row: dict[str, Any]) -> int:
+    return row["module"].count(".") + bool(row["module"])
+
+
+def _leaf(row: dict[str, Any], style: str) -> dict[str, Any]:
+    """A row of the tree: the last part of the name, indented by its level; the model is "."."""
+    indent = "  " if style == "table" else "- " * (style == "md")
+    return {**row, "module": indent * _level(row) + row["module"].rpartition(".")[2] or "."}
 
 
 def _giga(value: int) -> str:
@@ -124,7 +146,8 @@ _HEADINGS = {
 }  # fmt: skip
 LOOK = Look(first=("params", "MACs", "grid", "mixers", "projection", "mixing", "MLP", "dim",
                    "heads", "depth"))  # fmt: skip
-_LABELS = ("stage", "block", "operator", "grid", "dim", "depth", "heads", "mixers")
+_LABELS = ("stage", "block", "operator", "grid", "dim", "depth", "heads", "mixers", "module",
+           "class", "output")  # fmt: skip
 
 
 def _headings(row: dict[str, Any]) -> dict[str, Any]:

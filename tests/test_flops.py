@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 
 import pytest
 import tiny
@@ -450,3 +451,39 @@ def test_one_row_that_differs_is_exit_code_one(bad, monkeypatch):
     monkeypatch.setattr(report, "count", count)
     argv = ["--backbone", "swin_t", "pale_t", "--img-size", "32", "--out", "/dev/null"]
     assert flops.main(argv) == (1 if bad < 2 else 0)
+
+
+# -- the tree of modules -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["swin_t/stages=2/num_classes=10", "torchvision:resnet18"])
+def test_the_tree_of_modules(name):
+    """Every linear layer and convolution against its own formula, from the shape that is shown."""
+    model = lookup.find(name).make((64, 64))
+    found = analysis.count(model, 64, trace=False)
+    rows = {row["module"]: row for row in found.modules}
+    assert rows[""]["macs"] == found.macs and rows[""]["params"] == found.params
+    checked = 0
+    for path, module in model.named_modules():
+        if path not in rows or rows[path]["macs"] is None:
+            continue  # it did not run by itself
+        elements = math.prod(map(int, rows[path]["output"].split("x")))
+        if isinstance(module, nn.Linear):
+            assert rows[path]["macs"] == elements * module.in_features, path
+            checked += 1
+        elif isinstance(module, nn.Conv2d):
+            assert rows[path]["macs"] == elements * module.weight[0].numel(), path
+            checked += 1
+    assert checked >= 5
+
+
+def test_the_tree_is_indented_to_a_depth(capsys):
+    argv = ["swin_t/stages=2", "--img-size", "64", "--by", "module"]
+    assert flops.main([*argv, "--depth", "1"]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    rule = next(i for i, line in enumerate(lines) if line.startswith("---"))
+    names = [line.split()[0] for line in lines[rule + 1 :][:5]]
+    assert names == [".", "stem", "stages", "norm", "head"]
+    assert lines[rule + 2].startswith("  stem  ") and "1x96x16x16" in lines[rule + 2]
+    assert flops.main([*argv, "--format", "csv"]) == 0
+    assert "stages.1.blocks.1.mlp.fc2" in capsys.readouterr().out

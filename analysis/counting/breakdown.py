@@ -92,6 +92,22 @@ def by_block(model: nn.Module, parts: list[Macs] | None, tally: Tally) -> list[d
     return rows
 
 
+def by_module(model: nn.Module, tally: Tally) -> list[dict[str, Any]]:
+    """A row per module that ran or holds parameters, in the order of the model, itself first."""
+    params = counters.parameters(model)
+    return [
+        {
+            "module": name, "class": type(module).__name__,
+            "output": "x".join(map(str, tally.shapes.get(name, ()))), "params": params[name],
+            # a list of modules does not run itself
+            "macs": tally.macs[name] if name in tally.shapes else None,
+            "norm_elements": tally.norms[name],
+        }
+        for name, module in model.named_modules()
+        if name in tally.shapes or params[name]
+    ]  # fmt: skip
+
+
 def by_operator(tally: Tally) -> list[dict[str, Any]]:
     total = max(tally.macs[""], 1)
     rows = [

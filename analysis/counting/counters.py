@@ -36,6 +36,7 @@ class Tally:
     operators: Counter[str] = field(default_factory=Counter)  # MACs by operator
     uncounted: tuple[str, ...] = ()
     peak_bytes: int = 0  # most memory of activations that are alive together
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the first output
     activations: int = 0  # elements that convolutions, linear layers and matrix products write
 
 
@@ -108,6 +109,27 @@ class _Observer(TorchDispatchMode):
 
 
 @contextlib.contextmanager
+def _shapes(model: nn.Module) -> Iterator[dict[str, tuple[int, ...]]]:
+    """The shape of every module's first output, by the module's name, in the order of the ends."""
+    found: dict[str, tuple[int, ...]] = {}
+
+    def watch(name: str) -> Any:
+        def told(module: nn.Module, inputs: Any, output: Any) -> None:
+            tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+            if tensors:
+                found.setdefault(name, tuple(tensors[0].shape))
+
+        return told
+
+    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
 def _without_data(model: nn.Module) -> Iterator[list[Tensor]]:
     """Replaces every parameter and buffer by a meta tensor, and restores them, shared ones too."""
     meta: dict[int, Tensor] = {}
@@ -141,11 +163,12 @@ def on_meta(model: nn.Module, shape: tuple[int, ...]) -> Tally:
         dtype = next((t.dtype for t in state if t.is_floating_point()), torch.float32)
         x = torch.empty(shape, device="meta", dtype=dtype)
         observer = _Observer([x, *state])
-        with counter, observer:
+        with counter, observer, _shapes(model) as shapes:
             model(x)
     tally = Tally(
         uncounted=tuple(sorted(observer.unknown)),
         peak_bytes=observer.peak,
+        shapes=shapes,
         activations=observer.activations,
     )
     root = type(model).__name__

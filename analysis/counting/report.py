@@ -88,6 +88,7 @@ class Report(Tabular):
         stages: a dict per stage with the columns of `COLUMNS`, then the head and the total.
         blocks: a dict per block.
         operators: a dict per operator.
+        modules: a dict per module, the model first, by torch's count.
 
     Example:
         >>> import analysis
@@ -115,6 +116,7 @@ class Report(Tabular):
     stages: list[dict[str, Any]]
     blocks: list[dict[str, Any]] = field(default_factory=list)
     operators: list[dict[str, Any]] = field(default_factory=list)
+    modules: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def flops(self) -> int:
@@ -146,7 +148,7 @@ class Report(Tabular):
         """The report as a JSON row.
 
         Args:
-            by: "stage", or "block" or "operator" to add that breakdown.
+            by: "stage", or "block", "operator" or "module" to add that breakdown.
 
         Returns:
             The fields by name, and `flops`; tuples as lists.
@@ -281,6 +283,7 @@ def count(
         else breakdown.by_stage(backbone, parts, torch_tally, (h, w)),
         blocks=breakdown.by_block(model, parts if backbone else None, torch_tally),
         operators=breakdown.by_operator(fvcore_tally or torch_tally),
+        modules=breakdown.by_module(model, torch_tally),
     )  # fmt: skip
 
 
