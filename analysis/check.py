@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from transom import cli, table
 from transom.errors import SpecError, nearest
+from transom.progress import bar
 
 if TYPE_CHECKING:
     from analysis.checking.checks import Property, Result, Subject
@@ -59,7 +60,8 @@ def check(subject: Subject, only: list[str] | None = None) -> list[tuple[Propert
     for name in only or ():
         if name not in known:
             raise SpecError(f"--only: no property is called {name!r}{nearest(name, known)}")
-    return [(prop, prop.check(subject)) for prop in suite if not only or prop.name in only]
+    wanted = [prop for prop in suite if not only or prop.name in only]
+    return [(prop, prop.check(subject)) for prop in bar(wanted, unit="property")]
 
 
 def rows(title: str, results: list[tuple[Property, Result]]) -> list[dict[str, Any]]:

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from analysis.papers import published
+from analysis.pictures import draw_front, figure_style
 from analysis.results import latency
 from backbones.specs import variants
-from transom import cli, table
+from transom import cli, files, table
 from transom.errors import SpecError, cause_of, nearest
 from transom.layout import Look
 
@@ -72,6 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--sort", metavar="COLUMN", help="ascending, or descending with a minus: --sort -top1")
     add("--columns", metavar="A,B,...", help="only these, in this order")
+    add("--figure", action=files.OutFile, metavar="FILE", help="draw the Pareto front of --x, --y")
+    axes = ", ".join(draw_front.AXES)
+    add("--x", choices=draw_front.AXES, default="macs", metavar="WHAT", help=f"{axes} (macs)")
+    add("--y", choices=draw_front.AXES, default="accuracy", metavar="WHAT", help="(accuracy)")
+    add("--describe", action="store_true", help="also FILE.txt: the figure in words")
     add(
         "--trace", action="store_true",
         help="count ours with fvcore too (a real forward each), not by formula and torch alone",
@@ -98,6 +104,12 @@ def main(argv: list[str] | None = None) -> int:
     requested = [*(columns or ()), (args.sort or "").removeprefix("-")]
     if unmeasured := [name for name in requested if name in MEASURED and not args.measure]:
         raise SpecError(f"column {unmeasured[0]!r} is measured: add --measure")
+    if args.figure:
+        figure_style.require()
+        if {args.x, args.y} & {*draw_front.MEASURED} and not args.measure:
+            raise SpecError(f"--x {args.x} --y {args.y}: one of them is measured: add --measure")
+    if args.describe and not args.figure:
+        raise SpecError("--describe: puts the figure into words; add --figure FILE")
     from analysis.models import lookup
 
     factories = [lookup.find(name) for name in args.backbone]
@@ -115,6 +127,8 @@ def main(argv: list[str] | None = None) -> int:
     if columns is None:
         hidden = (*(() if style in ("csv", "json") else EXACT), *(() if args.measure else MEASURED))
         columns = [c for c in COLUMNS if c not in hidden]
+    if args.figure:
+        draw_front.draw(rows, args.x, args.y, args.figure, describe=args.describe)
     chosen = [{c: row.get(c) for c in columns} for row in rows]
     from analysis.counting.report import CONVENTION
 

@@ -64,10 +64,11 @@ def main(argv: list[str] | None = None) -> int:
 
     factories = [lookup.find(name) for name in args.backbone]  # every name, before any work
     from analysis.counting.report import CONVENTION, Budget, count
+    from transom.progress import bar
 
     budget = Budget(args.max_memory, args.max_seconds)
     reports = []
-    for factory in factories:
+    for factory in bar(factories, unit="model"):
         size = args.img_size or factory.img_size
         try:
             model = factory.make(size)

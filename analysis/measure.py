@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from analysis.results import environment, store
+from analysis.results import environment, lock, store
 from analysis.results.measurement import Measurement, from_dict
 from analysis.timing import build_model, clock, memory, profiling, steps
 from transom import cli, table
@@ -134,7 +134,9 @@ def main() -> int:
     def write_line(line: Row) -> None:
         answers.write(json.dumps(line) + "\n")
 
-    Job(json.loads(sys.stdin.read()), write_line).run()
+    job = json.loads(sys.stdin.read())
+    with lock.measuring():  # its parent has the lock, unless a person wrote the job
+        Job(job, write_line).run()
     answers.flush()
     return cli.AGREED
 

@@ -32,14 +32,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("benchmarks.ablation", __doc__, EPILOG)
     add = parser.add_argument
     add(
-        "--backbone", nargs="+", default=list(MODELS), metavar="NAME",
-        help=f"our notation (default {' '.join(MODELS)})",
+        "--backbone", nargs="+", metavar="NAME",
+        help=f"our notation (default {' '.join(MODELS)}; with --quick the first)",
     )  # fmt: skip
     add(
-        "--mode", type=options.listed("mode", MODES), default=list(MODES), metavar="A,B",
-        help="infer, train, compile: compiled inference (default all)",
+        "--mode", type=options.listed("mode", MODES), metavar="A,B",
+        help="infer, train, compile: compiled inference (default all; with --quick infer)",
     )  # fmt: skip
-    add("--batch", type=options.counts, default=[1, 8], metavar="1,8", help="default: 1,8")
+    add(
+        "--batch", type=options.counts, metavar="1,8", help="default: 1,8; with --quick 1"
+    )  # fmt: skip
     options.add_measuring(parser)
     cli.add_output(parser)
     return parser
@@ -51,6 +53,9 @@ def groups_of(args: argparse.Namespace) -> list[list[Measurement]]:
     from analysis.timing.pieces import USED_IN
     from backbones.specs.notation import parse
 
+    options.settle(args, "backbone", MODELS, MODELS[:1], f"{len(MODELS) - 1} of the backbones")
+    options.settle(args, "mode", MODES, MODES[:1], f"modes {' and '.join(MODES[1:])}")
+    options.settle(args, "batch", (1, 8), (1,), "batch 8")
     groups = []
     for mode in args.mode:
         for name in args.backbone:
@@ -106,22 +111,23 @@ def _least(line: Any) -> float | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    args = options.read(build_parser(), argv)
     cli.load_plugins(args.plugin)
 
     def plan() -> Plan:
         return options.plan_of(args, groups_of(args), plugins=args.plugin)
 
-    rows, bad = options.rows_of(args, plan)
+    rows, bad, left_out = options.rows_of(args, plan)
 
     from analysis.results import reporting, summary
 
     lines = summary.lines(rows)
     shown = rows_of(lines)
-    text = table.render(
-        shown, cli.chosen_format(args), note=f"{NOTE}\n{reporting.machines(lines)}"
-    )
-    cli.emit(text, args.out)
+    if args.figure:
+        reporting.bars(lines, args.figure, describe=args.describe)
+    note = "\n".join([*left_out, NOTE, reporting.machines(lines)])
+    text = table.render(shown, cli.chosen_format(args), note=note)
+    cli.emit(text, args)
     all_ok = all(line.usable for line in lines) and not bad
     return cli.AGREED if all_ok else cli.DIFFER
 

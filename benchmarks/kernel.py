@@ -17,6 +17,7 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks import options
 from benchmarks.graphs import captured, interleaved
 from transom import cli, table
 from transom.errors import SpecError, cause_of, nearest
@@ -54,12 +55,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch", type=cli.count_from_one, default=128)
     add("--rounds", type=cli.count_from_one, default=30, help="timings of each kernel")
     add("--tune", action="store_true", help="the fused kernel alone, under many launch numbers")
+    options.add_no_wait(parser)
     cli.add_output(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    args = options.read(build_parser(), argv)
     cli.load_plugins(args.plugin)
     for name in args.case:
         if name not in SIZES:
@@ -70,15 +72,16 @@ def main(argv: list[str] | None = None) -> int:
         raise SpecError("benchmarks.kernel: no CUDA GPU here; the kernel runs on nothing else")
     from transom.progress import bar
 
-    machine = measure_machine(args.dtype)
     jobs = [(name, mode) for name in args.case for mode in args.mode]
-    progress = bar(jobs, unit="case")
-    rows = [row for name, mode in progress for row in measure(args, machine, name, mode)]
+    with options.alone(args):
+        machine = measure_machine(args.dtype)
+        progress = bar(jobs, unit="case")
+        rows = [row for name, mode in progress for row in measure(args, machine, name, mode)]
     title = f"{torch.cuda.get_device_name()}, {args.dtype}, batch {args.batch}"
     note = f"torch {torch.__version__}; copy {machine.bytes / 1e12:.3g} TB/s, "
     note += f"product {machine.flops / 1e12:.4g} TFLOP/s; median of {args.rounds}"
     style = cli.chosen_format(args)
-    cli.emit(table.render(rows, style, title=title, note=note), args.out)
+    cli.emit(table.render(rows, style, title=title, note=note), args)
     wrong = any(row["note"] for row in rows if not args.tune or row["kernel"] == "fused")
     return cli.DIFFER if wrong else cli.AGREED
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from benchmarks import options
 from transom import cli, table
 from transom.progress import bar
 
@@ -41,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=cli.count_from_one, default=5, metavar="N", help="of a turn (default 5)")
     add("--rounds", type=cli.count_from_one, default=15, metavar="N", help="default 15")
     add("--threads", type=cli.count_from_one, default=1, metavar="N", help="default 1")
+    options.add_no_wait(parser)
     cli.add_output(parser)
     return parser
 
@@ -174,10 +176,12 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    args = options.read(build_parser(), argv)
     cli.load_plugins(args.plugin)
     style = cli.chosen_format(args)
-    cli.emit(table.render(rows_of(args), style, note="" if style == "csv" else NOTE), args.out)
+    with options.alone(args):
+        rows = rows_of(args)
+    cli.emit(table.render(rows, style, note="" if style == "csv" else NOTE), args)
     return cli.AGREED
 
 

@@ -20,6 +20,7 @@ from transom.errors import SpecError
 from transom.fields import write
 
 GRIDS = [(side, side) for side in (56, 112, 168, 224)]
+QUICK_GRIDS = [(28, 28), (56, 56)]
 EPILOG = """examples:
   python -m benchmarks.mixers --quick --grid 28 56
   python -m benchmarks.mixers --mixer window cross pale --mode train --store mixers.jsonl --resume
@@ -33,8 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--mixer", nargs="+", metavar="MIXER", help="such as pale:size=7 (default: all built in)")
     add(
-        "--grid", nargs="+", type=cli.image_size, default=GRIDS, metavar="SIZE",
-        help="tokens, 56 or 56x112 (default 56 112 168 224: images of 224 to 896 pixels)",
+        "--grid", nargs="+", type=cli.image_size, metavar="SIZE",
+        help="tokens, 56 or 56x112 (default 56 112 168 224: images of 224 to 896 pixels; with "
+        "--quick 28 56)",
     )  # fmt: skip
     add("--dim", type=cli.count_from_one, default=96, help="channels (default 96)")
     add("--heads", type=cli.count_from_one, default=4, help="heads (default 4)")
@@ -56,6 +58,7 @@ def groups_of(args: argparse.Namespace) -> tuple[list[list[Measurement]], list[s
     """(groups of measurements, a line per mixer and grid left out).  Raises SpecError."""
     import attention
 
+    options.settle(args, "grid", GRIDS, QUICK_GRIDS, "grids over 56")
     plain = ("window", "cosine", "shuffle", "cross", "pale", "axial", "token_mlp", "full")
     names = args.mixer or [name for name in plain if name in registry.names()]
     models = {name: attention.create(name, dim=args.dim, heads=args.heads) for name in names}
@@ -115,7 +118,7 @@ def growth_rows(lines: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    args = options.read(build_parser(), argv)
     cli.load_plugins(args.plugin)
     left_out: list[str] = []
 
@@ -126,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
             raise SpecError("; ".join(left_out))
         return options.plan_of(args, groups, plugins=args.plugin)
 
-    rows, bad = options.rows_of(args, plan)
+    rows, bad, quick = options.rows_of(args, plan)
 
     from analysis.results import reporting, summary
 
@@ -145,8 +148,8 @@ def main(argv: list[str] | None = None) -> int:
                      | {"GMAC/s": rate, "note": note})  # fmt: skip
     fits = growth_rows(lines)
     if args.figure:
-        reporting.growth(lines, args.figure)
-    note = "\n".join([*left_out, reporting.NOTE, reporting.machines(lines)])
+        reporting.growth(lines, args.figure, describe=args.describe)
+    note = "\n".join([*quick, *left_out, reporting.NOTE, reporting.machines(lines)])
     style = cli.chosen_format(args)
     if style == "json":
         text = table.as_json({"convention": note, "rows": shown, "exponents": fits})
@@ -154,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         text = table.csv(shown)
     else:
         text = table.render(shown, style) + "\n\n" + table.render(fits, style, note=note)
-    cli.emit(text, args.out)
+    cli.emit(text, args)
     all_ok = all(line.is_valid for line in lines) and not bad
     return cli.AGREED if all_ok else cli.DIFFER
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from analysis.results.measurement import DEVICES, DTYPES, MALLOCS, Measurement
 from analysis.results.session import Plan, Task
 from analysis.results.store import Store
 from transom import cli, files, table
 from transom.errors import SpecError, nearest
+from transom.fields import write
 
 Row = dict[str, Any]
-QUICK = (3, 5)
+USUAL, QUICK = (10, 10), (2, 5)  # processes, and samples in each
+WARM, QUICK_WARM = 10.0, 1.0  # seconds of a warm-up
+QUICK_SECONDS = 50.0  # of the processes of --quick; the rest of a minute starts and shows them
 SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}  # of square products
 HONEST = "only medians of 10 processes or more can show a difference; fewer are inconclusive"
 
@@ -27,11 +32,12 @@ def add_measuring(to: argparse.ArgumentParser) -> None:
     add("--samples", type=count, metavar="N", help="timed calls in each process (default 10)")
     add(
         "--quick", action="store_true",
-        help="3 processes of 5 samples: a first look, which can only be inconclusive",
+        help="a first look within a minute, which can only be inconclusive: 2 processes of 5 "
+        "samples, no memory, short warm-ups; a line below the table says what is left out",
     )  # fmt: skip
     add("--no-memory", action="store_true", help="leave out the processes that measure memory")
     add(
-        "--warm-seconds", type=_seconds, default=10.0, metavar="S",
+        "--warm-seconds", type=_seconds, metavar="S",
         help="a warm-up that has not settled by then is called unstable (default 10)",
     )  # fmt: skip
     add("--device", choices=DEVICES, default="cpu", help="default: cpu")
@@ -46,12 +52,41 @@ def add_measuring(to: argparse.ArgumentParser) -> None:
         help="add every row to this file as it comes",
     )  # fmt: skip
     add("--resume", action="store_true", help="measure only what --store does not have")
+    add_no_wait(group)
     add("--force", action="store_true", help="compare what differs in more, marked as mixed")
     add(
         "--table", nargs="+", type=Path, metavar="FILE",
         help="measure nothing: the table of rows that --store wrote",
     )  # fmt: skip
     add("--figure", action=files.OutFile, metavar="FILE", help="also draw it: .svg, .png or .pdf")
+    add(
+        "--describe", action="store_true",
+        help="beside the figure FILE also FILE.txt: what is drawn, in words",
+    )  # fmt: skip
+
+
+def add_no_wait(to: Any) -> None:
+    to.add_argument(
+        "--no-wait", action="store_true",
+        help="refuse where another measurement runs on this machine (default: wait for its end)",
+    )  # fmt: skip
+
+
+def read(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options, with ``command``, the words that a shell repeats, and ``left_out``, which
+    `settle` fills."""
+    words = [*(sys.argv[1:] if argv is None else argv)]
+    args = parser.parse_args(words)
+    args.command, args.left_out = f"{parser.prog} {shlex.join(words)}".strip(), []
+    return args
+
+
+def settle(args: argparse.Namespace, name: str, usual: Any, quick: Any, left_out: str) -> None:
+    """Gives an option without a value its default, which is less with --quick."""
+    if getattr(args, name) is None:
+        setattr(args, name, quick if args.quick else usual)
+        if args.quick and left_out not in args.left_out:
+            args.left_out.append(left_out)
 
 
 def _seconds(text: str) -> float:
@@ -96,18 +131,31 @@ def plan_of(args: argparse.Namespace, groups: Sequence[Sequence[Measurement]], *
         raise SpecError("--resume: needs the --store that has the rows")
     if args.quick and (args.processes or args.samples):
         raise SpecError("--quick: chooses --processes and --samples itself")
-    processes, samples = QUICK if args.quick else (args.processes or 10, args.samples or 10)
+    few = args.quick
+    processes, samples = QUICK if few else (args.processes or USUAL[0], args.samples or USUAL[1])
     return Plan(
-        groups=groups, processes=processes, samples=samples, memory=0 if args.no_memory else 1,
-        warm_seconds=args.warm_seconds, **more,
+        groups=groups, processes=processes, samples=samples,
+        memory=0 if few or args.no_memory else 1, seconds=QUICK_SECONDS if few else None,
+        warm_seconds=args.warm_seconds or (QUICK_WARM if few else WARM), **more,
     )  # fmt: skip
 
 
-def rows_of(args: argparse.Namespace, plan: Callable[[], Plan]) -> tuple[list[Row], int]:
-    """(rows of a plan or of --table, number of invalid lines in the files of --table).
+class Answer(NamedTuple):
+    """Rows of a plan or of --table, the number of invalid lines in the files of --table, and what
+    --quick left out, a line or none."""
+
+    rows: list[Row]
+    bad: int
+    left_out: list[str]
+
+
+def rows_of(args: argparse.Namespace, plan: Callable[[], Plan]) -> Answer:
+    """Measures a plan, or reads the rows of --table.
 
     Raises SpecError; a bad --figure is refused before anything is measured.
     """
+    if args.describe and not args.figure:
+        raise SpecError("--describe: puts the figure into words; add --figure FILE")
     if args.figure:
         from analysis.pictures import figure_style
 
@@ -115,12 +163,72 @@ def rows_of(args: argparse.Namespace, plan: Callable[[], Plan]) -> tuple[list[Ro
         if args.figure.suffix not in figure_style.ENDINGS:
             raise SpecError(f"--figure {args.figure}: expected {', '.join(figure_style.ENDINGS)}")
     if args.table:
-        return _stored(args.table)
+        return Answer(*_stored(args.table), [])
     from analysis.results import environment, session
 
-    found = environment.header(args.device, args.threads)
+    found, wanted = environment.header(args.device, args.threads), plan()
     into = Store(args.store) if args.store else None
-    return session.run(plan(), found, into=into, resume=args.resume, progress=_bar), 0
+
+    def kept() -> str:
+        if into is None:
+            return "nothing is stored; the same with a store, which can continue:"
+        rows = into.read()[0]
+        all_, left = (len(session.tasks(wanted, found, keys)) for keys in (set(), keys_of(rows)))
+        place = table.plain(str(args.store))
+        return f"{all_ - left} of {all_} processes are stored in {place}; to continue:"
+
+    with interruptible(kept, continuing(args)):
+        rows = session.run(
+            wanted, found, into=into, resume=args.resume, progress=_bar, wait=not args.no_wait
+        )
+    return Answer(rows, 0, [left_out(args, session.tasks(wanted, found, keys_of(rows)))]
+                  if args.quick else [])  # fmt: skip
+
+
+def keys_of(rows: Iterable[Row]) -> set[str]:
+    return {str(row.get("key")) for row in rows}
+
+
+def left_out(args: argparse.Namespace, pending: Sequence[Task]) -> str:
+    """The line of what --quick did not measure.  pending: processes that had no time."""
+    (all_, each), (few, samples) = USUAL, QUICK
+    parts = [f"{all_ - few} of {all_} processes of each and {each - samples} of {each} samples"]
+    parts += ["memory", *args.left_out]
+    if not args.warm_seconds:
+        parts.append(f"warm-ups beyond {QUICK_WARM:g} s")
+    if pending:
+        names = "; ".join(dict.fromkeys(map(_name_of, pending)))
+        more = f"{len(pending)} more process{'es' * (len(pending) > 1)}"
+        parts.append(f"for want of time {more} ({names})")
+    return f"--quick left out: {', '.join(parts)}"
+
+
+def continuing(args: argparse.Namespace) -> str:
+    """The command that continues an interrupted one, or that can be continued."""
+    command: str = args.command
+    if args.store is None:
+        command += " --store rows.jsonl"
+    return command if args.resume else f"{command} --resume"
+
+
+@contextlib.contextmanager
+def interruptible(kept: Callable[[], str], command: str) -> Iterator[None]:
+    """Says on stderr, where the block is interrupted, what is kept and how to continue."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: {kept()} {command}", file=sys.stderr, flush=True)
+        raise
+
+
+@contextlib.contextmanager
+def alone(args: argparse.Namespace) -> Iterator[None]:
+    """Holds the lock of this machine's measurements for a command without a store."""
+    from analysis.results import lock
+
+    kept = "nothing is stored; from the start:"
+    with interruptible(lambda: kept, args.command), lock.measuring(wait=not args.no_wait):
+        yield
 
 
 def _stored(files: Sequence[Path]) -> tuple[list[Row], int]:
@@ -143,13 +251,20 @@ def _bar(tasks: Sequence[Task]) -> Iterable[Task]:
 
     shown = bar(tasks, unit="process")
     for task in shown:
-        first = task.measurements[0]
-        shown.set_postfix_str(f"{task.task} {first.what[:30]} {first.mode} batch {first.batch}")
+        shown.set_postfix_str(f"{task.task} {_name_of(task)}")
         yield task
+
+
+def _name_of(task: Task) -> str:
+    first = task.measurements[0]
+    at = f" on {write(first.size)}" if first.kind == "mixer" else ""
+    return table.plain(f"{first.what[:30]}{at} {first.mode} batch {first.batch}")
 
 
 def share_of_peak(args: argparse.Namespace, dtype: str, shapes: Iterable[str]) -> list[Measurement]:
     """Matrix products for the peak rate: squares, and shapes of the model."""
-    products = dict.fromkeys([*(f"{s}x{s}x{s}" for s in SIDES[args.device]), *shapes])
+    most = 1 if args.quick else None  # the larger square takes longer than a model
+    sides = SIDES[args.device][:most]
+    products = dict.fromkeys([*(f"{s}x{s}x{s}" for s in sides), *shapes])
     shared = shared_options(args)
     return [Measurement(kind="matmul", what=what, dtype=dtype, **shared) for what in products]

@@ -128,20 +128,22 @@ def _products(
 # -- the answer ------------------------------------------------------------------------------
 
 
-def answer(args: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[str, bool]:
-    """(text, whether everything was measured and agrees)."""
+def answer(
+    args: argparse.Namespace, rows: list[dict[str, Any]], left_out: Sequence[str] = ()
+) -> tuple[str, bool]:
+    """(text, whether everything was measured and agrees).  left_out: lines below the table."""
     from analysis.results import reporting, summary
 
     lines = summary.lines(rows)
     style = cli.chosen_format(args)
     all_ok = all(line.is_valid for line in lines)
     if args.figure:
-        reporting.bars(lines, args.figure)
+        reporting.panels(lines, args.figure, describe=args.describe)
     if args.show == "raw":
         return (to_csv(rows) if style == "csv" else table.as_json({"rows": rows})), all_ok
     make = reporting.short if args.show == "short" else reporting.full
     shown = make(lines, force=args.force)
-    note = f"{reporting.NOTE}\n{reporting.machines(lines)}"
+    note = "\n".join([*left_out, reporting.NOTE, reporting.machines(lines)])
     if style == "json":
         content = {"convention": note, "rows": shown}
         return table.as_json(content | _profiles_of(args, lines)), all_ok
@@ -159,7 +161,7 @@ def _profiles_of(args: argparse.Namespace, lines: Sequence[Any]) -> dict[str, An
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    args = options.read(build_parser(), argv)
     cli.load_plugins(args.plugin)
     if args.table and args.backbone:
         raise SpecError("--table: shows what is stored; --backbone measures")
@@ -171,9 +173,9 @@ def main(argv: list[str] | None = None) -> int:
     def plan() -> Plan:
         return options.plan_of(args, groups_of(args), profile=bool(args.by), plugins=args.plugin)
 
-    rows, bad = options.rows_of(args, plan)
-    text, all_ok = answer(args, rows)
-    cli.emit(text, args.out)
+    rows, bad, left_out = options.rows_of(args, plan)
+    text, all_ok = answer(args, rows, left_out)
+    cli.emit(text, args)
     return cli.AGREED if all_ok and not bad else cli.DIFFER
 
 

@@ -35,6 +35,14 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _lock_of_its_own(tmp_path_factory):
+    """No test waits for a measurement of this machine, nor makes one wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+        yield
+
+
 REGISTRY = ("_configs", "_classes", "_sources")
 
 

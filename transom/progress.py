@@ -9,7 +9,8 @@ from typing import Any
 def bar(items: Iterable[Any] | None, unit: str, **fields: Any) -> Any:
     """Iterates over items with a progress bar on stderr.
 
-    The bar disappears when the work is done; it is not drawn where stderr is no terminal.
+    The bar shows the items done, their rate and the time left.  It disappears when the work is
+    done; it is not drawn where stderr is no terminal.
 
     Args:
         items: the iterable; None where `update` is called by hand.
@@ -26,4 +27,4 @@ def bar(items: Iterable[Any] | None, unit: str, **fields: Any) -> Any:
     """
     from tqdm import tqdm
 
-    return tqdm(items, disable=None, leave=False, unit=unit, **fields)
+    return tqdm(items, disable=None, leave=False, dynamic_ncols=True, unit=unit, **fields)

@@ -20,6 +20,7 @@ from analysis.pictures import draw_heatmaps
 from analysis.pictures.draw_maps import Panel
 from analysis.pictures.studies import Grid, Study, shape
 from transom.errors import SpecError
+from transom.progress import bar
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
 
@@ -58,7 +59,7 @@ def erf(
     for factory in factories:
         size = img_size or factory.img_size
         total = torch.zeros(size, dtype=torch.float64)
-        for seed in range(seeds):
+        for seed in bar(range(seeds), unit="gradient", desc=factory.name[:30]):
             gradient, zero_norms = _field(factory, size, stage, seed, weights, source)
             total += gradient / gradient.sum().clamp(min=1e-300) / seeds
             if zero_norms:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from analysis.pictures import figure_style
+from analysis.pictures import draw_bars, figure_style
+from analysis.pictures.draw_bars import Bar
 from analysis.results import summary
 from analysis.results.statistics import Summary
 from analysis.results.summary import Line
@@ -196,39 +197,58 @@ def machines(lines: Sequence[Line]) -> str:
     return "\n".join(dict.fromkeys(descriptions))
 
 
-def bars(lines: Sequence[Line], out: Path) -> None:
+RATE = "images per second; whiskers: interval of the median"
+
+
+def bars(lines: Sequence[Line], out: Path, *, describe: bool = False) -> None:
     """Draws images per second of every line; whiskers are the interval of the median."""
-    drawn = [line for line in lines if line.usable and line.summary is not None]
-    picture = figure_style.figure(7.5, 0.8 + 0.28 * max(1, len(drawn)))
-    axes = picture.subplots()
-    labels = list(dict.fromkeys(line.measurement.label for line in drawn))
-    for y, line in enumerate(drawn):
-        s, e = line.summary, line.measurement
-        assert s is not None
-        rate, low, high = (line.batch / t for t in (s.median, s.high, s.low))
-        color = figure_style.COLORS[labels.index(e.label) % len(figure_style.COLORS)]
-        axes.barh(
-            y, rate, color=color, xerr=[[rate - low], [high - rate]],
-            error_kw={"ecolor": figure_style.INK, "capsize": 2, "elinewidth": 0.8},
-        )  # fmt: skip
-    names = [
-        f"{m.label}  {m.what[:28]}, {write(m.size)}, {m.mode}, "
-        f"{m.dtype}, batch {line.batch}{', compiled' if m.compile else ''}"
-        for line in drawn for m in [line.measurement]
-    ]  # fmt: skip
-    axes.set_yticks(range(len(drawn)), map(figure_style.words, names), fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xlabel("images per second; whiskers: interval of the median")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure_style.save(picture, out)
+    _save_bars({"": [_bar(line, _settings(line)) for line in _drawn(lines)]}, out, describe)
 
 
-def growth(lines: Sequence[Line], out: Path) -> None:
+def panels(lines: Sequence[Line], out: Path, *, describe: bool = False) -> None:
+    """Draws what `bars` draws in a panel for each mode and batch, with one legend."""
+    found: dict[str, list[Bar]] = {}
+    for line in _drawn(lines):
+        title = f"{line.measurement.mode}, batch {line.batch}"
+        found.setdefault(title, []).append(_bar(line, _model(line)))
+    _save_bars(found or {"": []}, out, describe)
+
+
+def _drawn(lines: Sequence[Line]) -> list[Line]:
+    return [line for line in lines if line.usable and line.summary is not None]
+
+
+def _model(line: Line) -> str:
+    m = line.measurement
+    compiled = ", compiled" if m.compile else ""
+    return f"{m.what[:28]}, {write(m.size)}, {m.dtype}{compiled}"
+
+
+def _settings(line: Line) -> str:
+    m = line.measurement
+    compiled = ", compiled" if m.compile else ""
+    return f"{m.what[:28]}, {write(m.size)}, {m.mode}, {m.dtype}, batch {line.batch}{compiled}"
+
+
+def _bar(line: Line, name: str) -> Bar:
+    s = line.summary
+    assert s is not None
+    rate, low, high = (line.batch / t for t in (s.median, s.high, s.low))
+    return Bar(series=line.measurement.label, name=name, value=rate, low=low, high=high)
+
+
+def _save_bars(found: dict[str, list[Bar]], out: Path, describe: bool) -> None:
+    text = draw_bars.described(found, "Bars of throughput.", RATE) if describe else None
+    figure_style.save(draw_bars.draw(found, RATE), out, describe=text)
+
+
+def growth(lines: Sequence[Line], out: Path, *, describe: bool = False) -> None:
     """Draws the time of each mixer over the tokens of its grids, log-log, with the interval of the
     median; dashed lines are its MACs, scaled to the first point."""
     picture = figure_style.figure(6.4, 4.4)
     axes = picture.subplots()
-    drawn = [line for line in lines if line.usable and line.summary is not None]
+    drawn = _drawn(lines)
+    all_points: list[figure_style.Point] = []
 
     def curve_of(line: Line) -> tuple[str, str, str]:
         return line.measurement.what, line.measurement.mode, line.measurement.dtype
@@ -239,6 +259,7 @@ def growth(lines: Sequence[Line], out: Path) -> None:
         tokens = [line.measurement.size[0] * line.measurement.size[1] for line in points]
         spread = [s for line in points if (s := line.summary) is not None]
         times = [1e3 * s.median for s in spread]
+        all_points += (figure_style.Point(key[0], *at) for at in zip(tokens, times, strict=True))
         whiskers = [[1e3 * (s.median - s.low) for s in spread],
                     [1e3 * (s.high - s.median) for s in spread]]  # fmt: skip
         color = figure_style.COLORS[i % len(figure_style.COLORS)]
@@ -257,4 +278,8 @@ def growth(lines: Sequence[Line], out: Path) -> None:
     axes.grid(True, which="major", color=figure_style.FAINT, linewidth=0.4)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8)
-    figure_style.save(picture, out)
+    text = figure_style.described(
+        "Time of each mixer over the tokens of its grids, log-log; dashed: its MACs, scaled to "
+        "the first point.", "tokens", "milliseconds", all_points,
+    )  # fmt: skip
+    figure_style.save(picture, out, describe=text if describe else None)

@@ -14,9 +14,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import IO, Any
 
-from analysis.results import store
+from analysis.results import lock, store
 from analysis.results.measurement import Measurement, canonical, key_of
 from transom.packages import HOME
 from transom.table import plain
@@ -35,7 +36,8 @@ class Plan:
 
     processes, samples: per measurement; samples per process.  memory: processes that measure peak
     memory.  profile: also divide the time among stages and operators.  warm_seconds: limit of a
-    warm-up.
+    warm-up.  seconds: no process starts that would end later, by the longest that its group, or
+    any group before its first, has taken; None for no limit.
     """
 
     groups: Sequence[Group]
@@ -44,6 +46,7 @@ class Plan:
     memory: int = 1
     profile: bool = False
     warm_seconds: float = 10.0
+    seconds: float | None = None
     plugins: Sequence[str] = ()
 
 
@@ -100,9 +103,9 @@ def group_key(group: Group) -> str:
 
 def run(
     plan: Plan, environment: Row, *, into: store.Store | None = None, resume: bool = False,
-    progress: Callable[[list[Task]], Iterable[Task]] | None = None,
+    progress: Callable[[list[Task]], Iterable[Task]] | None = None, wait: bool = True,
 ) -> list[Row]:  # fmt: skip
-    """Runs a plan.
+    """Runs a plan, alone on this machine (analysis.results.lock).
 
     Args:
         plan: what to measure.
@@ -110,12 +113,14 @@ def run(
         into: receives every row before the next process starts.
         resume: take the rows of `into` that the plan needs instead of measuring them again.
         progress: wraps the list of tasks, for a progress bar.
+        wait: wait for another measurement of this machine to end.
 
     Returns:
         Every row of the plan, stored ones first.
 
     Raises:
-        SpecError: for a store that cannot be written.
+        SpecError: for a store that cannot be written, and without `wait` while another process
+            measures.
     """
     stored: list[Row] = []
     if into is not None:
@@ -123,13 +128,35 @@ def run(
         stored = into.read()[0] if resume else []
     stored_by_key = {str(row.get("key")): row for row in stored}
     pending, rows = tasks(plan, environment, set(stored_by_key)), list[Row]()
-    for task in progress(pending) if progress else pending:
-        new_rows = run_task(task, plan)
-        if into is not None:
-            into.append(new_rows)
-        rows += new_rows
+    with lock.measuring(wait=wait) if pending else contextlib.nullcontext():
+        limit = _Limit(plan.seconds, monotonic())
+        for task in progress(pending) if progress else pending:
+            began = monotonic()
+            if not limit.allows(task.group, began):
+                continue
+            new_rows = run_task(task, plan)
+            if into is not None:
+                into.append(new_rows)
+            rows += new_rows
+            limit.took[task.group] = max(monotonic() - began, limit.took.get(task.group, 0.0))
     wanted = {key for task in tasks(plan, environment, set()) for key in task.keys.values()}
     return [row for key, row in stored_by_key.items() if key in wanted] + rows
+
+
+@dataclass
+class _Limit:
+    """Seconds of a session from its start, and the longest process of each group."""
+
+    seconds: float | None
+    start: float
+    took: dict[str, float] = field(default_factory=dict)
+
+    def allows(self, group: str, now: float) -> bool:
+        """Whether a process of a group may start; the first may, or there were no row."""
+        if self.seconds is None or not self.took:
+            return True
+        expected = self.took.get(group, max(self.took.values()))
+        return now - self.start + expected <= self.seconds
 
 
 def run_task(task: Task, plan: Plan) -> list[Row]:
@@ -201,10 +228,12 @@ def _exit_reason(code: int, errors: IO[bytes]) -> str:
 
 
 def worker_environment(job: Row) -> dict[str, str]:
-    """Environment variables of a worker: the path of our packages, and glibc's memory settings."""
+    """Environment variables of a worker: the path of our packages, glibc's memory settings, and
+    that its parent has the lock."""
     keeps = MALLOC_KEEP if job["measurements"][0]["malloc"] == "keep" else {}
     extra = MALLOC_RETURN if job["task"] == "memory" else keeps
-    return {**os.environ, "PYTHONPATH": worker_path(), **extra}
+    parent = {lock.HELD_BY: str(os.getpid())}
+    return {**os.environ, "PYTHONPATH": worker_path(), **parent, **extra}
 
 
 def worker_path() -> str:
