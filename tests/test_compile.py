@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +98,14 @@ def has_few_columns(module: nn.Module) -> bool:
     return isinstance(module, TokenMLPMixer) and module.dim // module.heads < 32
 
 
+def slow_after(count: int, cases: Iterable[Any]) -> list[Any]:
+    """Cases of which the first are fast tests, and the others belong to the slow tier."""
+    return [
+        case if i < count else pytest.param(case, marks=pytest.mark.slow)
+        for i, case in enumerate(cases)
+    ]
+
+
 @pytest.mark.parametrize(("name", "index"), MIXERS)
 def test_mixers_compile_bit_equal(name, index):
     """Maps that pad, blocks that shift: no graph break, forward and backward."""
@@ -122,12 +132,12 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
     return bool((found - wanted).abs().max() <= 1e-5 * wanted.abs().max())
 
 
-@pytest.mark.parametrize("text", OPTIONS)
+@pytest.mark.parametrize("text", slow_after(1, OPTIONS))
 def test_options_compile_bit_equal(text):
     check(mixer(text, 1), images(2, 9, 17, 8), "aot_eager")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_after(2, FAMILIES))
 def test_backbones_compile_bit_equal(family):
     check(short(family), images(2, 3, 40, 56), "aot_eager")
 

@@ -439,7 +439,12 @@ def execute(notebook: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+@pytest.mark.parametrize(
+    "notebook",
+    [one if one.stem == "add-a-mixer" else pytest.param(one, marks=pytest.mark.slow)
+     for one in NOTEBOOKS],
+    ids=name,
+)  # fmt: skip
 def test_a_notebook_runs(notebook, tmp_path):
     done = execute(notebook, tmp_path)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from typing import Any
 
 import pytest
 import timm
@@ -33,7 +34,13 @@ def test_every_variant_is_registered_under_a_prefix():
     assert type(timm.create_model("swin_tiny_patch4_window7_224")).__module__.startswith("timm.")
 
 
-@pytest.mark.parametrize("name", NAMES)
+def of_any_size(name: str) -> Any:
+    """The large ones, of which each takes seconds, are in the slow tier."""
+    large = {"b", "l"} & set(name.split("_")[2:3])
+    return pytest.param(name, marks=pytest.mark.slow) if large else name
+
+
+@pytest.mark.parametrize("name", map(of_any_size, NAMES))
 def test_default_configs(name):
     """Built on meta, with the configuration that timm's tools read; pretrained is refused."""
     with torch.device("meta"):
