@@ -19,8 +19,14 @@ from attention.softmax.position import LePE
 from backbones import export
 from backbones.model.block import MLP
 
-MIXERS = [pytest.param(name, index, id=f"{name}-{index}")
-          for name in attention.names() for index in (0, 1)]  # fmt: skip
+# odd and even blocks of these are alike, so one of the two is enough for the fast tier
+ALIKE = ("axial", "cross", "full", "pale")
+MIXERS = [
+    pytest.param(
+        name, index, id=f"{name}-{index}", marks=[pytest.mark.slow] * (index and name in ALIKE)
+    )
+    for name in attention.names() for index in (0, 1)
+]  # fmt: skip
 OPTIONS = [
     "window:mask_padding=true", "window:size=3x5,mask_value=-100,scores=cosine,position=log_cpb",
     "axial:order=sequential,position=log_cpb", "cross:size=2x3,mask_padding=true",
