@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.papers import published
@@ -120,7 +120,10 @@ def main(argv: list[str] | None = None) -> int:
     rows = [row_of(factory, size, trace=args.trace) for factory, size in progress]
     failed = not all(row["agree"] for row in rows)
     if args.measure:
-        failed |= not _measure(rows, [(s.name, size) for s, size in jobs], args)
+        failed |= not add_measured(
+            rows, [(s.name, size) for s, size in jobs], batch=args.batch,
+            processes=args.processes, samples=args.samples, plugins=args.plugin,
+        )  # fmt: skip
     if sort:
         rows = sort(rows)
     style = cli.chosen_format(args)
@@ -137,14 +140,14 @@ def main(argv: list[str] | None = None) -> int:
     return cli.DIFFER if failed else cli.AGREED
 
 
-def _measure(
-    rows: list[table.Row], jobs: list[tuple[str, tuple[int, int]]], args: argparse.Namespace
-) -> bool:
-    """Adds the measured columns; True if every row was measured."""
+def add_measured(
+    rows: list[table.Row], jobs: list[tuple[str, tuple[int, int]]], *, batch: int,
+    processes: int, samples: int, plugins: Sequence[str],
+) -> bool:  # fmt: skip
+    """Adds the measured columns to rows of (name, size) jobs; True if every row was measured."""
     measured = latency.columns(
-        jobs, batch=args.batch, processes=args.processes, samples=args.samples,
-        plugins=args.plugin,
-    )  # fmt: skip
+        jobs, batch=batch, processes=processes, samples=samples, plugins=plugins
+    )
     for row, found in zip(rows, measured, strict=True):
         row |= {name: found[name] for name in MEASURED}
         row["note"] = "; ".join(filter(None, [row["note"], found["measured_note"]]))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from analysis.counting import paper_formulas
@@ -129,6 +129,47 @@ def measure(
     }  # fmt: skip
 
 
+def rows_of(
+    mixers: Sequence[str], sizes: Sequence[tuple[int, int]], *, every_option: bool, dim: int,
+    heads: int, max_memory: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A row per mixer, grid and, where they differ, even and odd block.
+
+    Args:
+        mixers: notations; none: every mixer with its defaults, or with `every_option` each option
+            varied.
+        sizes: grids (h, w) in tokens; none: 56x56, and four grids where more is asked for.
+        every_option: see `mixers`.
+        dim: channels.
+        heads: heads.
+        max_memory: bytes of a real forward beyond which it is refused.
+
+    Raises:
+        SpecError: a mixer cannot be read or built, or a forward needs more memory.
+    """
+    from transom.progress import bar
+
+    if mixers:
+        configs = [parse(text) for text in mixers]
+    elif every_option:
+        configs = [config for name in names() for config in variations(name)]
+    else:
+        configs = [make_config(name) for name in names()]
+    for config in configs:
+        config.check(dim, heads)
+    grids = sizes or SIZES[: None if mixers or every_option else 1]
+    jobs = [
+        (config, h, w, index)
+        for config in configs
+        for h, w in grids
+        for index in ((0, 1) if alternates(config) else (0,))
+    ]
+    return [
+        measure(config, h, w, dim=dim, heads=heads, index=index, max_memory=max_memory)
+        for config, h, w, index in bar(jobs, unit="row")
+    ]
+
+
 def example(dim: int = 96, window: tuple[int, int] = (7, 7)) -> list[str]:
     """The example of the Swin paper, section 3.2: a 56x56 grid, C = 96, M = 7."""
     local, full = paper_formulas.w_msa(56, 56, dim, window), paper_formulas.msa(56, 56, dim)
@@ -151,28 +192,10 @@ def main(argv: list[str] | None = None) -> int:
     cli.load_plugins(args.plugin)
     if args.mixer and args.all:
         raise SpecError("--mixer and --all: choose one of the two")
-    sizes = args.sizes or (SIZES if args.mixer or args.all else SIZES[:1])
-    if args.mixer:
-        configs = [parse(text) for text in args.mixer]
-    elif not args.all:
-        configs = [make_config(name) for name in names()]
-    else:
-        configs = [config for name in names() for config in variations(name)]
-    for config in configs:
-        config.check(args.dim, args.heads)
-    jobs = [
-        (config, h, w, index)
-        for config in configs
-        for h, w in sizes
-        for index in ((0, 1) if alternates(config) else (0,))
-    ]
-    from transom.progress import bar
-
-    shape = {"dim": args.dim, "heads": args.heads, "max_memory": args.max_memory}
-    rows = [
-        measure(config, h, w, index=index, **shape)
-        for config, h, w, index in bar(jobs, unit="row")
-    ]
+    rows = rows_of(
+        args.mixer or (), args.sizes or (), every_option=args.all, dim=args.dim, heads=args.heads,
+        max_memory=args.max_memory,
+    )  # fmt: skip
     style = cli.chosen_format(args)
     if style == "json":
         text = table.as_json({"rows": rows})

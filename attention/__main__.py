@@ -31,15 +31,16 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
-def _flat() -> list[dict[str, Any]]:
-    """A row per option."""
+def options() -> list[dict[str, Any]]:
+    """A row per option of a mixer, and one for a mixer without options."""
+    nothing: dict[str, Any] = {"name": "", "default": "", "allowed": [], "doc": ""}
     return [
         {
             "mixer": row["mixer"], "option": option["name"], "default": option["default"],
             "allowed": " ".join(option["allowed"]), "doc": option["doc"], "source": row["source"],
         }
         for row in rows()
-        for option in row["options"]
+        for option in row["options"] or [nothing]
     ]  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     if style == "table":
         text = listing()
     else:
-        text = table.render(rows() if style == "json" else _flat(), style)
+        text = table.render(rows() if style == "json" else options(), style)
     cli.emit(text, args)
     return cli.AGREED
 

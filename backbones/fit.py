@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from backbones.specs.notation import parse
 from backbones.specs.spec import BackboneSpec, StageSpec
@@ -226,6 +227,27 @@ def _amount_text(text: str) -> str:
     return text
 
 
+def row_of(found: BackboneSpec, by: str, what: str, target: int, value: int) -> dict[str, Any]:
+    """The answer as a row.
+
+    Args:
+        found: the nearest backbone.
+        by: what was changed.
+        what: macs or params.
+        target: the budget.
+        value: what the backbone has.
+    """
+    stages = found.stages
+    return {
+        "backbone": to_notation(found), "by": by, "budget": f"{what}={target}", "found": value,
+        "error_%": 100 * (value - target) / target,
+        "dims": " ".join(str(stage.dim) for stage in stages),
+        "heads": " ".join(str(stage.heads) for stage in stages),
+        "depths": " ".join(str(stage.depth) for stage in stages),
+        "mlp_ratios": " ".join(f"{stage.mlp_ratio:g}" for stage in stages),
+    }  # fmt: skip
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("backbones.fit", __doc__, EPILOG)
     parser.add_argument("spec", help="a notation, a variant, an alias or a .toml file")
@@ -252,18 +274,9 @@ def main(argv: list[str] | None = None) -> int:
     check_unit(text, getattr(total(stage_sizes(spec)), what), f"--{what}")
     target = amount(text)
     found, value = fit(spec, by=args.by, **{what: target})
-    error = (value - target) / target
-    row = {
-        "backbone": to_notation(found), "by": args.by,
-        "budget": f"{what}={target}", "found": value,
-        "error_%": 100 * error,
-        "dims": " ".join(str(stage.dim) for stage in found.stages),
-        "heads": " ".join(str(stage.heads) for stage in found.stages),
-        "depths": " ".join(str(stage.depth) for stage in found.stages),
-        "mlp_ratios": " ".join(f"{stage.mlp_ratio:g}" for stage in found.stages),
-    }  # fmt: skip
+    row = row_of(found, args.by, what, target, value)
     cli.emit(table.render([row], cli.chosen_format(args)), args)
-    return cli.AGREED if abs(error) <= TOLERANCE else cli.DIFFER
+    return cli.AGREED if abs(row["error_%"]) <= 100 * TOLERANCE else cli.DIFFER
 
 
 if __name__ == "__main__":

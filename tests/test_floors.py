@@ -25,7 +25,7 @@ FLOORS = (  # a folder imports itself and those before it
     "attention/softmax", "attention/mixers",
     "backbones/specs", "backbones/files", "backbones/model", "backbones/weights", "backbones",
     "analysis/counting", "analysis/models", "analysis/papers", "analysis/pictures",
-    "analysis/checking", "analysis/results", "analysis/timing", "analysis",
+    "analysis/checking", "analysis/results", "analysis/timing", "analysis", "analysis/facade",
     "training/data", "training/settings", "training/objectives", "training/loop", "training",
     "benchmarks",
 )  # fmt: skip

@@ -17,11 +17,13 @@ __all__ = [
     "load_weights", "measure", "mixers", "sweep", "variants",
 ]  # fmt: skip
 
-_public = _lazy(
-    __name__,
-    dict.fromkeys(__all__, "analysis.facade")
-    | {"SpecError": "transom.errors", "Table": "transom.answer", "create": "backbones.factory"},
-)
+_public = _lazy(__name__, {
+    "SpecError": "transom.errors", "Table": "transom.answer", "create": "backbones.factory",
+    "check": "analysis.facade.checks",
+    **dict.fromkeys(("audit", "compare", "count", "measure"), "analysis.facade.costs"),
+    **dict.fromkeys(("complexity", "sweep"), "analysis.facade.scaling"),
+    **dict.fromkeys(("fit", "mixers", "variants"), "analysis.facade.choices"),
+})  # fmt: skip
 _load = _lazy(__name__, {"load": "backbones.weights.loading"})
 
 

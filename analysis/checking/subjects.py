@@ -67,13 +67,13 @@ def find(
     elif not (colon or variants.known(what)) and difflib.get_close_matches(what, names(), n=1):
         parse(what)  # a misspelt mixer: its error names the nearest
     elif not colon or "/" in what or head in ("timm", "torchvision"):
-        yield _network(what, img_size)
+        yield named_network(what, img_size)
     else:
         with _user_code(what):
             factory, options = _load(what)
             parameters = _parameters_of(factory)
         if not parameters:
-            yield _network(what, img_size)
+            yield named_network(what, img_size)
             return
         for index in (indices or (0, 1)) if "index" in parameters else (0,):
             with _user_code(what):
@@ -243,7 +243,7 @@ def _config(factory: Any, what: str, options: str) -> MixerConfig:
 # -- networks --------------------------------------------------------------------------------
 
 
-def _network(what: str, img_size: Size | None) -> Named:
+def named_network(what: str, img_size: Size | None) -> Named:
     with _user_code(what):
         factory = lookup.find(what)
         if factory.foreign:
