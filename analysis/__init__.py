@@ -11,8 +11,11 @@ from transom.packages import require as _require
 _require("attention", "backbones")
 
 if TYPE_CHECKING:
-    from analysis.counting.report import Report, count
+    from analysis.counting.count import count
+    from analysis.counting.report import Report
 
 __all__ = ["Report", "count"]
 
-__getattr__ = _lazy(__name__, dict.fromkeys(__all__, "analysis.counting.report"))
+__getattr__ = _lazy(
+    __name__, {"Report": "analysis.counting.report", "count": "analysis.counting.count"}
+)

@@ -201,7 +201,7 @@ def row_of(
     factory: ModelFactory, img_size: tuple[int, int], *, trace: bool = False
 ) -> dict[str, Any]:
     """The row of a model at (height, width) pixels; a failure is its note."""
-    from analysis.counting.report import count
+    from analysis.counting.count import count
 
     h, w = img_size
     library, _, bare = factory.name.rpartition(":") if factory.foreign else ("transom", "", "")

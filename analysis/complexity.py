@@ -96,7 +96,7 @@ def measure(
     import torch
 
     from analysis.counting import counters
-    from analysis.counting.report import Budget
+    from analysis.counting.count import Budget
 
     with torch.device("meta"):
         mixer = build(config, dim=dim, heads=heads, index=index)

@@ -63,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     from analysis.models import lookup
 
     factories = [lookup.find(name) for name in args.backbone]  # every name, before any work
-    from analysis.counting.report import CONVENTION, Budget, count
+    from analysis.counting.count import Budget, count
+    from analysis.counting.report import CONVENTION
     from transom.progress import bar
 
     budget = Budget(args.max_memory, args.max_seconds)

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attention
 import backbones
-from analysis.counting import report
+from analysis.counting.count import count
 from attention.execution import backends, cache, chunks, dispatch, torch_private
 from attention.execution.dispatch import Executable, observer
 from attention.fast import bounded, plain
@@ -352,7 +352,7 @@ def test_counters_see_the_reference():
         display=False
     ) as counter:
         model(x)
-    assert counter.get_total_flops() == 3 * 2 * report.count(model, 32).macs
+    assert counter.get_total_flops() == 3 * 2 * count(model, 32).macs
 
 
 @pytest.mark.parametrize("name", [

@@ -17,7 +17,7 @@ import analysis
 import backbones
 from analysis import flops
 from analysis.counting import counters
-from analysis.counting.report import Budget
+from analysis.counting.count import Budget
 from analysis.models import lookup
 from backbones.specs import variants
 from transom.errors import SpecError
@@ -438,9 +438,9 @@ def test_a_budget_of_memory_holds_the_weights():
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
 def test_one_row_that_differs_is_exit_code_one(bad, monkeypatch):
-    from analysis.counting import report
+    from analysis.counting import count as counting
 
-    real, made = report.count, []
+    real, made = counting.count, []
 
     def count(model, size, **options):
         report = real(model, size, trace=False, name=options["name"])
@@ -448,7 +448,7 @@ def test_one_row_that_differs_is_exit_code_one(bad, monkeypatch):
         report.agree = len(made) - 1 != bad
         return report
 
-    monkeypatch.setattr(report, "count", count)
+    monkeypatch.setattr(counting, "count", count)
     argv = ["--backbone", "swin_t", "pale_t", "--img-size", "32", "--out", "/dev/null"]
     assert flops.main(argv) == (1 if bad < 2 else 0)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 
 import numpy as np
 import pytest
+import small_run
 import timm
 import torch
+from small_run import ALONE, BODY, DATA
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
@@ -20,25 +23,16 @@ from analysis.results.store import Store
 from training.data.opening import open_data
 from training.loop import augment, checkpoint, drop_path, initial, subject
 from training.loop.run import Run, Stopped
-from training.loop.world import World
 from training.settings import presets
 from training.settings.budget import Budget
-from training.settings.config import RunConfig
 from training.worker import work
 from transom.errors import SpecError
 
-BODY = "swin_t/stages=2/1.dim=8/1.heads=2/2.dim=16/2.heads=2/1.depth=1/2.depth=2/drop_path=0.5"
-DATA = "order:train=64,test=40"
-ALONE = World(0, 1, torch.device("cpu"))
 # all that is random at once: windows, mirror images, mixing, stochastic depth
 BUSY = presets.read("micro:crop=pad,hflip=0.5,mixup=0.4,cutmix=1,drop_path=0.5,ema=0.9")
 
 
-def config(**fields) -> RunConfig:
-    base = RunConfig(
-        backbone=BODY, seed=0, data=DATA, recipe=BUSY, budget="12steps", batch=8, evaluations=12
-    )
-    return dataclasses.replace(base, **fields)
+config = functools.partial(small_run.config, recipe=BUSY, evaluations=12)
 
 
 @pytest.fixture(scope="module")

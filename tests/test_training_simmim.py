@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
 import pytest
+import small_run
 import torch
+from small_run import ALONE, BODY, DATA
 from torch import nn
 
 import analysis
@@ -20,24 +23,15 @@ from training.data.splits import assemble
 from training.loop import subject
 from training.loop.learner import Learner
 from training.loop.run import Run, Stopped
-from training.loop.world import World
 from training.objectives import choice, probe
 from training.objectives.simmim import MaskedImages, draw_hidden
 from training.settings import presets
-from training.settings.config import RunConfig
 from transom.errors import SpecError
 
-BODY = "swin_t/stages=2/1.dim=8/1.heads=2/2.dim=16/2.heads=2/1.depth=1/2.depth=2/drop_path=0.5"
-DATA = "order:train=64,test=40"
-ALONE = World(0, 1, torch.device("cpu"))
 RECIPE = presets.read("micro-simmim:hflip=0.5,drop_path=0.5")
 
 
-def config(**fields) -> RunConfig:
-    base = RunConfig(
-        backbone=BODY, seed=0, data=DATA, recipe=RECIPE, budget="12steps", batch=8, evaluations=4
-    )
-    return dataclasses.replace(base, **fields)
+config = functools.partial(small_run.config, recipe=RECIPE, evaluations=4)
 
 
 @pytest.fixture(scope="module")

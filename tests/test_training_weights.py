@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import json
 import os
 from contextlib import closing
 
 import numpy as np
 import pytest
+import small_run
 import torch
+from small_run import ALONE, DATA
 
 import backbones
 from backbones import weights
@@ -21,7 +24,6 @@ from training.data.images import FolderImages
 from training.data.opening import open_data
 from training.loop import loader, subject
 from training.loop.run import Run, Stopped
-from training.loop.world import World
 from training.settings import presets
 from training.settings.config import RunConfig
 from training.settings.identity import identity, refuse_changes
@@ -29,16 +31,9 @@ from transom.errors import SpecError
 
 BODY = "swin_t/stages=2/1.dim=8/1.heads=2/2.dim=16/2.heads=2/1.depth=2/2.depth=1"
 SWIN = f"{BODY}/1=window:size=4/2=window:size=2"
-DATA = "order:train=64,test=40"
-ALONE = World(0, 1, torch.device("cpu"))
 
 
-def config(**fields) -> RunConfig:
-    base = RunConfig(
-        backbone=SWIN, seed=0, data=DATA, recipe=presets.read("micro"), budget="3steps", batch=8,
-        evaluations=1,
-    )  # fmt: skip
-    return dataclasses.replace(base, **fields)
+config = functools.partial(small_run.config, backbone=SWIN, budget="3steps", evaluations=1)
 
 
 @pytest.fixture(scope="module")

@@ -56,14 +56,14 @@ def count(
         >>> transom.count(mixer, 28).macs
         36277248
     """
-    from analysis.counting import report
+    from analysis.counting import count as counting
     from attention.mixer import TokenMixer
 
-    budget = report.Budget(max_memory, max_seconds)
+    budget = counting.Budget(max_memory, max_seconds)
     if isinstance(what, TokenMixer):
         if img_size is None:
             raise SpecError(f"{what.config}: a mixer needs the side of its map in tokens, as 28")
-        return report.count(what, img_size, budget=budget, trace=trace)
+        return counting.count(what, img_size, budget=budget, trace=trace)
     factory = factory_of(what)
     size = size_of(img_size) or factory.img_size
     try:
@@ -74,7 +74,7 @@ def count(
         reason = printable(cause_of(error))
         raise SpecError(f"{one_line(factory.name)}: cannot be built: {reason}") from None
     name = factory.name if isinstance(what, str) else ""
-    return report.count(model, size, name=name, budget=budget, trace=trace)
+    return counting.count(model, size, name=name, budget=budget, trace=trace)
 
 
 def compare(

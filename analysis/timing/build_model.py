@@ -113,7 +113,7 @@ def model_of(measurement: Measurement) -> tuple[nn.Module, nn.Module]:
 
 def macs_of(measurement: Measurement, model: nn.Module) -> int | None:
     """Multiply-adds of one image: by formula for ours, counted for others, or None."""
-    from analysis.counting.report import count
+    from analysis.counting.count import count
 
     try:
         if isinstance(model, attention.TokenMixer):
