@@ -31,10 +31,8 @@ exit code: 0 all were measured, 1 one failed or is invalid, 2 a bad request"""
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("benchmarks.ablation", __doc__, EPILOG)
     add = parser.add_argument
-    add(
-        "--backbone", nargs="+", metavar="NAME",
-        help=f"our notation (default {' '.join(MODELS)}; with --quick the first)",
-    )  # fmt: skip
+    default = f"default {' '.join(MODELS)}; with --quick the first"
+    cli.add_backbones(parser, f"our notation ({default})", needed=False)
     add(
         "--mode", type=options.listed("mode", MODES), metavar="A,B",
         help="infer, train, compile: compiled inference (default all; with --quick infer)",

@@ -82,8 +82,8 @@ def read(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpars
 
 
 def settle(args: argparse.Namespace, name: str, usual: Any, quick: Any, left_out: str) -> None:
-    """Gives an option without a value its default, which is less with --quick."""
-    if getattr(args, name) is None:
+    """Gives an option (or names) without a value its default, which is less with --quick."""
+    if getattr(args, name) in (None, []):
         setattr(args, name, quick if args.quick else usual)
         if args.quick and left_out not in args.left_out:
             args.left_out.append(left_out)

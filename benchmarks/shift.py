@@ -44,10 +44,9 @@ exit code: 0 all were measured, 1 one failed or is invalid, 2 a bad request"""
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("benchmarks.shift", __doc__, EPILOG)
     add = parser.add_argument
-    add(
-        "--backbone", nargs="+", default=["swin_t"], metavar="NAME",
-        help="backbones of windows only (the paper: swin_t swin_s swin_b; default swin_t)",
-    )  # fmt: skip
+    cli.add_backbones(
+        parser, "of windows only (the paper: swin_t swin_s swin_b; default swin_t)", needed=False
+    )
     add("--img-size", type=cli.image_size, metavar="SIZE", help="default: the backbone's own")
     add(
         "--method", type=options.listed("method", WORDS), metavar="A,B",
@@ -69,7 +68,7 @@ def groups_of(args: argparse.Namespace) -> list[list[Measurement]]:
     words = {"cyclic": BASE, "unfold": "sliding, unfold", "flex": "sliding, flex"}
     methods = [words.get(word, word) for word in args.method]
     groups: list[list[Measurement]] = []
-    for name in args.backbone:
+    for name in args.backbone or ["swin_t"]:
         spec = parse(name)
         sizes = [getattr(mixer, "size", None) for s in spec.stages for mixer in s.mixers]
         if None in sizes:

@@ -40,7 +40,7 @@ stored line cannot be read, 2 a bad request"""
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("benchmarks.speed", __doc__, EPILOG)
     add = parser.add_argument
-    add("--backbone", nargs="+", action="extend", default=[], metavar="NAME", help="our notation")
+    cli.add_backbones(parser, "our notation", needed=False)
     add(
         "--peers", type=options.listed("library", (*PEERS, "none")), default=[], metavar="A,B",
         help=f"of {', '.join(PEERS)}; timm-fused has its fused attention switched on",
