@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import tempfile
 
 import pytest
 import torch
@@ -35,12 +36,16 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _lock_of_its_own(tmp_path_factory):
-    """No test waits for a measurement of this machine, nor makes one wait."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
-        yield
+@pytest.fixture(scope="session")
+def _runtime(tmp_path_factory):
+    return tmp_path_factory.mktemp("runtime")
+
+
+@pytest.fixture(autouse=True)
+def _lock_of_its_own(_runtime, monkeypatch):
+    """No test waits for a measurement of this machine, nor for a worker that another test left
+    behind when it killed the worker's parent."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", tempfile.mkdtemp(dir=_runtime))
 
 
 REGISTRY = ("_configs", "_classes", "_sources")
