@@ -75,13 +75,12 @@ def main(argv: list[str] | None = None) -> int:
     cli.load_plugins(args.plugin)
     factories = [_find(name) for name in args.backbone]  # every name, before any work
     from analysis.checking.certificates import certify
-    from transom.progress import bar
 
     found = [
         certify(
             _make(factory, size), size, seeds=args.seeds, patch=args.patch, name=factory.name
         )
-        for factory in bar(factories, unit="model")
+        for factory in factories
         for size in [args.img_size or factory.img_size]
     ]  # fmt: skip
     cli.emit(render(found, cli.chosen_format(args)), args)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from transom import cli, table
 from transom.errors import SpecError, nearest
-from transom.progress import bar
+from transom.progress import Bar
 
 if TYPE_CHECKING:
     from analysis.checking.checks import Property, Result, Subject
@@ -61,7 +61,7 @@ def check(subject: Subject, only: list[str] | None = None) -> list[tuple[Propert
         if name not in known:
             raise SpecError(f"--only: no property is called {name!r}{nearest(name, known)}")
     wanted = [prop for prop in suite if not only or prop.name in only]
-    return [(prop, prop.check(subject)) for prop in bar(wanted, unit="property")]
+    return [(prop, prop.check(subject)) for prop in Bar(wanted, unit="property")]
 
 
 def rows(title: str, results: list[tuple[Property, Result]]) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     axes = ", ".join(draw_front.AXES)
     add("--x", choices=draw_front.AXES, default="macs", metavar="WHAT", help=f"{axes} (macs)")
     add("--y", choices=draw_front.AXES, default="accuracy", metavar="WHAT", help="(accuracy)")
-    add("--describe", action="store_true", help="also FILE.txt: the figure in words")
+    figure_style.add_describe(parser)
     add(
         "--trace", action="store_true",
         help="count ours with fvcore too (a real forward each), not by formula and torch alone",
@@ -104,19 +104,16 @@ def main(argv: list[str] | None = None) -> int:
     requested = [*(columns or ()), (args.sort or "").removeprefix("-")]
     if unmeasured := [name for name in requested if name in MEASURED and not args.measure]:
         raise SpecError(f"column {unmeasured[0]!r} is measured: add --measure")
-    if args.figure:
-        figure_style.require()
-        if {args.x, args.y} & {*draw_front.MEASURED} and not args.measure:
-            raise SpecError(f"--x {args.x} --y {args.y}: one of them is measured: add --measure")
-    if args.describe and not args.figure:
-        raise SpecError("--describe: puts the figure into words; add --figure FILE")
+    figure_style.check(args)
+    if args.figure and {args.x, args.y} & {*draw_front.MEASURED} and not args.measure:
+        raise SpecError(f"--x {args.x} --y {args.y}: one of them is measured: add --measure")
     from analysis.models import lookup
 
     factories = [lookup.find(name) for name in args.backbone]
     jobs = [(s, size) for s in factories for size in args.img_size or [s.img_size]]
-    from transom.progress import bar
+    from transom.progress import Bar
 
-    progress = bar(jobs, unit="row")
+    progress = Bar(jobs, unit="row")
     rows = [row_of(factory, size, trace=args.trace) for factory, size in progress]
     failed = not all(row["agree"] for row in rows)
     if args.measure:

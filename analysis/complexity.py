@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from analysis.counting import paper_formulas
-from attention.catalogue import alternates
-from attention.config import MixerConfig
+from attention.configs.catalogue import alternates
+from attention.configs.config import MixerConfig
+from attention.configs.notation import make_config, parse
+from attention.configs.registry import config_class, name_of, names
 from attention.factory import build
-from attention.notation import make_config, parse
-from attention.registry import config_class, name_of, names
 from transom import cli, table
 from transom.errors import SpecError
 from transom.fields import read_flag, write
@@ -51,9 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--sizes", nargs="+", type=cli.image_size, metavar="SIZE",
         help="grids in tokens: 56, or 14x28 with the height first (default: 56; with --all or "
-        "--mixer 56 28x14 30x45 5x9)",
+        "--mixer 56 28x14 30x45 5x9; options that --all varies: 28x14 30x45)",
     )  # fmt: skip
-    add("--all", action="store_true", help="each option of every mixer varied, on four grids")
+    add("--all", action="store_true", help="every mixer on four grids, its options varied on two")
     add("--dim", type=cli.count_from_one, default=96, help="channels (default 96)")
     add("--heads", type=cli.count_from_one, default=4, help="heads (default 4)")
     add(
@@ -138,7 +138,8 @@ def rows_of(
     Args:
         mixers: notations; none: every mixer with its defaults, or with `every_option` each option
             varied.
-        sizes: grids (h, w) in tokens; none: 56x56, and four grids where more is asked for.
+        sizes: grids (h, w) in tokens; none: 56x56, and four grids where more is asked for, two for
+            a varied option.
         every_option: see `mixers`.
         dim: channels.
         heads: heads.
@@ -147,7 +148,7 @@ def rows_of(
     Raises:
         SpecError: a mixer cannot be read or built, or a forward needs more memory.
     """
-    from transom.progress import bar
+    from transom.progress import Bar
 
     if mixers:
         configs = [parse(text) for text in mixers]
@@ -157,16 +158,16 @@ def rows_of(
         configs = [make_config(name) for name in names()]
     for config in configs:
         config.check(dim, heads)
-    grids = sizes or SIZES[: None if mixers or every_option else 1]
+    several = SIZES if mixers or every_option else SIZES[:1]
     jobs = [
         (config, h, w, index)
         for config in configs
-        for h, w in grids
+        for h, w in sizes or (SIZES[1:3] if every_option and config.options() else several)
         for index in ((0, 1) if alternates(config) else (0,))
     ]
     return [
         measure(config, h, w, dim=dim, heads=heads, index=index, max_memory=max_memory)
-        for config, h, w, index in bar(jobs, unit="row")
+        for config, h, w, index in Bar(jobs, unit="row")
     ]
 
 

@@ -21,6 +21,7 @@ EPILOG = """examples:
   python -m analysis.flops --backbone swin_t
   python -m analysis.flops --backbone swin_t pale_t "swin_t/3=pale:size=7/4=full"
   python -m analysis.flops --backbone timm:swin_tiny_patch4_window7_224 --by operator
+  python -m analysis.flops --backbone swin_t --backward
   python -m analysis.flops --backbone swinv2_t --img-size 512x1024 --format json --out v2.json
 
 exit code: 0 the counts agree, 1 they differ, 2 the request cannot be answered"""
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--depth", type=cli.count_from_one, default=4, metavar="N",
         help="levels of --by module (default 4); csv and JSON have all",
     )  # fmt: skip
+    add("--backward", action="store_true", help="count the backward pass, too")
     add(
         "--max-memory", type=cli.memory_size, default="4G", metavar="SIZE",
         help="skip fvcore where a real forward needs more (default 4G)",
@@ -65,11 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     factories = [lookup.find(name) for name in args.backbone]  # every name, before any work
     from analysis.counting.count import Budget, count
     from analysis.counting.report import CONVENTION
-    from transom.progress import bar
+    from transom.progress import Bar
 
     budget = Budget(args.max_memory, args.max_seconds)
     reports = []
-    for factory in bar(factories, unit="model"):
+    for factory in Bar(factories, unit="model"):
         size = args.img_size or factory.img_size
         try:
             model = factory.make(size)
@@ -77,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         except Exception as error:  # whatever a foreign constructor raises
             raise SpecError(f"{factory.name}: cannot be built: {error}") from None
-        reports.append(count(model, size, name=factory.name, budget=budget))
+        reports.append(count(model, size, name=factory.name, budget=budget,
+                             backward=args.backward))  # fmt: skip
     cli.emit(render(reports, cli.chosen_format(args), args.by, CONVENTION, args.depth), args)
     return cli.AGREED if all(report.agree for report in reports) else cli.DIFFER
 
@@ -104,6 +107,11 @@ def _csv_rows(report: Report, by: str) -> list[dict[str, Any]]:
         "macs_torch": report.macs_torch, "agree": report.agree,
         "uncounted": " ".join(report.uncounted), "note": report.note,
     }  # fmt: skip
+    if report.macs_backward is not None:
+        trust |= {
+            "macs_backward": report.macs_backward,
+            "macs_backward_foretold": report.macs_backward_foretold,
+        }
     rows = report.stages if by == "stage" else [*getattr(report, by + "s"), report.stages[-1]]
     named = [{by: "total", **row} if by != "stage" else row for row in rows]
     return [
@@ -124,8 +132,10 @@ def _section(report: Report, style: str, by: str, depth: int) -> str:
         found = [_leaf(row, style) for row in found if _level(row) <= depth]
     rows = [_headings(row) for row in found]
     lines = [f"### {head}", ""] if style == "md" else [head]
-    trust = "trust: " + table.cell(report.trust, style)
-    return "\n".join([*lines, table.grid(rows, style, LOOK), *lines[1:2], trust])
+    told = ["trust: " + table.cell(report.trust, style)]
+    if report.backward:
+        told.append(table.cell(report.backward, style))
+    return "\n".join([*lines, table.grid(rows, style, LOOK), *lines[1:2], *told])
 
 
 def _level(row: dict[str, Any]) -> int:

@@ -130,9 +130,9 @@ def main(argv: list[str] | None = None) -> int:
 
     for text in named.values():
         parse(text)
-    from transom.progress import bar
+    from transom.progress import Bar
 
-    rows = [row_of(*item) for item in bar(named.items(), unit="row")]
+    rows = [row_of(*item) for item in Bar(named.items(), unit="row")]
     style = cli.chosen_format(args)
     cli.emit(table.render(rows, style, title="Where backbones run", note=NOTE), args)
     return cli.AGREED if all(map(within, rows)) else cli.DIFFER

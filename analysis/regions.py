@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.pictures.figure_style import ENDINGS, require, save
+from analysis.pictures import figure_style
 from transom import cli, files, table
 from transom.errors import SpecError
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 EPILOG = """examples:
   python -m analysis.regions footprint --mixers window cross pale full --grid 28 --query 5,9
-  python -m analysis.regions footprint --backbone swin_t cswin_t
-  python -m analysis.regions reach --backbone swin_t "swin_t/3=pale:size=7"
+  python -m analysis.regions footprint swin_t cswin_t
+  python -m analysis.regions reach swin_t "swin_t/3=pale:size=7"
   python -m analysis.regions masks --mixer window:size=7 --grid 14
-  python -m analysis.regions erf --backbone swin_t pale_t timm:resnet50 --out erf.svg
-  python -m analysis.regions bias --backbone swinv2_t_w8 --stage 1
-  python -m analysis.regions attention --backbone swin_t --stage 2 --block 2 --query 10,12
+  python -m analysis.regions erf swin_t pale_t timm:resnet50 --out erf.svg
+  python -m analysis.regions bias swinv2_t_w8 --stage 1
+  python -m analysis.regions attention swin_t --stage 2 --block 2 --query 10,12
 
 Each takes --help.  Weights are random unless --weights names a file.
 exit code: 0 written, 2 the request cannot be answered"""
@@ -65,9 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], Any], doc: str
-) -> Any:
-    """Adds a subcommand; returns the `add_argument` of its parser."""
-    subparser = commands.add_parser(name, description=doc, help=doc)
+) -> cli.Parser:
+    """Adds a subcommand; returns its parser."""
+    subparser: cli.Parser = commands.add_parser(name, description=doc, help=doc)
     subparser.set_defaults(run=run)
     subparser.add_argument(
         "--plugin", action="append", default=argparse.SUPPRESS, metavar="MODULE",
@@ -76,9 +76,10 @@ def _command(
     if name != "reach":
         subparser.add_argument(
             "--out", action=files.OutFile, default=Path(f"{name}.png"), metavar="FILE",
-            help=f"ends in {', '.join(ENDINGS)} (default {name}.png)",
+            help=f"ends in {', '.join(figure_style.ENDINGS)} (default {name}.png)",
         )  # fmt: skip
-    return subparser.add_argument
+        figure_style.add_describe(subparser)
+    return subparser
 
 
 def _add_weights(add: Any) -> None:
@@ -96,12 +97,11 @@ def _add_block(add: Any) -> None:
 
 
 def _add_footprint(commands: Any) -> None:
-    add = _command(
-        commands, "footprint", _footprint, "what a query token can reach after some blocks"
-    )
-    size, count = cli.image_size, cli.count_from_one
+    doc = "what a query token can reach after some blocks"
+    parser = _command(commands, "footprint", _footprint, doc)
+    cli.add_backbones(parser, "ours: through their stages, instead of --mixers", needed=False)
+    add, size, count = parser.add_argument, cli.image_size, cli.count_from_one
     add("--mixers", nargs="+", metavar="MIXER", help="such as pale:size=7, or window+axial")
-    add("--backbone", nargs="+", metavar="NAME", help="through the stages of these instead")
     add("--grid", type=size, default=(28, 28), metavar="SIZE", help="tokens (default 28x28)")
     add("--img-size", **PIXELS)
     add("--query", **QUERY, help="a token of the map (default 5,9 on 28x28; centre of a stage)")
@@ -112,15 +112,17 @@ def _footprint(args: argparse.Namespace) -> Study:
     from analysis.pictures import studies
 
     if args.backbone and args.mixers:
-        raise SpecError("--mixers and --backbone: choose one of the two")
+        raise SpecError("--mixers and names of backbones: choose one of the two")
     if args.backbone:
         return studies.backbone_footprints(args.backbone, args.img_size, args.query, args.blocks)
     return studies.footprints(args.mixers or MIXERS, args.grid, args.query, args.blocks)
 
 
 def _add_reach(commands: Any) -> None:
-    add = _command(commands, "reach", _reach, "blocks until every token has seen the whole map")
-    add("--backbone", nargs="+", required=True, metavar="NAME", help="ours, in the notation")
+    doc = "blocks until every token has seen the whole map"
+    parser = _command(commands, "reach", _reach, doc)
+    cli.add_backbones(parser, "ours, in the notation")
+    add = parser.add_argument
     add("--img-size", **PIXELS)
     add("--format", choices=table.FORMATS, help="default: table, or by the ending of --out")
     add("--out", action=files.OutFile, metavar="FILE", help="write there instead of the terminal")
@@ -129,10 +131,13 @@ def _add_reach(commands: Any) -> None:
 def _reach(args: argparse.Namespace) -> None:
     import backbones
     from analysis.models import footprint
+    from transom.progress import Bar
 
     rows: list[table.Row] = []
-    specs = [backbones.parse(name) for name in args.backbone]
-    for name, spec in zip(args.backbone, specs, strict=True):
+    specs = [(name, backbones.parse(name)) for name in args.backbone]
+    shown = Bar(specs, unit="backbone")
+    for name, spec in shown:
+        shown.say(name)
         rows += [{"backbone": name, **row} for row in footprint.reach(spec, args.img_size)]
     style = cli.chosen_format(args)
     note = (
@@ -145,7 +150,7 @@ def _reach(args: argparse.Namespace) -> None:
 
 def _add_masks(commands: Any) -> None:
     doc = "the groups after the cyclic shift, and each window's mask"
-    add = _command(commands, "masks", _masks, doc)
+    add = _command(commands, "masks", _masks, doc).add_argument
     size, count = cli.image_size, cli.count_from_one
     add("--mixer", default="window:size=7", metavar="MIXER", help="default window:size=7")
     add("--grid", type=size, default=(14, 14), metavar="SIZE", help="tokens (default 14x14)")
@@ -160,9 +165,10 @@ def _masks(args: argparse.Namespace) -> Study:
 
 
 def _add_erf(commands: Any) -> None:
-    add = _command(commands, "erf", _erf, "gradient of the centre unit of a stage at every pixel")
-    count = cli.count_from_one
-    add("--backbone", nargs="+", required=True, metavar="NAME", help="ours, timm:, torchvision:")
+    doc = "gradient of the centre unit of a stage at every pixel"
+    parser = _command(commands, "erf", _erf, doc)
+    cli.add_backbones(parser, "ours, timm:, torchvision:")
+    add, count = parser.add_argument, cli.count_from_one
     add("--stage", type=count, metavar="N", help="default: the last")
     add("--seeds", type=count, default=3, metavar="N", help="drawn models (default 3)")
     add("--img-size", **PIXELS)
@@ -179,8 +185,10 @@ def _erf(args: argparse.Namespace) -> Study:
 
 
 def _add_bias(commands: Any) -> None:
-    add = _command(commands, "bias", _bias, "relative position bias per head, as images and curves")
-    add("--backbone", required=True, metavar="NAME", help="ours, in the notation")
+    doc = "relative position bias per head, as images and curves"
+    parser = _command(commands, "bias", _bias, doc)
+    cli.add_backbones(parser, "ours, in the notation", one=True)
+    add = parser.add_argument
     add("--img-size", **PIXELS)
     _add_block(add)
 
@@ -196,8 +204,9 @@ def _bias(args: argparse.Namespace) -> Study:
 
 def _add_attention(commands: Any) -> None:
     doc = "what each head gives to every token, on a photo"
-    add = _command(commands, "attention", _attention, doc)
-    add("--backbone", required=True, metavar="NAME", help="ours, in the notation")
+    parser = _command(commands, "attention", _attention, doc)
+    cli.add_backbones(parser, "ours, in the notation", one=True)
+    add = parser.add_argument
     add("--query", **QUERY, help="a token of the stage's map (default: its centre)")
     add("--image", type=Path, metavar="FILE", help="default: scikit-image's astronaut")
     add("--img-size", **PIXELS)
@@ -219,12 +228,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "reach":
         _reach(args)
         return cli.AGREED
-    if args.out.suffix not in ENDINGS:
-        raise SpecError(f"--out {args.out}: expected a name ending in {', '.join(ENDINGS)}")
+    figure_style.check_ending(args.out)
     files.checked(args.out)  # the default too
-    require()
+    figure_style.require()
     study = args.run(args)
-    save(study.figure, args.out)
+    text = figure_style.in_words(study.figure, study.summary) if args.describe else None
+    figure_style.save(study.figure, args.out, describe=text)
     cli.emit(f"wrote {args.out}: {study.summary}", None)
     return cli.AGREED
 

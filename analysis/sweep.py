@@ -20,7 +20,7 @@ from typing import NamedTuple
 from analysis.counting import crossings, scaling
 from analysis.counting.scaling import Number, Row, Series
 from analysis.pictures import draw_curves, figure_style
-from attention.notation import parse as parse_mixer
+from attention.configs.notation import parse as parse_mixer
 from backbones.specs.notation import parse as parse_backbone
 from backbones.specs.spec import StageSpec
 from transom import cli, files, table
@@ -73,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="look for where one costs X times the other (default 1)",
     )  # fmt: skip
     add("--figure", action=files.OutFile, metavar="FILE", help="also draw it: .svg, .png or .pdf")
+    figure_style.add_describe(parser)
     cli.add_output(parser)
     return parser
 
@@ -204,16 +205,16 @@ def readable_fit(fit: Row) -> Row:
 
 def compute(request: Request) -> Answer:
     """Counts every point, fits every series and compares every pair of series."""
-    from transom.progress import bar
+    from transom.progress import Bar
 
     series, over, img_size = request.series, request.over, request.img_size
     points = [(line, value) for line in series for value in request.values[line]]
     rows = [
-        scaling.row_of(line, over, value, img_size) for line, value in bar(points, unit="point")
+        scaling.row_of(line, over, value, img_size) for line, value in Bar(points, unit="point")
     ]
     fits = [scaling.exponents([r for r in rows if r["series"] == line.name]) for line in series]
     crossing_rows, sentences = [], []
-    for left, right in bar([*itertools.combinations(series, 2)], unit="pair"):
+    for left, right in Bar([*itertools.combinations(series, 2)], unit="pair"):
         shared = sorted(set(request.values[left]) & set(request.values[right]))
         if shared:
             row = crossings.crossing(left, right, over, shared, img_size, request.times)
@@ -250,34 +251,28 @@ def render(answer: Answer, style: str) -> str:
 # -- command ---------------------------------------------------------------------------------
 
 
-def check_figure(path: Path) -> None:
-    """Raises SpecError if no figure can be written to a file of this name."""
-    if path.suffix not in figure_style.ENDINGS:
-        endings = ", ".join(figure_style.ENDINGS)
-        raise SpecError(f"--figure {path}: expected a name ending in {endings}")
-    figure_style.figure(1, 1)  # raises now if matplotlib is missing
-
-
-def save_figure(answer: Answer, over: str, path: Path) -> None:
+def save_figure(answer: Answer, over: str, path: Path, *, describe: bool = False) -> None:
+    """Writes the figure, and with `describe` its text beside it.  Raises SpecError."""
     import matplotlib
+
+    text = draw_curves.described(answer.rows, answer.fits, answer.sentences, over)
 
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text that can be searched
         picture = draw_curves.draw(
             answer.rows, answer.fits, answer.crossings, answer.sentences, over
         )
-        figure_style.save(picture, path)
+        figure_style.save(picture, path, describe=text if describe else None)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     cli.load_plugins(args.plugin)
     request = read_request(args)
-    if args.figure:
-        check_figure(args.figure)
+    figure_style.check(args)
     answer = compute(request)
     text = render(answer, cli.chosen_format(args))
     if args.figure:
-        save_figure(answer, args.over, args.figure)
+        save_figure(answer, args.over, args.figure, describe=args.describe)
     cli.emit(text, args)
     return cli.DIFFER if answer.disagreeing else cli.AGREED
 

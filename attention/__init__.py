@@ -7,12 +7,12 @@ Names, options and errors are plain Python; torch is imported when a mixer is bu
 
 from typing import TYPE_CHECKING
 
-from attention import catalogue as _configs  # noqa: F401  (declares the built-in names)
-from attention.config import MixerConfig
+from attention.configs import catalogue as _configs  # noqa: F401  (declares the built-in names)
+from attention.configs.config import MixerConfig
+from attention.configs.notation import make_config, parse
+from attention.configs.registry import names, register
 from attention.cost import Cost
 from attention.factory import build, create
-from attention.notation import make_config, parse
-from attention.registry import names, register
 from transom.errors import SpecError
 from transom.fields import option
 from transom.packages import lazy

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from attention.registry import config_class, names, source_of
+from attention.configs.registry import config_class, names, source_of
 from transom import cli, table
 from transom.fields import write
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attention.config import MixerConfig
-from attention.notation import parse
-from attention.registry import class_of
+from attention.configs.config import MixerConfig
+from attention.configs.notation import parse
+from attention.configs.registry import class_of
 from transom.errors import SpecError
 from transom.fields import read_count
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention.config import MixerConfig
+from attention.configs.config import MixerConfig
 from attention.cost import Cost
 from attention.execution import chunks
 from attention.execution.dispatch import Executable

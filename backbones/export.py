@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from attention.registry import name_of
+from attention.configs.registry import name_of
 from backbones.specs.notation import parse
 from backbones.specs.spec import BackboneSpec
 from transom import cli, files, table

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbones.model.decay import LAST, is_position, matcher
-from backbones.model.resample import Stem
+from backbones.parts.stem import Stem
 from transom.errors import SpecError, nearest
 
 RULES = ("authors", "timm")

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from attention.catalogue import SoftmaxConfig, WindowConfig
-from attention.config import MixerConfig
+from attention.configs.config import MixerConfig
+from attention.configs.softmax import SoftmaxConfig
+from attention.configs.windows import WindowConfig
 from backbones.specs import variants
 from backbones.specs.construct import from_dict
 from backbones.specs.spec import BackboneSpec, StageSpec, fields_of

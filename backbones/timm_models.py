@@ -24,8 +24,8 @@ from timm.models import (
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
-from backbones.model.resample import Stem
 from backbones.model.stage import Stage
+from backbones.parts.stem import Stem
 from backbones.specs import variants
 from backbones.specs.notation import parse
 from backbones.specs.spec import BackboneSpec

@@ -16,10 +16,10 @@ from transom import cli, table
 
 MODELS = ("swin_t", "swinv2_t_w8", "cswin_t", "pale_t")
 MODES = ("infer", "train", "compile")
-NOTE = (
-    "ms: least of all rounds; x: time without the piece over time with it, least over least: above "
-    "1 the piece pays; memory: the same of the most that a step holds"
-)
+NOTE = """\
+ms: least of all rounds
+x: time without the piece over time with it, least over least: above 1 it pays
+memory: the same of the most that a step holds"""
 EPILOG = """examples:
   python -m benchmarks.ablation --backbone swin_t --mode infer --batch 8 --samples 7
   python -m benchmarks.ablation --store ablation.jsonl --resume

@@ -70,12 +70,12 @@ def main(argv: list[str] | None = None) -> int:
 
     if not torch.cuda.is_available():
         raise SpecError("benchmarks.kernel: no CUDA GPU here; the kernel runs on nothing else")
-    from transom.progress import bar
+    from transom.progress import Bar
 
     jobs = [(name, mode) for name in args.case for mode in args.mode]
     with options.alone(args):
         machine = measure_machine(args.dtype)
-        progress = bar(jobs, unit="case")
+        progress = Bar(jobs, unit="case")
         rows = [row for name, mode in progress for row in measure(args, machine, name, mode)]
     title = f"{torch.cuda.get_device_name()}, {args.dtype}, batch {args.batch}"
     note = f"torch {torch.__version__}; copy {machine.bytes / 1e12:.3g} TB/s, "

@@ -20,23 +20,25 @@ from typing import Any
 
 from benchmarks import options
 from transom import cli, table
-from transom.progress import bar
+from transom.progress import Bar
 
 EPILOG = """examples:
   python -m benchmarks.loop
-  python -m benchmarks.loop --backbone swin_t --img-size 224 --batch 8 --rounds 3 --steps 1
+  python -m benchmarks.loop swin_t --img-size 224 --batch 8 --rounds 3 --steps 1
 
 exit code: 0 all were measured, 2 a bad request"""
-NOTE = (
-    "ms of one step: median over rounds, and the middle half of them; cost: a round's time over "
-    "that of the bare step in it, less one, median; images/s is of the median"
-)
+BACKBONE = "micro_window"
+NOTE = """\
+ms: of one step, median of the rounds
+middle half: of the rounds, ms
+images/s: of the median
+cost: a round's time over that of the bare step in it, less one; median"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("benchmarks.loop", __doc__, EPILOG)
     add = parser.add_argument
-    add("--backbone", default="micro_window", metavar="NAME", help="default: micro_window")
+    cli.add_backbones(parser, f"default: {BACKBONE}", needed=False, one=True)
     add("--img-size", type=cli.image_size, default=(32, 32), metavar="SIZE", help="default 32")
     add("--batch", type=cli.count_from_one, default=64, metavar="N", help="default 64")
     add("--steps", type=cli.count_from_one, default=5, metavar="N", help="of a turn (default 5)")
@@ -60,7 +62,7 @@ def loops(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[], None
     torch.set_num_threads(args.threads)
     data = open_data("order")
     config = RunConfig(
-        backbone=args.backbone, seed=0, size=args.img_size, recipe=read("micro"),
+        backbone=args.backbone or BACKBONE, seed=0, size=args.img_size, recipe=read("micro"),
         budget="1000000steps", batch=args.batch, threads=args.threads,
     )  # fmt: skip
 
@@ -155,7 +157,7 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
         for step in made.values():
             step()
         times: dict[str, list[float]] = {name: [] for name in made}
-        for number in bar(range(args.rounds), unit="round"):
+        for number in Bar(range(args.rounds), unit="round"):
             names = list(made) if number % 2 else list(made)[::-1]
             for name in names:
                 start = time.perf_counter()

@@ -13,7 +13,7 @@ from typing import Any
 
 from analysis.results.measurement import MODES, Measurement
 from analysis.results.session import Plan
-from attention import registry
+from attention.configs import registry
 from benchmarks import options
 from transom import cli, table
 from transom.errors import SpecError

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention import Cost, MixerConfig, SpecError, TokenMixer, register
-from attention.catalogue import SIZE, WindowConfig
+from attention.configs.softmax import SIZE
+from attention.configs.windows import WindowConfig
 from attention.geometry.axis import shifted_by_pads
 from attention.geometry.groups import Groups
 from attention.mixer import map_size

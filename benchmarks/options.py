@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from analysis.pictures import figure_style
 from analysis.results.measurement import DEVICES, DTYPES, MALLOCS, Measurement
 from analysis.results.session import Plan, Task
 from analysis.results.store import Store
@@ -59,10 +60,7 @@ def add_measuring(to: argparse.ArgumentParser) -> None:
         help="measure nothing: the table of rows that --store wrote",
     )  # fmt: skip
     add("--figure", action=files.OutFile, metavar="FILE", help="also draw it: .svg, .png or .pdf")
-    add(
-        "--describe", action="store_true",
-        help="beside the figure FILE also FILE.txt: what is drawn, in words",
-    )  # fmt: skip
+    figure_style.add_describe(group)
 
 
 def add_no_wait(to: Any) -> None:
@@ -154,14 +152,7 @@ def rows_of(args: argparse.Namespace, plan: Callable[[], Plan]) -> Answer:
 
     Raises SpecError; a bad --figure is refused before anything is measured.
     """
-    if args.describe and not args.figure:
-        raise SpecError("--describe: puts the figure into words; add --figure FILE")
-    if args.figure:
-        from analysis.pictures import figure_style
-
-        figure_style.require()
-        if args.figure.suffix not in figure_style.ENDINGS:
-            raise SpecError(f"--figure {args.figure}: expected {', '.join(figure_style.ENDINGS)}")
+    figure_style.check(args)
     if args.table:
         return Answer(*_stored(args.table), [])
     from analysis.results import environment, session
@@ -247,11 +238,11 @@ def _stored(files: Sequence[Path]) -> tuple[list[Row], int]:
 
 def _bar(tasks: Sequence[Task]) -> Iterable[Task]:
     """Shows processes done and the time left."""
-    from transom.progress import bar
+    from transom.progress import Bar
 
-    shown = bar(tasks, unit="process")
+    shown = Bar(tasks, unit="process")
     for task in shown:
-        shown.set_postfix_str(f"{task.task} {_name_of(task)}")
+        shown.say(f"{task.task} {_name_of(task)}")
         yield task
 
 

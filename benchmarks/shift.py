@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     shown = rows_of(lines, force=args.force)
     if args.figure:
         reporting.bars(lines, args.figure, describe=args.describe)
-    told = f"{reporting.NOTE}; here the other is the {BASE}"
+    told = f"{reporting.NOTE}\nthe other: here the {BASE}"
     note = "\n".join([*left_out, told, reporting.machines(lines)])
     cli.emit(table.render(shown, cli.chosen_format(args), note=note), args)
     all_ok = all(line.is_valid for line in lines) and not bad

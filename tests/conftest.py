@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from strategies import BUILT_IN
 
 from analysis.results import environment
-from attention import registry
+from attention.configs import registry
 
 torch.set_num_threads(1)
 settings.register_profile(

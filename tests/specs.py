@@ -6,7 +6,7 @@ import dataclasses
 import random
 
 import attention
-from attention.registry import config_class
+from attention.configs.registry import config_class
 from backbones.specs.spec import DOWNSAMPLES, SMALL_MAPS, STEMS, BackboneSpec, SpecError, StageSpec
 
 BUILT_IN = ("window", "cosine", "axial", "cross", "pale", "shuffle", "token_mlp", "full")

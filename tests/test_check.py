@@ -18,7 +18,7 @@ import attention
 from analysis import check
 from analysis.checking import checks, properties, subjects
 from analysis.models import influence
-from attention import catalogue, registry
+from attention.configs import catalogue, registry
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
 from attention.mixers.cross import CrossMixer

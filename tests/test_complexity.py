@@ -8,7 +8,8 @@ import pytest
 
 from analysis import complexity
 from analysis.counting import paper_formulas
-from attention import SpecError, catalogue, make_config, names, parse
+from attention import SpecError, make_config, names, parse
+from attention.configs import catalogue
 
 PAPER = {"w_msa": 145108992, "msa": 2003828736}  # Swin Transformer, section 3.2
 

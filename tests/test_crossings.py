@@ -8,7 +8,7 @@ import pytest
 
 from analysis.counting import crossings
 from analysis.counting.scaling import Series
-from attention.notation import parse
+from attention.configs.notation import parse
 from backbones.specs.spec import StageSpec
 
 

@@ -3,6 +3,8 @@ hollow points, units, panels, and the text beside a figure."""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import itertools
 from xml.etree import ElementTree
 
@@ -14,6 +16,8 @@ from test_results import ours, peer, rows_of
 from analysis.pictures import draw_front, figure_style
 from analysis.results import reporting
 from analysis.results.summary import lines
+from training import report
+from transom.__main__ import ALL
 from transom.errors import SpecError
 
 pytest.importorskip("matplotlib")
@@ -197,6 +201,58 @@ def test_a_figure_has_a_panel_for_each_mode_and_batch(tmp_path):
     text = (tmp_path / "f.svg.txt").read_text()
     assert all(f"Panel: {title}." in text for title in wanted)
     assert "images per second" in text and "(timm  " in text and out.stat().st_size
+
+
+def test_every_command_that_draws_can_describe():
+    """With one help; and it refuses without a figure, before anything else."""
+    drawing = []
+
+    def walk(parser: argparse.ArgumentParser, name: str) -> None:
+        options = {option: x for x in parser._actions for option in x.option_strings}
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for command, inner in action.choices.items():
+                    walk(inner, f"{name} {command}")
+        if "--figure" in options or ".png" in str(getattr(options.get("--out"), "help", "")):
+            drawing.append(name)
+            assert options["--describe"].help == (
+                "beside the figure FILE also FILE.txt: what is drawn, in words"
+            ), name
+
+    for name, command in ALL.items():
+        if command.module not in ("attention", "backbones"):
+            walk(importlib.import_module(command.module).build_parser(), name)
+    pictures = ("footprint", "masks", "erf", "bias", "attention")
+    assert {*drawing} == {
+        "compare", "sweep", "train compare", "train study",
+        *(f"bench {name}" for name in ("speed", "mixers", "shift", "ablation")),
+        *(f"regions {name}" for name in pictures),
+    }  # fmt: skip
+    for name in drawing:
+        if not name.startswith("regions") and name != "train study":
+            names = ["swin_t"] * (name not in ("bench mixers", "bench shift"))
+            with pytest.raises(SpecError, match="--describe: puts the figure into words"):
+                importlib.import_module(ALL[name].module).main([*names, "--describe"])
+
+
+def run_of(backbone: str, *accuracies: float) -> dict:
+    curve = [{"macs": 1e12 * (i + 1), "accuracy": a} for i, a in enumerate(accuracies)]
+    return {"kind": "run", "backbone": backbone, "tuning": False, "curve": curve}
+
+
+def test_the_text_of_curves(tmp_path):
+    rows = [run_of("a", 0.5, 0.75), run_of("a", 0.25, 0.95), run_of("a", 0.375, 0.85),
+            run_of("$b", 0.125, 0.625)]  # fmt: skip
+    out = tmp_path / "curves.svg"
+    report.draw(rows, out)
+    assert [*tmp_path.iterdir()] == [out]
+    report.draw(rows, out, describe=True)
+    assert (tmp_path / "curves.svg.txt").read_text() == (
+        "Curves of 2 backbones: the median over seeds in a band of the middle half.\n"
+        "Across: multiply-adds of training, T. Up: accuracy, % (median and middle half of seeds).\n"
+        "accuracy, % (median and middle half of seeds): least 12.5 ($b), most 85 (a).\n"
+        "At the end: a 85, from 80 to 90; $b 62.5, from 62.5 to 62.5.\n"
+    )
 
 
 def test_the_text_of_a_growth(tmp_path):

@@ -21,9 +21,11 @@ from transom import packages
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (  # a folder imports itself and those before it
     "transom",
-    "attention/geometry", "attention/execution", "attention/kernels", "attention",
+    "attention/configs", "attention/geometry", "attention/execution", "attention/kernels",
+    "attention",
     "attention/softmax", "attention/mixers",
-    "backbones/specs", "backbones/files", "backbones/model", "backbones/weights", "backbones",
+    "backbones/families", "backbones/names", "backbones/specs", "backbones/files",
+    "backbones/parts", "backbones/model", "backbones/weights", "backbones",
     "analysis/counting", "analysis/models", "analysis/papers", "analysis/pictures",
     "analysis/checking", "analysis/results", "analysis/timing", "analysis", "analysis/facade",
     "training/data", "training/settings", "training/objectives", "training/loop", "training",
@@ -108,15 +110,15 @@ def test_imports_go_down():
 @pytest.mark.parametrize(
     ("path", "line", "said"),
     [
-        ("transom/errors.py", "from attention import registry", "a floor above"),
+        ("transom/errors.py", "from attention.configs import registry", "a floor above"),
         ("attention/geometry/groups.py", "from attention.mixers import window", "a floor above"),
         ("attention/geometry/axis.py", "from attention.geometry import groups", "in a circle"),
-        ("attention/registry.py", "import attention.mixers.pale", "a floor above"),
+        ("attention/configs/registry.py", "import attention.mixers.pale", "a floor above"),
         ("backbones/specs/spec.py", "def f():\n    from backbones import factory", "a floor above"),
         ("analysis/models/maps.py", "from analysis.counting import report", None),
         ("analysis/counting/report.py", "from analysis.models import maps", "a floor above"),
         ("attention/new/mixer.py", "", "on no floor"),
-        ("attention/registry.py", "if TYPE_CHECKING:\n    import attention.mixers.pale", None),
+        ("attention/cost.py", "if TYPE_CHECKING:\n    import attention.mixers.pale", None),
     ],
 )  # fmt: skip
 def test_a_wrong_import_is_seen(path, line, said):

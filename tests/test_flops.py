@@ -19,6 +19,8 @@ from analysis import flops
 from analysis.counting import counters
 from analysis.counting.count import Budget
 from analysis.models import lookup
+from attention.softmax.branch import Branch
+from attention.softmax.position import LogCPB
 from backbones.specs import variants
 from transom.errors import SpecError
 
@@ -487,3 +489,76 @@ def test_the_tree_is_indented_to_a_depth(capsys):
     assert lines[rule + 2].startswith("  stem  ") and "1x96x16x16" in lines[rule + 2]
     assert flops.main([*argv, "--format", "csv"]) == 0
     assert "stages.1.blocks.1.mlp.fc2" in capsys.readouterr().out
+
+
+# -- the backward pass -------------------------------------------------------------------------
+
+
+def frozen_stem(model):
+    """A network whose first convolution is not trained, so that one gradient less is needed."""
+    model[0].requires_grad_(False)
+    return model
+
+
+GRADIENTS = {  # (network, MACs of its forward on 8x8, MACs of its backward), worked out by hand
+    "the image needs none": (nn.Conv2d(3, 8, 1), 1536, 1536),
+    "of a grouped convolution": (
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)),
+        1536 + 4608, 1536 + 2 * 4608,
+    ),
+    "of a transposed convolution": (
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 4, 2, stride=2)),
+        1536 + 8192, 1536 + 2 * 8192,
+    ),
+    "none of a frozen layer": (
+        frozen_stem(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1))),
+        1536 + 2 * 4096, 4096 + 2 * 4096,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_every_gradient_is_a_product(name):
+    model, forward, backward = GRADIENTS[name]
+    trainable = [p.requires_grad for p in model.parameters()]
+    report = analysis.count(model, 8, backward=True)
+    assert (report.macs, report.macs_backward) == (forward, backward)
+    assert report.macs_backward_foretold == backward and report.agree
+    assert [p.requires_grad for p in model.parameters()] == trainable
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", [*tiny.FAMILIES, "timm:pvt_v2_b0"])
+def test_backward_is_twice_the_forward_without_the_images_gradient(name):
+    """And without that of log-CPB's coordinates, which are no parameters."""
+    foreign = name.startswith("timm:")
+    model = lookup.find(name).make((64, 64)) if foreign else tiny.create(name)
+    report = analysis.count(model, 64, backward=True, trace=False)
+    stem = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    missing = (64 // stem.stride[0]) ** 2 * stem.weight.numel()
+    for mixer in model.modules():
+        branch = getattr(mixer, "branch", None)
+        if isinstance(branch, Branch) and isinstance(branch.bias, LogCPB):
+            gh, gw = mixer.config.size
+            missing += (2 * gh - 1) * (2 * gw - 1) * branch.bias.mlp[0].weight.numel()
+    assert report.macs_backward == report.macs_backward_foretold == 2 * report.macs - missing
+
+
+def test_a_product_that_backward_hides_is_found(monkeypatch):
+    monkeypatch.setattr(counters, "_GRADIENTS", {})  # torch's rule, wrong for groups
+    model = GRADIENTS["of a grouped convolution"][0]
+    report = analysis.count(model, 8, backward=True)
+    assert not report.agree and "counts differ" in report.backward
+
+
+def test_flops_prints_the_backward_pass(capsys):
+    argv = "--backbone", "micro_window", "--backward"
+    code, out = run(capsys, *argv)
+    assert code == 0 and "two counts agree: its operators = " in out
+    _, text = run(capsys, *argv, "--format", "json")
+    (row,) = json.loads(text)["rows"]
+    assert row["macs_backward"] == row["macs_backward_foretold"] > row["macs"]
+    _, text = run(capsys, *argv, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert {r["macs_backward"] for r in rows} == {str(row["macs_backward"])}
+    assert "backward" not in run(capsys, *argv[:2])[1]

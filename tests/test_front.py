@@ -77,6 +77,11 @@ def test_a_misspelt_command(argv, said):
         (["diff", "swin_t", "pale_t", "full_t"], "full_t: is not expected"),
         (["flops", "swin_t", "--img-size", "0"], "--img-size: '0': expected"),
         (["regions", "rech"], "rech: is not known; did you mean 'reach'"),
+        (["regions", "reach"], "name a backbone, such as: transom regions reach swin_t"),
+        (["regions", "reach", "--img-sze", "64"], "there is no option --img-sze"),
+        (["regions", "bias", "swin_t", "pale_t"], "pale_t: is not expected"),
+        (["regions", "bias", "swin_t", "--backbone", "pale_t"], "pale_t: is one too many"),
+        (["bench", "loop", "swin_t", "--backbone", "pale_t"], "pale_t: is one too many"),
     ],
 )
 def test_a_misspelt_option_is_one_line(argv, said, capsys):
@@ -93,6 +98,31 @@ def test_names_stand_anywhere(capsys):
 
     args = build_parser().parse_args(["swin_t", "--by", "block", "pale_t", "--backbone", "full_t"])
     assert args.backbone == ["swin_t", "pale_t", "full_t"] and args.by == "block"
+
+
+def test_names_stand_anywhere_behind_a_subcommand():
+    from analysis.regions import build_parser
+
+    def read(*argv):
+        return build_parser().parse_args([*argv])
+
+    for command in ("reach", "footprint", "erf"):
+        args = read(command, "--img-size", "64", "swin_t", "--backbone", "full_t", "pale_t")
+        assert args.backbone == ["swin_t", "full_t", "pale_t"] and args.img_size == (64, 64)
+        assert read(command, "swin_t", "--img-size", "64", "pale_t").backbone == [
+            "swin_t", "pale_t",
+        ]  # fmt: skip
+    assert read("footprint", "--mixers", "pale", "full").backbone == []
+    for command in ("bias", "attention"):
+        for argv in (["--stage", "2", "swin_t"], ["--backbone", "swin_t"], ["swin_t"]):
+            assert read(command, *argv).backbone == "swin_t"
+
+
+def test_one_name_or_none():
+    from benchmarks.loop import build_parser
+
+    for argv, name in (["pale_t"], "pale_t"), (["--backbone", "pale_t"], "pale_t"), ([], None):
+        assert build_parser().parse_args(["--rounds", "3", *argv]).backbone == name
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import attention
 import backbones
 from attention.execution import chunks
 from attention.mixers.cross import CrossMixer
-from backbones.model.layout import nhwc
+from backbones.parts.layout import nhwc
 from backbones.weights import WeightsError, convert, load
 from backbones.weights.key_rules import find
 

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from specs import BUILT_IN, draw_mixer, draw_spec
 
 import backbones
-from attention import registry
+from attention.configs import registry
 from backbones import diff, fit, show
 from backbones.model.sizes import stage_sizes, total
 from backbones.specs import aliases, variants

@@ -205,3 +205,18 @@ def test_a_pipe_is_whole_and_a_width_can_be_asked_for(capsys):
         assert ("column 19" in lines[0]) == whole == (max(map(len, lines)) > 60)
     assert mixers.main(["--width", "60"]) == 0
     assert max(map(len, capsys.readouterr().out.split("\n"))) <= 60
+
+
+@pytest.mark.parametrize("width", [80, 50])
+def test_terms_below_a_table_are_a_line_each(width, capsys):
+    """Readable at 80 columns; where there are fewer, the rest of a term hangs below it."""
+    from analysis.results.reporting import NOTE
+
+    parser = cli.parser("x", "")
+    cli.add_output(parser)
+    cli.emit(NOTE, parser.parse_args(["--width", str(width)]))
+    lines = capsys.readouterr().out.rstrip("\n").split("\n")
+    assert max(map(len, lines)) <= width
+    starts = [line for line in lines if not line.startswith("  ")]
+    assert all(re.match(r"[\w %,]+: ", line) for line in starts)
+    assert len(starts) == len(NOTE.split("\n")) and (lines == starts) == (width == 80)

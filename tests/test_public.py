@@ -10,7 +10,7 @@ import re
 import pytest
 from strategies import BUILT_IN
 
-from attention import catalogue, registry
+from attention.configs import catalogue, registry
 
 PUBLIC = {  # by the module that a user imports
     "attention": None,  # all of __all__
@@ -23,7 +23,7 @@ PUBLIC = {  # by the module that a user imports
     "training.judge": None,
     "transom": None,
     "transom.errors": ("SpecError",),
-    "transom.progress": ("bar",),
+    "transom.progress": ("Bar",),
     "transom.table": ("render",),
 }
 NAMES = [
@@ -47,7 +47,7 @@ WITHOUT_SOURCE = {  # what comes from no paper; every other name gives its sourc
         "Loaded", "convert", "export", "from_pretrained", "load", "load_weights", "plan", "read",
         "read_weights", "save", "save_pretrained",
     ),
-    "a table or a progress bar": ("Table", "bar", "render"),
+    "a table or a progress bar": ("Table", "Bar", "render"),
 }  # fmt: skip
 EXEMPT = {name for names in WITHOUT_SOURCE.values() for name in names}
 # a paper, a file, or a paper that is older than arXiv
@@ -144,7 +144,7 @@ def test_what_is_not_said_is_seen():
     assert faults(half, "half") == [
         "nothing of size", "no Returns", "no Raises", "no example", "no source",
     ]  # fmt: skip
-    assert "no source" not in faults(half, "bar")  # the name of one that needs none
+    assert "no source" not in faults(half, "Bar")  # the name of one that needs none
 
 
 @pytest.mark.parametrize(

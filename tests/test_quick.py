@@ -17,7 +17,6 @@ from analysis.results import lock, session
 from analysis.results.measurement import Measurement
 from analysis.results.store import Store
 from benchmarks import ablation, kernel, loop, mixers, options, shift, speed
-from transom import progress
 from transom.errors import SpecError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -312,11 +311,3 @@ def test_an_error_of_the_block_is_its_own(folder):
 @pytest.mark.parametrize("command", [speed, mixers, shift, ablation, loop, kernel])
 def test_every_benchmark_can_refuse_to_wait(command):
     assert read(command, "--no-wait").no_wait and not read(command).no_wait
-
-
-# -- progress --------------------------------------------------------------------------------
-
-
-def test_a_bar_is_for_terminals(capsys):
-    assert [*progress.bar(range(3), unit="row")] == [0, 1, 2]
-    assert capsys.readouterr().err == ""

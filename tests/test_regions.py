@@ -17,7 +17,7 @@ import attention
 import backbones
 from analysis import regions
 from analysis.models import footprint, maps
-from analysis.pictures import studies, views
+from analysis.pictures import draw_maps, figure_style, studies, views
 from attention import SpecError, make_config, names, parse
 from backbones.specs.spec import read_pattern
 
@@ -415,6 +415,57 @@ def test_commands_write_pictures(case, ending, tmp_path, capsys):
 
         assert ElementTree.parse(out).getroot().tag.endswith("svg")
     assert list(tmp_path.iterdir()) == [out]
+
+
+WORDS = {  # lines of the text beside the picture
+    "footprint": [
+        "What one token can see on a 9x8 map; below: share after 1 -> 2 -> 4 blocks",
+        "seen by (1, 2): window:size=3 12% -> 50% -> 100%; pale:size=2+axial 92% -> 100% -> 100%",
+        "Panels: window:size=3; pale:size=2+axial.",
+        "Legend: the query; seen after 1 block; seen after 2 blocks; seen after 4 blocks; not "
+        "seen.",
+    ],
+    "masks": [
+        "3. Each window's mask: row = query, column = key, the 16 tokens of a window row by row",
+        "Legend: stays where it is; came round from the top; came round from the left; from both; "
+        "pad; may attend; masked.",
+    ],
+    "erf": [
+        "What the centre unit of stage 1 reads: mean of 2 gradients, random weights",
+        f"Panels: {SMALL}; {SMALL}/1=axial.", "Colours: gradient, 1 = strongest pixel.",
+    ],
+    "bias": [
+        "Panels: head 1; head 2.", "Colours: added to the score.", "Legend: head 1; head 2.",
+        "Curves. Across: columns from key to query, in the same row. Up: added to the score.",
+        "Panels. Across: columns from key to query. Up: rows from key to query.",
+    ],
+    "attention": [
+        "Colours: attention, 1 = the head's strongest token.",
+        "Legend: the query; gets no attention: outside the group.",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_a_picture_in_words(case, tmp_path, capsys):
+    """The summary that is printed, and the words that stand on the picture, each once."""
+    out = tmp_path / "picture.png"
+    assert regions.main([case, *COMMANDS[case], "--out", str(out), "--describe"]) == 0
+    lines = (tmp_path / "picture.png.txt").read_text().rstrip("\n").split("\n")
+    assert lines.count(capsys.readouterr().out.strip().removeprefix(f"wrote {out}: ")) == 1
+    assert [line for line in WORDS[case] if line not in lines] == []
+    assert len(set(lines)) == len(lines) and len([*tmp_path.iterdir()]) == 2
+
+
+def test_words_on_a_picture_are_those_that_were_drawn():
+    """Of escapes and hidden panels; a heading in one piece, however narrow the picture."""
+    picture, axes = draw_maps.grid_of(2, 4, 2.3)
+    draw_maps.title(picture, f"a $heading$ of {'a_long_name' * 20}")
+    axes[0].set_title(figure_style.words("costs $1"))
+    axes[1].set_visible(False)
+    assert figure_style.in_words(picture, "A sentence.").split("\n") == [
+        f"a $heading$ of {'a_long_name' * 20}", "A sentence.", "Panels: costs $1.",
+    ]  # fmt: skip
 
 
 def test_the_same_request_writes_the_same_bytes(tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from strategies import BUILT_IN, Case, draw_config, randomise
 
 import attention
-from attention import registry
+from attention.configs import registry
 from transom import fields
 
 
@@ -265,7 +265,7 @@ def test_a_plug_in_is_a_mixer_like_any_other(scratch):
 
 def test_a_plug_in_may_extend_a_built_in(scratch):
     """A subclass of a config and of a mixer: one line each, and the definition still holds."""
-    from attention.catalogue import WindowConfig
+    from attention.configs.windows import WindowConfig
     from attention.mixers.window import WindowMixer
 
     @dataclass(frozen=True, kw_only=True)
@@ -286,7 +286,7 @@ def test_a_plug_in_may_extend_a_built_in(scratch):
 
 
 def test_a_name_or_a_config_is_registered_once(scratch):
-    from attention.catalogue import FullConfig
+    from attention.configs.lines import FullConfig
 
     @dataclass(frozen=True, kw_only=True)
     class Mine(attention.MixerConfig):
@@ -317,7 +317,7 @@ def test_a_plug_in_does_not_take_the_place_of_a_built_in():
     code = """
 import attention, torch
 from dataclasses import dataclass
-from attention.catalogue import WindowConfig
+from attention.configs.windows import WindowConfig
 class Mixer(attention.TokenMixer): pass
 @dataclass(frozen=True, kw_only=True)
 class Mine(attention.MixerConfig): pass

@@ -24,7 +24,7 @@ PLACES = {
     "timm": OTHERS,
     "torchvision": OTHERS,
     "fvcore": ("analysis/",),
-    "einops": ("attention/", "backbones/model/resample.py"),
+    "einops": ("attention/", "backbones/parts/resample.py"),
     # it unpickles what it submitted, in a folder of ours
     "submitit": ("training/submit.py", "training/cluster.py"),
 }
@@ -32,7 +32,7 @@ SAFE_LOAD = "backbones/files/standins.py"  # the one place of torch.load, and we
 # import what the user names, or what a table of theirs does
 COMPUTED = (
     "transom/__main__.py", "transom/cli.py", "transom/packages.py", "analysis/models/lookup.py",
-    "training/loop/subject.py", "attention/registry.py",
+    "training/loop/subject.py", "attention/configs/registry.py",
 )  # fmt: skip
 NEVER = ("pytest", "hypothesis", "pickle", "dill", "cloudpickle", "joblib", "yaml", "marshal",
          "shelve")  # fmt: skip
@@ -151,7 +151,7 @@ def test_breaking_a_rule_is_seen(place, text):
         ("backbones/files/standins.py", "import torch\ntorch.load(path, weights_only=True)"),
         ("analysis/flops.py", "import fvcore.nn\nimport backbones\nimport attention"),
         ("benchmarks/speed.py", "import analysis.measure\nimport torch"),
-        ("attention/registry.py", "import importlib\nimportlib.import_module(f'attention.{x}')"),
+        ("attention/factory.py", "import importlib\nimportlib.import_module(f'attention.{x}')"),
         ("backbones/model/backbone.py", "model.eval()\ntorch.compile(model)\nimport attention"),
     ],
 )

@@ -338,8 +338,20 @@ def test_the_figure_has_one_labelled_line_per_series(capsys, tmp_path):
     pairs = zip(draw_curves.LINES, draw_curves.MARKERS, strict=False)
     styles = {(line, marker) for line, marker in pairs}
     assert len(styles) == len(draw_curves.LINES)
-    run(capsys, *argv)
+    assert [*tmp_path.iterdir()] == [path]
+    run(capsys, *argv, "--describe")
     assert path.read_bytes() == first
+    mixing, total, crossings_ = (tmp_path / "cost.svg.txt").read_text().split("\n\n")
+    for text, part in ((mixing, "mixing: MACs between tokens"), (total, "total: all MACs")):
+        lines = text.split("\n")
+        assert lines[0] == f"Curves of 3 series, log-log. Panel: {part}."
+        assert lines[1] == (
+            "Across: image side (pixels). Up: multiply-adds of one image (millions)."
+        )
+        assert ", most 224 (" in lines[2] and "(full at 224)." in lines[3]
+    assert "least 0.04915 (full at 14), most 1888 (full at 224)." in mixing
+    assert "Growth: window ~ tokens^1.00; full ~ tokens^2.00; pale:size=7 ~ tokens^1.50." in mixing
+    assert "full costs more than window: from 64 pixels on" in crossings_
     assert "full costs more than window" in said
 
 

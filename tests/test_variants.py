@@ -11,6 +11,7 @@ import torch
 
 import attention
 import backbones
+from backbones.families import ours
 from backbones.specs import variants
 from backbones.specs.spec import SpecError
 from backbones.specs.variants import ALIASES, Variant
@@ -73,7 +74,7 @@ def test_every_variant_is_published_or_ours():
     micro = {f"micro_{mixer}" for mixer in attention.names() if "." not in mixer}
     assert set(variants.names()) == published | {"axial_t", "shuffle_t", "full_t"} | micro
     for name in set(variants.names()) - published:
-        assert variants.get(name).source == variants.OURS
+        assert variants.get(name).source == ours.OURS
         assert variants.get(name).official is None
 
 

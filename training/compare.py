@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.pictures.figure_style import ENDINGS
+from analysis.pictures import figure_style
 from analysis.results.store import Store
 from training import options
 from transom import cli, table
@@ -74,8 +74,7 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
         SpecError: the request cannot be answered.
     """
     cli.load_plugins(args.plugin)
-    if args.figure and args.figure.suffix not in ENDINGS:
-        raise SpecError(f"--figure {args.figure}: expected a name ending in {', '.join(ENDINGS)}")
+    figure_style.check(args)
     if args.resume and not args.store:
         raise SpecError("--resume: goes on with the runs of a --store; give its name")
     if args.keep_weights and not args.store:
@@ -254,7 +253,7 @@ def show(
         note = "" if style == "csv" else "\n".join(lines)
         text = table.render(shown, style, note=note, look=report.look(args.target))
     if args.figure:
-        report.draw(rows, args.figure)
+        report.draw(rows, args.figure, describe=args.describe)
     cli.emit(text, args)
     ok = all(row["status"] == "ok" for row in rows if row.get("kind") == "run")
     return cli.AGREED if ok else cli.DIFFER

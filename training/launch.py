@@ -17,7 +17,7 @@ from analysis.results.session import worker_path
 from training.settings.config import RunConfig
 from training.worker import RESUMABLE
 from transom.errors import SpecError
-from transom.progress import bar
+from transom.progress import Bar
 from transom.table import plain
 
 
@@ -79,7 +79,7 @@ def launch(
     restarts = len(runs) * 3
     done = dict.fromkeys((config.slot for config in runs), 0.0)
     asked = False
-    with bar(None, unit=what, total=len(runs), bar_format=FORMAT) as shown:
+    with Bar(runs, unit=what) as shown:
         while workers:
             try:
                 worker, event = events.get()
@@ -89,7 +89,7 @@ def launch(
                     each.process.terminate()
                 continue
             if event is not None:
-                show(shown, done, event)
+                shown.say(moved(shown, done, event))
                 continue
             workers.remove(worker)
             code, said = worker.end()
@@ -106,15 +106,12 @@ def launch(
         raise Interrupted
 
 
-FORMAT = "{n:.2f}/{total} {unit}s |{bar:20}| {elapsed} of about {remaining} left{postfix}"
-
-
-def show(shown: Any, done: dict[str, float], event: dict[str, Any]) -> None:
-    """Moves a progress bar on by what an event adds to `done`."""
+def moved(shown: Bar[Any], done: dict[str, float], event: dict[str, Any]) -> str:
+    """Moves a progress bar on by what an event adds to `done`; returns the event in words."""
     slot = event["slot"]
-    shown.set_postfix_str(f"{plain(slot)}: {event['accuracy']:.1%}", refresh=False)
-    shown.update(event["done"] - done.get(slot, 0.0))
+    shown.advance(event["done"] - done.get(slot, 0.0))
     done[slot] = event["done"]
+    return f"{slot}: {event['accuracy']:.1%}"
 
 
 class Worker:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from analysis.pictures import figure_style
 from transom import cli, files
 from transom.fields import read_number
 
@@ -61,6 +62,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--table", nargs="+", type=Path, default=[], metavar="FILE",
         help="show stored runs instead of making any")  # fmt: skip
     add("--figure", action=files.OutFile, metavar="FILE", help="also draw the curves: .svg, .png")
+    figure_style.add_describe(parser)
     add("--save-steps", type=cli.count_from_one, default=0, metavar="N",
         help="steps between checkpoints (default: as many as take a minute)")  # fmt: skip
     cli.add_output(parser)

@@ -13,6 +13,7 @@ import numpy as np
 from training.data.bits import unpacked
 from training.judge import Comparison, Runs, interval, judge, pairing
 from transom.layout import Look
+from transom.table import plain
 
 Row = dict[str, Any]
 
@@ -263,16 +264,19 @@ def _start_notes(groups: dict[str, list[Row]]) -> list[str]:
     return found
 
 
-def draw(rows: Sequence[Row], out: Path) -> None:
+def draw(rows: Sequence[Row], out: Path, *, describe: bool = False) -> None:
     """Curves of accuracy by training MACs: the median over seeds, in a band of the middle half.
 
-    The legend is in the order of the curves, the one that rises first at its top.
+    The legend is in the order of the curves, the one that rises first at its top.  describe: write
+    the figure in words beside it.
     """
     from analysis.pictures import figure_style
 
     figure = figure_style.figure(8, 5)
     ax = figure.subplots()
     areas: dict[str, float] = {}
+    points: list[figure_style.Point] = []
+    ends: list[str] = []
     for number, (name, runs) in enumerate(by_backbone(rows).items()):
         curves = [run["curve"] for run in runs if run["curve"]]
         if not curves:
@@ -280,11 +284,13 @@ def draw(rows: Sequence[Row], out: Path) -> None:
         length = min(map(len, curves))
         x = [point["macs"] / 1e12 for point in curves[0][:length]]
         y = np.array([[100 * p["accuracy"] for p in curve[:length]] for curve in curves])
-        color = f"C{number % 10}"
-        ax.plot(x, np.median(y, axis=0), color=color, label=figure_style.words(name), linewidth=1.5)
+        color, middle = f"C{number % 10}", np.median(y, axis=0)
+        ax.plot(x, middle, color=color, label=figure_style.words(name), linewidth=1.5)
         low, high = np.quantile(y, [0.25, 0.75], axis=0)
         ax.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
-        areas[figure_style.words(name)] = float(np.median(y, axis=0).mean())
+        areas[figure_style.words(name)] = float(middle.mean())
+        points += (figure_style.Point(name, a, float(b)) for a, b in zip(x, middle, strict=True))
+        ends.append(f"{name} {middle[-1]:.4g}, from {low[-1]:.4g} to {high[-1]:.4g}")
     ax.set_xlabel("multiply-adds of training, T")
     ax.set_ylabel("accuracy, % (median and middle half of seeds)")
     handles, labels = ax.get_legend_handles_labels()
@@ -293,4 +299,7 @@ def draw(rows: Sequence[Row], out: Path) -> None:
         [handles[i] for i in order], [labels[i] for i in order], loc="outside lower center",
         ncols=2, fontsize=8,
     )  # fmt: skip
-    figure_style.save(figure, out)
+    what = f"Curves of {len(ends)} backbones: the median over seeds in a band of the middle half."
+    text = figure_style.described(what, ax.get_xlabel(), ax.get_ylabel(), points, extremes="y")
+    text += f"\nAt the end: {'; '.join(map(plain, ends))}."
+    figure_style.save(figure, out, describe=text if describe else None)

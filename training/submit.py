@@ -24,11 +24,11 @@ from typing import Any
 from analysis.results.store import Store
 from training import plan
 from training.cluster import POLL_SECONDS, Cluster, Jobs, trusted
-from training.launch import FORMAT, Interrupted, plan_text, show
+from training.launch import Interrupted, moved, plan_text
 from training.settings.config import RunConfig
 from training.worker import DEATHS, RESUMABLE, lock, make
 from transom.errors import SpecError
-from transom.progress import bar
+from transom.progress import Bar
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def submit(
     cluster.check()
     text = plan_text(runs, store, plugins, save_steps)
     crew = Jobs(cluster, trusted(Path(f"{store}.d") / "jobs"), Work(text), runs)
-    with bar(None, unit=what, total=len(runs), bar_format=f"{FORMAT}{{desc}}") as shown:
+    with Bar(runs, unit=what) as shown:
         try:
             _attend(crew, list(runs), Store(store), min(jobs, len(runs)), shown)
         except KeyboardInterrupt:
@@ -121,10 +121,13 @@ def submit(
             raise
 
 
-def _attend(crew: Jobs, runs: list[RunConfig], store: Store, places: int, shown: Any) -> None:
+def _attend(
+    crew: Jobs, runs: list[RunConfig], store: Store, places: int, shown: Bar[RunConfig]
+) -> None:
     """Keeps jobs on the list until every run has a row."""
     done = dict.fromkeys((config.slot for config in runs), 0.0)
     lives = DEATHS * places  # jobs that may be killed with nothing said by any in between
+    last = ""
     while True:
         jobs, ended, dead = list(crew.active), crew.update(), 0
         rows = {row["slot"]: row for row in plan.of_plan(runs, store.read()[0])}
@@ -132,7 +135,7 @@ def _attend(crew: Jobs, runs: list[RunConfig], store: Store, places: int, shown:
         events += [{**row, "done": 1.0} for row in rows.values()]
         for event in events:
             if done.get(event.get("slot", ""), 2.0) < event.get("done", 0.0):
-                show(shown, done, event)
+                last = moved(shown, done, event)
                 lives = DEATHS * places
         left = [config for config in runs if config.slot not in rows]
         for each in ended:
@@ -156,9 +159,8 @@ def _attend(crew: Jobs, runs: list[RunConfig], store: Store, places: int, shown:
             if count := min(dead or places, places - len(crew.active), free):
                 crew.add(count)  # where none is free, workers of another command are at them
         states = [each.state.lower() for each in crew.active]
-        shown.set_description_str(
-            "".join(f", {states.count(s)} {s}" for s in dict.fromkeys(states)), refresh=True
-        )
+        counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+        shown.say(", ".join(filter(None, [*counts, last])))
         time.sleep(POLL_SECONDS[crew.kind])
 
 

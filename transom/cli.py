@@ -35,10 +35,13 @@ def called_as(module: str, text: str) -> None:
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, with the nearest option or value.
 
-    Names that `add_backbones` adds may stand before, between and behind the options.
+    Names that `add_backbones` adds may stand before, between and behind the options, also of a
+    subcommand.
     """
 
     backbones: bool | None = None  # whether names are needed; None: the command has none
+    one: bool = False  # whether there is one name only
+    _intermixed = False  # whether argparse is at it
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_REQUEST, f"error: {plain(self._reworded(message))}\n")
@@ -66,30 +69,40 @@ class Parser(argparse.ArgumentParser):
             return f"{found[1]}: {found[2]}"
         return message
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if self.backbones is None:
-            return super().parse_args(args, namespace)
-        found = self.parse_intermixed_args(args, namespace)
-        found.backbone = [*found.names, *found.backbone]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.backbones is None or self._intermixed:
+            return super().parse_known_args(args, namespace)
+        self._intermixed = True  # argparse may come here again
+        try:
+            found, rest = self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixed = False
+        names = [found.names] if isinstance(found.names, str) else found.names
+        names = [*names, *found.backbone]
         del found.names
-        if self.backbones and not found.backbone:
+        if not rest and self.backbones and not names:
             self.error(f"name a backbone, such as: {self.prog} swin_t")
-        return found
+        if not rest and self.one and len(names) > 1:
+            self.error(f"{printable(names[1])}: is one too many; name one backbone")
+        found.backbone = next(iter(names), None) if self.one else names
+        return found, rest
 
 
-def add_backbones(to: Parser, help: str, *, needed: bool = True) -> None:
+def add_backbones(to: Parser, help: str, *, needed: bool = True, one: bool = False) -> None:
     """Adds names of backbones, by position or behind --backbone; both go to ``backbone``.
 
     Args:
         to: the parser.
         help: what may be named.
         needed: whether a request without a name is refused.
+        one: whether there is one name only, or None without it, instead of a list.
     """
-    to.backbones = needed
-    to.add_argument("names", nargs="*", default=[], metavar="NAME", help=help)
+    to.backbones, to.one = needed, one
+    to.add_argument("names", nargs="?" if one else "*", default=[], metavar="NAME", help=help)
     to.add_argument(
-        "--backbone", nargs="+", action="extend", default=[], metavar="NAME",
-        help="the same names behind an option; repeatable",
+        "--backbone", nargs=1 if one else "+", action="extend", default=[], metavar="NAME",
+        help="the same name behind an option" if one else "the same names behind an option; "
+        "repeatable",
     )  # fmt: skip
 
 

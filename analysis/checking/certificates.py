@@ -31,6 +31,7 @@ from analysis.models.influence import randomise
 from backbones.model.backbone import HierarchicalBackbone
 from transom.errors import SpecError
 from transom.fields import read_size
+from transom.progress import Bar
 
 # Float64 rounds to 1.1e-16 of the largest term; sums of thousands of terms and dozens of layers
 # leave 1e-16 to 5e-14 of the response, measured where a proof exists.  Where a relation fails,
@@ -202,7 +203,9 @@ def certify(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             double = copy.deepcopy(model).to("cpu", torch.float64)
-            draws = [_values(_redrawn(double, seed), shape, patch, seed) for seed in range(seeds)]
+            shown = Bar(range(seeds), unit="seed")
+            shown.say(name)
+            draws = [_values(_redrawn(double, seed), shape, patch, seed) for seed in shown]
     except SpecError as error:
         raise SpecError(f"{name}: {error}") from None
     except MODULE_ERRORS as error:

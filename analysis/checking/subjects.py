@@ -19,11 +19,12 @@ from analysis.checking.checks import MODULE_ERRORS, Size, Subject, error_text
 from analysis.checking.locality import states_region
 from analysis.models import lookup
 from analysis.models.influence import influence, randomise, sample_tokens, span
-from attention import TokenMixer, catalogue
-from attention.config import MixerConfig
+from attention import TokenMixer
+from attention.configs import catalogue
+from attention.configs.config import MixerConfig
+from attention.configs.notation import make_config, parse
+from attention.configs.registry import name_of, names
 from attention.factory import build
-from attention.notation import make_config, parse
-from attention.registry import name_of, names
 from backbones.specs import variants
 from transom import cli
 from transom.errors import SpecError, cause_of, nearest, one_line

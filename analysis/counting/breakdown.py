@@ -11,7 +11,7 @@ from torch import nn
 from analysis.counting import counters
 from analysis.counting.counters import Tally
 from backbones.model.backbone import HierarchicalBackbone
-from backbones.model.cost import Macs
+from backbones.parts.macs import Macs
 
 COLUMNS = ("projection", "mixing", "position", "mlp", "resample", "head")
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import nn
 
 from analysis.counting import breakdown, counters
-from analysis.counting.counters import Tally
+from analysis.counting.counters import Backward, Tally
 from analysis.counting.report import Report
 from attention.cost import Cost
 from attention.mixer import TokenMixer
 from backbones.model.backbone import HierarchicalBackbone
-from backbones.model.cost import Macs
+from backbones.parts.macs import Macs
 from transom.errors import SpecError
 from transom.fields import read_size
 
+Counted = TypeVar("Counted")
 COUNTED_AT = 10e9  # MACs a second of a slow processor, for the time budget
 
 
@@ -56,7 +58,7 @@ class Budget:
 
 def count(
     model: nn.Module, img_size: int | str | tuple[int, int], *, name: str = "",
-    budget: Budget | None = None, trace: bool = True,
+    budget: Budget | None = None, trace: bool = True, backward: bool = False,
 ) -> Report:  # fmt: skip
     """Counts parameters and MACs of a model for one image, by formula, fvcore and torch.
 
@@ -75,6 +77,7 @@ def count(
         budget: memory (bytes) and time (seconds) of a real forward beyond which fvcore is
             skipped; default: 4 GiB and 30 s.
         trace: False skips fvcore in any case.
+        backward: counts the backward pass, too, in two ways; `agree` is about both passes.
 
     Returns:
         The counts with their breakdown by stage, block and operator.
@@ -111,6 +114,12 @@ def count(
         fvcore_tally = _tally(counters.traced, model, shape, failure)
     tallies = [tally for tally in (torch_tally, fvcore_tally) if tally is not None]
     agree, difference = _agreement(backbone, parts, tallies)
+    uncounted = {operator for tally in tallies for operator in tally.uncounted}
+    back: Backward | None = None
+    if backward:
+        back = _run(lambda: counters.backward_on_meta(model, shape), failure)
+        uncounted |= {*back.uncounted}
+        agree = agree and back.counted == back.foretold and not back.uncounted
     return Report(
         backbone=name,
         img_size=(h, w),
@@ -122,7 +131,7 @@ def count(
         norm_elements=torch_tally.norms[""],
         activations=torch_tally.activations,
         padding_macs=None if parts is None else sum(part.padding for part in parts),
-        uncounted=tuple(sorted({operator for tally in tallies for operator in tally.uncounted})),
+        uncounted=tuple(sorted(uncounted)),
         agree=agree,
         note="; ".join(filter(None, (no_formula, skipped, difference))),
         stages=breakdown.by_child(model, torch_tally) if backbone is None
@@ -130,6 +139,8 @@ def count(
         blocks=breakdown.by_block(model, parts if backbone else None, torch_tally),
         operators=breakdown.by_operator(fvcore_tally or torch_tally),
         modules=breakdown.by_module(model, torch_tally),
+        macs_backward=None if back is None else back.counted,
+        macs_backward_foretold=None if back is None else back.foretold,
     )  # fmt: skip
 
 
@@ -145,8 +156,12 @@ def _tally(
     shape: tuple[int, int, int, int], failure: str,
 ) -> Tally:  # fmt: skip
     """The tally of one counter for an input.  Raises SpecError, which begins with `failure`."""
+    return _run(lambda: counter(model, shape), failure)
+
+
+def _run(counting: Callable[[], Counted], failure: str) -> Counted:
     try:
-        return counter(model, shape)
+        return counting()
     except Exception as error:
         text = str(error).strip().splitlines() or [""]
         raise SpecError(f"{failure}: {text[0]}") from None

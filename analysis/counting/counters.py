@@ -15,7 +15,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +40,22 @@ class Tally:
     activations: int = 0  # elements that convolutions, linear layers and matrix products write
 
 
+class Backward(NamedTuple):
+    """MACs of the backward pass of one image: as its operators are counted, and as the operands of
+    the forward's products that need gradients foretell."""
+
+    counted: int
+    foretold: int
+    uncounted: tuple[str, ...]
+
+
 @contextlib.contextmanager
-def _quiet_eval(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients or warnings; restores every module's mode."""
+def _quiet_eval(model: nn.Module, gradients: bool = False) -> Iterator[None]:
+    """Evaluation mode without warnings; restores every module's mode."""
     modes = {module: module.training for module in model.modules()}
     logging.disable(logging.WARNING)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.set_grad_enabled(gradients), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.eval()
             yield
@@ -69,21 +78,38 @@ _VECTORS = {  # torch's counter has no vector products
     _aten.mv: lambda matrix, vector, **kwargs: 2 * math.prod(matrix),
     _aten.dot: lambda left, right, **kwargs: 2 * math.prod(left),
 }
+
+
+def _convolution_gradients(
+    grad: Any, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any,
+    transposed: bool, out_padding: Any, groups: int, mask: list[bool], **kwargs: Any,
+) -> int:  # fmt: skip
+    """A product of the forward's size for each of the input's and the weight's gradient.
+
+    torch's own rule takes a grouped convolution's for one of all channels.
+    """
+    return 2 * math.prod(x if transposed else grad) * math.prod(weight[1:]) * sum(mask[:2])
+
+
+_GRADIENTS = {_aten.convolution_backward: _convolution_gradients}
 # Products that torch's counter does not know; operators outside aten are always unknown.
 _UNKNOWN = """
     vdot addmv addr ger outer _trilinear _cdist_forward linalg_matmul matrix_exp
     _native_multi_head_attention _transformer_encoder_layer_fwd
 """
+_SUMS = frozenset((_aten.addmm, _aten.baddbmm))
 _UNKNOWN_PRODUCTS = frozenset(_UNKNOWN.split())
 
 
 class _Observer(TorchDispatchMode):
-    """Records operators that the counter skips, and the most memory that is alive together."""
+    """Records operators that the counter skips, the most memory that is alive together, and the
+    MACs that the products foretell for the backward pass: once for every operand that needs a
+    gradient, because a gradient of a product is a product of that size."""
 
     def __init__(self, inputs: list[Tensor]) -> None:
         super().__init__()
         self.unknown: set[str] = set()
-        self.peak = self.now = self.activations = 0
+        self.peak = self.now = self.activations = self.foretold = 0
         self.live: dict[int, tuple[StorageWeakRef, int]] = {}
         self.known = {t.untyped_storage()._cdata for t in inputs}
 
@@ -97,7 +123,12 @@ class _Observer(TorchDispatchMode):
                 self.now -= size
                 del self.live[key]
         if func._overloadpacket in flop_registry:
-            self.activations += tree_leaves(out)[0].numel()
+            written = next((t for t in tree_leaves(out) if isinstance(t, Tensor)), None)
+            self.activations += 0 if written is None else written.numel()
+            macs = flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out) // 2
+            summand = func._overloadpacket in _SUMS  # which takes no product
+            operands = [t for t in args[summand:] if isinstance(t, Tensor)][:2]
+            self.foretold += macs * sum(t.requires_grad for t in operands)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
@@ -143,7 +174,8 @@ def _without_data(model: nn.Module) -> Iterator[list[Tensor]]:
     try:
         for store, name, tensor in replaced:
             if id(tensor) not in meta:
-                meta[id(tensor)] = torch.empty_like(tensor, device="meta")
+                replacement = torch.empty_like(tensor, device="meta")
+                meta[id(tensor)] = replacement.requires_grad_(tensor.requires_grad)
             store[name] = meta[id(tensor)]  # type: ignore[assignment]
         yield list(meta.values())
     finally:
@@ -188,6 +220,31 @@ def on_meta(model: nn.Module, shape: tuple[int, ...]) -> Tally:
                 if not name:
                     tally.operators[str(operator).removeprefix("aten.")] += value // 2
     return tally
+
+
+def backward_on_meta(model: nn.Module, shape: tuple[int, ...]) -> Backward:
+    """Counts the backward pass of all trainable parameters; images need no gradient.
+
+    Fused attention is taken apart on the meta device, so that no score is computed twice.
+    shape: as in `on_meta`.
+    """
+    importlib.import_module("torch._dynamo")
+    with _without_data(model) as state, _quiet_eval(model, gradients=True):
+        dtype = next((t.dtype for t in state if t.is_floating_point()), torch.float32)
+        x = torch.empty(shape, device="meta", dtype=dtype)
+        forward = _Observer([x, *state])
+        with forward:
+            out = model(x)
+        outputs = [
+            leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.requires_grad
+        ]
+        counter = FlopCounterMode(display=False, custom_mapping=_GRADIENTS | _VECTORS)
+        backward = _Observer([x, *state])
+        if outputs:
+            with counter, backward:
+                torch.autograd.backward(outputs, [torch.empty_like(leaf) for leaf in outputs])
+    unknown = tuple(sorted(forward.unknown | backward.unknown))
+    return Backward(counter.get_total_flops() // 2, forward.foretold, unknown)
 
 
 # -- fvcore, on a traced forward -------------------------------------------------------------

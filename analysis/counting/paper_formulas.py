@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from attention.config import MixerConfig
-from attention.registry import name_of
+from attention.configs.config import MixerConfig
+from attention.configs.registry import name_of
 
 
 class Formula(NamedTuple):

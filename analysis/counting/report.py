@@ -44,6 +44,10 @@ class Report(Tabular):
         blocks: a dict per block.
         operators: a dict per operator.
         modules: a dict per module, the model first, by torch's count.
+        macs_backward: multiply-adds of the backward pass of all trainable parameters, by torch's
+            count of its operators; None where it was not asked for.
+        macs_backward_foretold: the same from the forward alone: each of its products once for
+            every operand that needs a gradient.
 
     Example:
         >>> import analysis
@@ -72,6 +76,8 @@ class Report(Tabular):
     blocks: list[dict[str, Any]] = field(default_factory=list)
     operators: list[dict[str, Any]] = field(default_factory=list)
     modules: list[dict[str, Any]] = field(default_factory=list)
+    macs_backward: int | None = None
+    macs_backward_foretold: int | None = None
 
     @property
     def flops(self) -> int:
@@ -99,6 +105,19 @@ class Report(Tabular):
         line += f"; uncounted operators: {', '.join(self.uncounted) or 'none'}"
         return line + (f"; {self.note}" if self.note else "")
 
+    @property
+    def backward(self) -> str:
+        """One line on the backward pass: its MACs, those of a step, and whether two counts agree;
+        "" where it was not counted."""
+        counted, foretold = self.macs_backward, self.macs_backward_foretold
+        if counted is None or foretold is None:
+            return ""
+        line = f"backward: {counted:,} MACs ({counted / max(self.macs, 1):.4g} x the forward), "
+        line += f"a step {self.macs + counted:,} MACs; "
+        if counted == foretold:
+            return line + "two counts agree: its operators = the forward's operands with gradients"
+        return line + f"counts differ: the forward's operands with gradients give {foretold:,}"
+
     def to_dict(self, by: str = "stage") -> dict[str, Any]:
         """The report as a JSON row.
 
@@ -124,6 +143,9 @@ class Report(Tabular):
             "uncounted": list(self.uncounted), "agree": self.agree, "note": self.note,
             "stages": self.stages,
         }  # fmt: skip
+        if self.macs_backward is not None:
+            data["macs_backward"] = self.macs_backward
+            data["macs_backward_foretold"] = self.macs_backward_foretold
         return data if by == "stage" else {**data, by + "s": getattr(self, by + "s")}
 
     def table(self, by: str = "stage") -> Table:
@@ -147,7 +169,8 @@ class Report(Tabular):
         """
         if by not in BREAKDOWNS:
             raise SpecError(f"by={one_line(str(by))!r}{nearest(str(by), BREAKDOWNS)}")
-        notes = (f"{self._summary()}, {self.flops:,} FLOPs", self.trust, CONVENTION)
+        told = f"{self._summary()}, {self.flops:,} FLOPs", self.trust, self.backward, CONVENTION
+        notes = tuple(filter(None, told))
         return Table(tuple(getattr(self, by + "s")), notes=notes, title=self.backbone)
 
     def to_json(self) -> str:

@@ -74,8 +74,8 @@ def check(
 def _checked(model: nn.Module, dim: int | None, against: str, size: Any) -> Named:
     """A copy of a user's module as a subject: the checks draw its parameters anew."""
     from analysis.checking import subjects
+    from attention.configs.notation import parse
     from attention.mixer import TokenMixer
-    from attention.notation import parse
     from backbones.model.backbone import HierarchicalBackbone
     from backbones.specs.writing import to_notation
 

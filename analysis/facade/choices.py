@@ -65,7 +65,7 @@ def fit(
 def mixers() -> Table:
     """The token mixers and their options, as ``transom mixers``; torch is not imported.
 
-    Source: attention/catalogue.py, whose papers are in the column "source".
+    Source: attention/configs/catalogue.py, whose papers are in the column "source".
 
     Returns:
         A row per option of a mixer, and one for a mixer without options.

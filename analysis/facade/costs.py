@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def count(
     what: str | nn.Module, img_size: Size | None = None, *, trace: bool = True,
-    max_memory: int = MEMORY, max_seconds: float = 30.0,
+    max_memory: int = MEMORY, max_seconds: float = 30.0, backward: bool = False,
 ) -> Report:  # fmt: skip
     """Parameters and MACs of a backbone or a mixer, counted three ways, as ``transom flops``.
 
@@ -41,6 +41,7 @@ def count(
         trace: False leaves out fvcore, which runs a real forward.
         max_memory: bytes beyond which fvcore is left out.
         max_seconds: time of a forward beyond which fvcore is left out.
+        backward: counts the backward pass, too: `macs_backward`.
 
     Returns:
         The report; `macs`, `params` and `agree` are its fields.
@@ -63,7 +64,7 @@ def count(
     if isinstance(what, TokenMixer):
         if img_size is None:
             raise SpecError(f"{what.config}: a mixer needs the side of its map in tokens, as 28")
-        return counting.count(what, img_size, budget=budget, trace=trace)
+        return counting.count(what, img_size, budget=budget, trace=trace, backward=backward)
     factory = factory_of(what)
     size = size_of(img_size) or factory.img_size
     try:
@@ -74,7 +75,9 @@ def count(
         reason = printable(cause_of(error))
         raise SpecError(f"{one_line(factory.name)}: cannot be built: {reason}") from None
     name = factory.name if isinstance(what, str) else ""
-    return counting.count(model, size, name=name, budget=budget, trace=trace)
+    return counting.count(
+        model, size, name=name, budget=budget, trace=trace, backward=backward
+    )
 
 
 def compare(
@@ -113,12 +116,12 @@ def compare(
     """
     from analysis import compare as command
     from analysis.counting.report import CONVENTION
-    from transom.progress import bar
+    from transom.progress import Bar
 
     jobs = jobs_of(what, img_size)
     if measured:
         refuse_models(what)
-    rows = [command.row_of(factory, size, trace=trace) for factory, size in bar(jobs, unit="row")]
+    rows = [command.row_of(factory, size, trace=trace) for factory, size in Bar(jobs, unit="row")]
     if measured:
         command.add_measured(
             rows, [(factory.name, size) for factory, size in jobs], batch=whole(batch, "batch"),

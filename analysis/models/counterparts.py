@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention.catalogue import CosineConfig, WindowConfig
+from attention.configs.windows import CosineConfig, WindowConfig
 from backbones.model.backbone import HierarchicalBackbone
 from backbones.specs import variants
 from backbones.specs.notation import parse

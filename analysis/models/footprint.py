@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.config import MixerConfig
+from attention.configs.config import MixerConfig
 from attention.factory import build
 from backbones.model.backbone import HierarchicalBackbone
 from backbones.model.block import Block
-from backbones.model.resample import Merge, Resample
 from backbones.model.stage import Stage
+from backbones.parts.resample import Merge, Resample
 from backbones.specs.construct import edit
 from backbones.specs.spec import BackboneSpec, StageSpec
 from transom.errors import SpecError

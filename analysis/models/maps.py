@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.config import MixerConfig
+from attention.configs.config import MixerConfig
 from attention.factory import build
 from attention.geometry.groups import Groups
 from attention.softmax.branch import Branch

@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 from analysis.models import lookup
 from analysis.papers import dense_heads, published
+from backbones.families import pale, swin
 from backbones.specs import variants
 from transom import table
+from transom.progress import Bar
 
 UNITS = {"params": 10**6, "flops": 10**9}
 CLAIMS = {"params": "params_m", "flops": "flops_g"}
@@ -96,14 +98,14 @@ def count_flops(row: published.Row) -> Count:
     macs = sum(part.macs for part in parts) + sum(layer.macs for layer in head)
     formula = "backbone + head MACs" if dense else "MACs"
     source = variants.get(name).source
-    if source == variants.SWIN_V2 and not dense:
+    if source == swin.SWIN_V2 and not dense:
         bias = sum(part.macs for part in parts if part.column == "position")
         return Count(macs - bias, macs, f"{formula} - log-CPB")
-    if source == variants.PALE:
+    if source == pale.PALE:
         norms, batch = _norms(name, dense, size), 5 if dense else 2
         counted = macs + 5 * norms.layer + batch * norms.batch
         return Count(counted, macs, f"{formula} + 5 LN + {batch} BN of the backbone")
-    if source == variants.SWIN and dense:
+    if source == swin.SWIN and dense:
         batch = sum(layer.norm_elements for layer in head)
         counted = macs + 5 * _norms(name, dense, size).layer + 2 * batch
         return Count(counted, macs, f"{formula} + 5 LN + 2 BN")
@@ -140,7 +142,7 @@ def compare_claim(claimed: int | float, counted: int, unit: int, *, up: bool = F
 def ledger(rows: Iterable[published.Row]) -> list[table.Row]:
     """A row per published parameter count and FLOPs figure of `published.rows`."""
     ledger_rows = []
-    for row in rows:
+    for row in Bar(rows, unit="row"):
         for quantity, count in (("params", count_params), ("flops", count_flops)):
             if row[CLAIMS[quantity]] is not None:
                 ledger_rows.append(_ledger_row(row, quantity, count(row)))

@@ -17,6 +17,7 @@ LABELS = {
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
 MARKERS = "osD^vPX*"
 PANELS = {"mixing": "mixing: MACs between tokens", "total": "total: all MACs"}
+COLUMNS = ("mixing", "macs_formula")  # of the panels
 MOST_NOTES = 10  # crossings that a figure names
 
 
@@ -34,10 +35,9 @@ def draw(
         notes.append("hollow points: the map is padded, because groups do not divide it")
     picture = figure_style.figure(9.2, 4.4 + 0.16 * len(notes))
     panels = picture.subplots(1, 2, sharey=True)
-    small = min(row["macs_formula"] for row in rows) < 1e8
-    unit, word = (1e6, "millions") if small else (1e9, "billions")
-    against = "tokens" if over == "resolution" else over
-    for axes, column, part in zip(panels, ("mixing", "macs_formula"), PANELS, strict=True):
+    unit, label = _unit(rows)
+    against = _against(over)
+    for axes, column, part in zip(panels, COLUMNS, PANELS, strict=True):
         for i, fit in enumerate(fits):
             series_rows = [row for row in rows if row["series"] == fit["series"] and row[column]]
             power = f"   ~ {against}^{fit[part]:.2f}" if fit[part] is not None else ""
@@ -64,7 +64,7 @@ def draw(
             axes.get_legend_handles_labels()[0], key=lambda k: -([*k.get_ydata()] or [0])[-1]
         )
         axes.legend(handles=keys, handlelength=3.5)
-    panels[0].set_ylabel(f"multiply-adds of one image ({word})")
+    panels[0].set_ylabel(label)
     for i, cross in enumerate(found[:MOST_NOTES]):
         series_rows = [row for row in rows if row["series"] == cross["more"]]
         if (x := cross["sampled"]) is not None:
@@ -81,6 +81,42 @@ def draw(
             )  # fmt: skip
     picture.supxlabel(figure_style.words("\n".join(notes)), x=0.06, ha="left", fontsize=8)
     return picture
+
+
+def described(rows: list[Row], fits: list[Row], sentences: list[str], over: str) -> str:
+    """The alt text of `draw`: a paragraph a panel, with exponents, and every crossing."""
+    unit, label = _unit(rows)
+    texts = []
+    for column, part in zip(COLUMNS, PANELS, strict=True):
+        points = [
+            figure_style.Point(
+                f"{row['series']} at {row['value']:g}", row["value"], row[column] / unit
+            )
+            for row in rows
+            if row[column]
+        ]
+        what = f"Curves of {len(fits)} series, log-log. Panel: {PANELS[part]}."
+        text = figure_style.described(what, LABELS[over], label, points)
+        powers = [
+            f"{fit['series']} ~ {_against(over)}^{fit[part]:.2f}"
+            for fit in fits if fit[part] is not None
+        ]  # fmt: skip
+        texts.append(text + (f"\nGrowth: {'; '.join(powers)}." if powers else ""))
+    if sentences:
+        texts.append("\n".join(f"{line}." for line in sentences))
+    return "\n\n".join(texts)
+
+
+def _unit(rows: list[Row]) -> tuple[float, str]:
+    """The unit of the MACs, and what it is called at the axis."""
+    small = min(row["macs_formula"] for row in rows) < 1e8
+    unit, word = (1e6, "millions") if small else (1e9, "billions")
+    return unit, f"multiply-adds of one image ({word})"
+
+
+def _against(over: str) -> str:
+    """What the exponents are of."""
+    return "tokens" if over == "resolution" else over
 
 
 def _between(rows: list[Row], x: float) -> float:

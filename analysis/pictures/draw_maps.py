@@ -63,12 +63,12 @@ def mark(axes: Any, query: tuple[int, int], scale: float = 1) -> None:
 
 
 def title(picture: Figure, text: str) -> None:
-    """A heading that stays inside the figure."""
+    """A heading that stays inside the figure; its label is the text in one piece."""
     import textwrap
 
     width = int(11 * picture.get_figwidth())
     lines = [textwrap.fill(line, width) for line in text.splitlines()]
-    picture.suptitle(plain_words("\n".join(lines)), fontsize=11)
+    picture.suptitle(plain_words("\n".join(lines)), fontsize=11).set_label(text)
 
 
 def legend(picture: Figure, colors: Sequence[Any], words: Sequence[str], query: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,34 @@ def require() -> None:
         raise SpecError(
             "pictures need matplotlib, which is not installed: pip install transom[report]"
         ) from None
+
+
+def add_describe(to: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Adds the option --describe of all commands that draw."""
+    to.add_argument(
+        "--describe", action="store_true",
+        help="beside the figure FILE also FILE.txt: what is drawn, in words",
+    )  # fmt: skip
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses --figure and --describe that cannot be carried out, before any work.
+
+    Raises:
+        SpecError: there is nothing to describe, no figure ends so, or matplotlib is missing.
+    """
+    if args.describe and not args.figure:
+        raise SpecError("--describe: puts the figure into words; add --figure FILE")
+    if not args.figure:
+        return
+    check_ending(args.figure, "--figure")
+    require()
+
+
+def check_ending(out: Path, option: str = "--out") -> None:
+    """Raises SpecError for a file whose ending is that of no figure."""
+    if out.suffix not in ENDINGS:
+        raise SpecError(f"{option} {out}: expected a name ending in {', '.join(ENDINGS)}")
 
 
 def figure(width: float, height: float) -> Figure:
@@ -92,6 +121,56 @@ def described(
     return "\n".join(map(plain, lines))
 
 
+def in_words(picture: Figure, what: str) -> str:
+    """The alt text of a figure of panels: what it shows, and the words that stand on it.
+
+    Args:
+        picture: the figure.
+        what: a sentence on what is drawn.
+
+    Returns:
+        Lines of text: the heading, the sentence, panels, axes, colours and legends.
+    """
+    parts = [picture, *picture.subfigs]
+    headings = [
+        _drawn(str(text.get_label() or text.get_text()))
+        for text in picture.texts
+        if text.get_text() == picture.get_suptitle()
+    ]
+    panels = []
+    more = [_drawn(part.get_suptitle()) for part in picture.subfigs if part.get_suptitle()]
+    legends = [legend for part in parts for legend in part.legends]
+    for axes in (axes for axes in picture.axes if axes.get_visible()):
+        title, across, up = map(_drawn, (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()))
+        if axes.get_label() == "<colorbar>":
+            more.append(f"Colours: {up}.")
+        elif up:
+            more.append(f"Curves. Across: {across}. Up: {up}.")
+        else:
+            text = "" if _squeezed(across) in _squeezed(what) else across
+            panels.append(": ".join(filter(None, (title, text))))
+        legends += filter(None, [axes.get_legend()])
+    for part in parts:
+        across, up = _drawn(part.get_supxlabel()), _drawn(part.get_supylabel())
+        more += [f"Panels. Across: {across}. Up: {up}."] if up else []
+    more += [
+        f"Legend: {'; '.join(_drawn(text.get_text()) for text in legend.get_texts())}."
+        for legend in legends
+    ]
+    new = [heading for heading in headings if _squeezed(heading) not in _squeezed(what)]
+    return "\n".join(map(plain, [*new, what, f"Panels: {'; '.join(panels)}.", *more]))
+
+
+def _drawn(text: str) -> str:
+    """What `words` was made of, in one line."""
+    return " ".join(text.replace(r"\$", "$").split())
+
+
+def _squeezed(text: str) -> str:
+    """What two ways of breaking a text into lines have in common."""
+    return "".join(c for c in text if c not in " ,;")
+
+
 def save(picture: Figure, out: Path, dpi: int = 130, *, describe: str | None = None) -> None:
     """Writes PNG, SVG or PDF by the ending, as `files.write` does.
 
@@ -104,8 +183,7 @@ def save(picture: Figure, out: Path, dpi: int = 130, *, describe: str | None = N
     Raises:
         SpecError: for another ending, or a file that cannot be written.
     """
-    if out.suffix not in ENDINGS:
-        raise SpecError(f"--out {out}: expected a name ending in {', '.join(ENDINGS)}")
+    check_ending(out)
     options: dict[str, Any] = {
         ".png": {"pil_kwargs": {"optimize": True}}, ".svg": {"metadata": {"Date": None}},
         ".pdf": {"metadata": {"CreationDate": None}},

@@ -13,7 +13,7 @@ from analysis.models import footprint as geometry
 from analysis.models import maps
 from analysis.pictures import draw_maps
 from analysis.pictures.draw_maps import Panel
-from attention.notation import parse
+from attention.configs.notation import parse
 from backbones.specs.spec import read_pattern
 from transom.errors import SpecError
 

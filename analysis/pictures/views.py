@@ -20,7 +20,7 @@ from analysis.pictures import draw_heatmaps
 from analysis.pictures.draw_maps import Panel
 from analysis.pictures.studies import Grid, Study, shape
 from transom.errors import SpecError
-from transom.progress import bar
+from transom.progress import Bar
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
 
@@ -59,7 +59,9 @@ def erf(
     for factory in factories:
         size = img_size or factory.img_size
         total = torch.zeros(size, dtype=torch.float64)
-        for seed in bar(range(seeds), unit="gradient", desc=factory.name[:30]):
+        shown = Bar(range(seeds), unit="gradient")
+        shown.say(factory.name)
+        for seed in shown:
             gradient, zero_norms = _field(factory, size, stage, seed, weights, source)
             total += gradient / gradient.sum().clamp(min=1e-300) / seeds
             if zero_norms:

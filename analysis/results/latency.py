@@ -27,7 +27,7 @@ def columns(
 
     The jobs of one size run interleaved.  A failed row has a note.  Raises SpecError.
     """
-    from transom.progress import bar
+    from transom.progress import Bar
 
     by_size: defaultdict[tuple[int, int], dict[str, Measurement]] = defaultdict(dict)
     for name, size in jobs:
@@ -38,9 +38,8 @@ def columns(
         samples=samples, warm_seconds=5.0, plugins=plugins,
     )  # fmt: skip
     rows = session.run(
-        plan, environment.header(),
-        progress=lambda tasks: bar(tasks, unit="process"),
-    )  # fmt: skip
+        plan, environment.header(), progress=lambda tasks: Bar(tasks, unit="process")
+    )
     found = {canonical(line.measurement.to_dict()): line for line in summary.lines(rows)}
     return [_columns(found[canonical(by_size[size][name].to_dict())]) for name, size in jobs]
 

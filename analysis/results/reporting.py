@@ -20,17 +20,18 @@ SHORT = (
     "px", "mode", "dtype", "compile", "malloc", "batch", "ms", "ci", "level", "n", "processes",
     "% peak",
 )  # fmt: skip
-NOTE = (
-    "ms: median of the processes' medians; iqr: middle half of all samples; ci: interval of the "
-    "median at the level beside it; % peak: 2 x MACs / time over the machine's own best matrix "
-    "product in the same processes (training counts 3 forwards); malloc: keep where freed "
-    "memory stays with the process, default where the C library may give it back; MiB: parameters "
-    "and the most that a step holds over the idle model, in a process of its own; speedup: how "
-    "many times as fast ours is as the other, by the medians; in a process: the same inside each "
-    "process, the median (least - largest) of all; memory: ours over the other's; to float32: how "
-    "many times as fast ours is as ours in float32, in a process; faster or slower is said at "
-    "p < 0.002 (Mann-Whitney on 10 processes a side or more) and 3% only"
-)
+NOTE = """\
+ms: median of the processes' medians
+iqr: middle half of all samples
+ci: interval of the median, at the level beside it
+% peak: 2 x MACs / time (training: 6) over the run's own best matrix product
+malloc: keep: freed memory stays with the process; default: the C library's way
+MiB: parameters, and the most that a step holds over the idle model
+speedup: how many times as fast ours is as the other, by the medians
+in a process: the same inside each process: median (least - largest)
+memory: ours over the other's, in processes of their own
+to float32: how many times as fast ours is as ours in float32, in a process
+faster, slower: at p < 0.002 (Mann-Whitney, 10+ processes a side) and 3% only"""
 
 
 def base(line: Line) -> Row:

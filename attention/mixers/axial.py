@@ -6,13 +6,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from attention.catalogue import AxialConfig
+from attention.configs.lines import AxialConfig
+from attention.configs.registry import register
 from attention.cost import Cost
 from attention.execution.backends import Reference
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
 from attention.mixer import TokenMixer
-from attention.registry import register
 from attention.softmax.layers import ProjectFirst, add_costs
 
 

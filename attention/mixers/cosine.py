@@ -1,8 +1,8 @@
 """Windows with scaled cosine scores and log-spaced positions (Swin V2, sections 3.2, 3.3)."""
 
-from attention.catalogue import CosineConfig
+from attention.configs.registry import register
+from attention.configs.windows import CosineConfig
 from attention.mixers.window import WindowMixer
-from attention.registry import register
 
 
 @register("cosine", config=CosineConfig)

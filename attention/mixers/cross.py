@@ -1,9 +1,9 @@
 """Cross-shaped windows (CSWin Transformer, section 3.2)."""
 
-from attention.catalogue import CrossConfig
+from attention.configs.lines import CrossConfig
+from attention.configs.registry import register
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
-from attention.registry import register
 from attention.softmax.layers import ProjectFirst
 
 

@@ -1,9 +1,9 @@
 """Global self-attention: one group, the whole map."""
 
-from attention.catalogue import FullConfig
+from attention.configs.lines import FullConfig
+from attention.configs.registry import register
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
-from attention.registry import register
 from attention.softmax.layers import ProjectFirst
 
 

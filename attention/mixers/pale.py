@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from attention.catalogue import PaleConfig
+from attention.configs.lines import PaleConfig
+from attention.configs.registry import register
 from attention.cost import Cost
 from attention.execution.backends import Reference
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
 from attention.geometry.symbolic import round_up
 from attention.mixer import TokenMixer, map_size
-from attention.registry import register
 from attention.softmax.branch import Branch, projection
 from attention.softmax.layers import add_costs, in_branches, refusal_of
 

@@ -1,9 +1,9 @@
 """Windows and dilated windows in turn (Shuffle Transformer, section 3.2)."""
 
-from attention.catalogue import ShuffleConfig
+from attention.configs.registry import register
+from attention.configs.windows import ShuffleConfig
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
-from attention.registry import register
 from attention.softmax.layers import PadFirst
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attention.catalogue import TokenMLPConfig
+from attention.configs.registry import register
+from attention.configs.windows import TokenMLPConfig
 from attention.cost import Cost
 from attention.execution.backends import Reference
 from attention.geometry.axis import shifted_by_pads
 from attention.geometry.groups import Groups
 from attention.geometry.symbolic import copied
 from attention.mixer import TokenMixer, map_size
-from attention.registry import register
 
 
 @register("token_mlp", config=TokenMLPConfig)

@@ -1,9 +1,9 @@
 """Windows, every second block shifted by half a window (Swin Transformer, section 3.2)."""
 
-from attention.catalogue import WindowConfig
+from attention.configs.registry import register
+from attention.configs.windows import WindowConfig
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
-from attention.registry import register
 from attention.softmax.layers import PadFirst
 
 

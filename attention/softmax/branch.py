@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
-from attention.catalogue import SoftmaxConfig
+from attention.configs.softmax import SoftmaxConfig
 from attention.cost import Cost
 from attention.execution.cache import cached
 from attention.geometry.groups import Groups
-from attention.softmax.grouped_attention import GroupedAttention
-from attention.softmax.position import LePE, LogCPB, RelativeBias, cosine_normalize
+from attention.softmax.position import LePE, LogCPB, RelativeBias
+from attention.softmax.scores import Scores
 
 
 def projection(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
@@ -24,7 +23,7 @@ def projection(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     return layer
 
 
-class Branch(nn.Module):
+class Branch(Scores):
     """softmax(q k^T * scale + bias + mask) v inside every group, plus LePE of v.
 
     Args:
@@ -37,13 +36,7 @@ class Branch(nn.Module):
         self, config: SoftmaxConfig, *, dim: int, heads: int,
         extent: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.config, self.dim, self.heads = config, dim, heads
-        self.scale = config.qk_scale if config.qk_scale is not None else (dim // heads) ** -0.5
-        self.logit_scale: nn.Parameter | None = None
-        if config.scores == "cosine":
-            self.scale = 1.0
-            self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
+        super().__init__(config, dim=dim, heads=heads)
         self.bias: RelativeBias | LogCPB | None = None
         self.lepe: LePE | None = None
         if config.position == "bias":
@@ -53,7 +46,6 @@ class Branch(nn.Module):
             self.bias = LogCPB(heads, config.pretrained_window)
         elif config.position == "lepe":
             self.lepe = LePE(dim)
-        self.attention = GroupedAttention()
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, groups: Groups, part: slice = slice(None)
@@ -69,12 +61,8 @@ class Branch(nn.Module):
         if self.lepe is not None and self.masks_padding(groups):
             # pads are no neighbours of the convolution, either
             v = v * groups.partition(self.real_tokens(groups, v))[:, part]  # (b, n, l, dim)
-        heads = self.heads, self.dim // self.heads
-        q, k, v = (t.unflatten(-1, heads) for t in (q, k, v))  # (b, n, l, m, d)
-        if self.logit_scale is not None:
-            q, k = cosine_normalize(q, self.clamped_logit_scale(q)[:, 0]), cosine_normalize(k)
-        y = self.attention(q, k, v, self.mask(groups, q, part), self.scale)  # (b, n, l, dim)
-        return y if self.lepe is None else y + self.lepe(v.flatten(3), groups)
+        y = self.attend(q, k, v, self.mask(groups, q, part))  # (b, n, l, dim)
+        return y if self.lepe is None else y + self.lepe(v, groups)
 
     def by_kernel(self, q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> Tensor:
         """The branch's attention by the GPU kernel.
@@ -100,11 +88,6 @@ class Branch(nn.Module):
             positions = self.lepe(groups.split(groups.roll(v)), groups)  # (b, n, l, dim)
             out = out + groups.unroll(groups.merge(positions))
         return out
-
-    def clamped_logit_scale(self, like: Tensor) -> Tensor:
-        """(heads, 1, 1): the scale of cosine scores, at most 100 (Swin V2, section 3.2)."""
-        assert self.logit_scale is not None
-        return self.logit_scale.clamp(max=math.log(100)).exp().to(like.dtype)
 
     # -- the mask ------------------------------------------------------------------------
 

@@ -22,8 +22,9 @@ class GroupedAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         """
         Args:
-            q, k, v: (b, n, l, m, d), of any strides.
-            mask: (n or 1, m or 1, l, l), added to the scores; -inf for a masked pair.
+            q: (b, n, l, m, d), of any strides.
+            k, v: (b, n, keys, m, d).
+            mask: (n or 1, m or 1, l, keys), added to the scores; -inf for a masked pair.
             scale: factor of the products q k.
 
         Returns:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from attention.catalogue import SoftmaxConfig
+from attention.configs.softmax import SoftmaxConfig
 from attention.cost import Cost
 from attention.execution.backends import Reference
 from attention.geometry.groups import Groups

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from attention.execution import backends
 from attention.execution.dispatch import Executable
 from attention.softmax.branch import projection as linear
-from backbones.model.cost import Macs
 from backbones.model.decay import is_position, matcher
-from backbones.model.layout import nchw, nhwc
-from backbones.model.resample import Stem
 from backbones.model.stage import Stage
 from backbones.model.unread import join_graph
+from backbones.parts.layout import nchw, nhwc
+from backbones.parts.macs import Macs
+from backbones.parts.stem import Stem
 from backbones.specs.spec import BackboneSpec
 from transom.errors import SpecError
 
@@ -53,8 +53,10 @@ class HierarchicalBackbone(nn.Module):
             self.stages.append(Stage(stage, spec, inputs=inputs, drop_path=stage_rates))
             inputs = stage.dim
         dims = [stage.dim for stage in spec.stages]
-        self.out_norms = nn.ModuleList(map(nn.LayerNorm, dims)) if spec.out_norms else None
-        self.norm = nn.LayerNorm(dims[-1]) if spec.final_norm else nn.Identity()
+        self.out_norms: nn.ModuleList | None = None
+        if spec.out_norms:
+            self.out_norms = nn.ModuleList(nn.LayerNorm(dim, eps=spec.eps) for dim in dims)
+        self.norm = nn.LayerNorm(dims[-1], eps=spec.eps) if spec.final_norm else nn.Identity()
         classes = spec.num_classes
         self.head = linear(dims[-1], classes) if classes else nn.Identity()
 

@@ -2,50 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from typing import cast
+
 from torch import Tensor, nn
 
-from attention.execution import backends
 from attention.mixer import TokenMixer
-from attention.softmax.branch import projection as linear
-from backbones.model.cost import Macs
-from backbones.model.layout import nchw, nhwc
-
-
-class MLP(nn.Module):
-    """Two linear layers with GELU between them, (..., dim) to (..., dim)."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = linear(dim, hidden), linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return backends.current().over_rows(self._body, x, self.fc1.out_features)  # (..., dim)
-
-    def _body(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.fc1(x))  # (..., hidden)
-        return self.fc2(x)  # (..., dim)
-
-    def cost(self, h: int, w: int) -> int:
-        return h * w * (self.fc1.weight.numel() + self.fc2.weight.numel())
-
-
-class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training, drops an image's residual at this rate."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        keep = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= self.rate  # (b, 1, 1, 1)
-        return x * keep.to(x.dtype) / (1 - self.rate)
-
-    def extra_repr(self) -> str:
-        return f"{self.rate:g}"
+from backbones.parts.layout import nchw, nhwc
+from backbones.parts.macs import Macs
+from backbones.parts.mlp import DropPath, make_mlp
+from backbones.parts.norm import make_norm, make_scale
+from backbones.specs.spec import BackboneSpec
 
 
 class Block(nn.Module):
@@ -53,28 +19,39 @@ class Block(nn.Module):
 
     norm=pre: x + f(norm(x)).  norm=res_post: x + norm(f(x)), where norms start at 0 (Swin V2,
     section 3.2 and the authors' initialisation).  cpe: x + depthwise 3x3 of x comes first.
+
+    Args:
+        mixer: the token mixer.
+        spec: of the backbone: norms, MLP, scales and position.
+        dim: channels.
+        hidden: hidden channels of the MLP.
+        drop_path: rate of stochastic depth.
     """
 
     def __init__(
-        self, mixer: TokenMixer, *, dim: int, hidden: int, norm: str, cpe: bool, drop_path: float
+        self, mixer: TokenMixer, spec: BackboneSpec, *, dim: int, hidden: int, drop_path: float
     ) -> None:
         super().__init__()
-        self.post = norm == "res_post"
+        self.post = spec.norm == "res_post"
+        cpe = spec.position == "cpe"
         self.cpe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if cpe else None
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm1, self.norm2 = make_norm(spec, dim), make_norm(spec, dim)
         self.mixer: TokenMixer = mixer
-        self.mlp = MLP(dim, hidden)
+        self.mlp = make_mlp(spec, dim, hidden)
+        self.scale1, self.scale2 = make_scale(spec, dim), make_scale(spec, dim)
         self.drop_path = DropPath(drop_path)
         if self.post:
-            nn.init.zeros_(self.norm1.weight)
-            nn.init.zeros_(self.norm2.weight)
+            for norm in (self.norm1, self.norm2):
+                nn.init.zeros_(cast("nn.LayerNorm", norm).weight)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.cpe is not None:
             x = x + nhwc(self.cpe(nchw(x)))  # (b, h, w, c)
-        for norm, inner in ((self.norm1, self.mixer), (self.norm2, self.mlp)):
-            x = x + self.drop_path(norm(inner(x)) if self.post else inner(norm(x)))  # (b, h, w, c)
-        return x
+        x = x + self.drop_path(self.scale1(self._residual(x, self.norm1, self.mixer)))
+        return x + self.drop_path(self.scale2(self._residual(x, self.norm2, self.mlp)))
+
+    def _residual(self, x: Tensor, norm: nn.Module, inner: nn.Module) -> Tensor:
+        return norm(inner(x)) if self.post else inner(norm(x))  # (b, h, w, c)
 
     def cost(self, h: int, w: int) -> list[Macs]:
         mixer = self.mixer.cost(h, w)

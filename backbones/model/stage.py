@@ -13,9 +13,9 @@ from attention.execution import chunks
 from attention.execution.backends import Reference
 from attention.execution.dispatch import Executable
 from backbones.model.block import Block
-from backbones.model.cost import Macs
-from backbones.model.layout import nchw, nhwc
-from backbones.model.resample import Merge, Resample, make_downsample
+from backbones.parts.layout import nchw, nhwc
+from backbones.parts.macs import Macs
+from backbones.parts.resample import Merge, Resample, make_downsample
 from backbones.specs.spec import BackboneSpec, StageSpec
 
 
@@ -36,9 +36,8 @@ class Stage(Executable):
         )
         self.blocks = nn.ModuleList(
             Block(
-                attention.build(config, dim=stage.dim, heads=stage.heads, index=index),
-                dim=stage.dim, hidden=stage.hidden, norm=spec.norm, cpe=spec.position == "cpe",
-                drop_path=rate,
+                attention.build(config, dim=stage.dim, heads=stage.heads, index=index), spec,
+                dim=stage.dim, hidden=stage.hidden, drop_path=rate,
             )
             for (config, index), rate in zip(stage.blocks(), drop_path, strict=True)
         )  # fmt: skip

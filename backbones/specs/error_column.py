@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from attention import notation, registry
+from attention.configs import notation, registry
 from transom.errors import SpecError
 
 

@@ -6,12 +6,13 @@ import dataclasses
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attention.config import MixerConfig
-from attention.notation import parse
+from attention.configs.config import MixerConfig
+from attention.configs.notation import parse
 from transom.errors import SpecError, one_line
 from transom.fields import (
     choice,
     option,
+    optional,
     read_count,
     read_fields,
     read_flag,
@@ -42,6 +43,13 @@ def _read_ratio(value: Any) -> float:
     if not 0 < ratio <= 64:
         raise ValueError("a ratio above 0, at most 64")
     return ratio
+
+
+def _read_eps(value: Any) -> float:
+    eps = read_number(value)
+    if not 0 < eps <= 1:
+        raise ValueError("a number above 0, at most 1")
+    return eps
 
 
 LONGEST_PATTERN, DEEPEST_STAGE, MOST_STAGES = 64, 1024, 5
@@ -119,6 +127,8 @@ def _read_stages(value: Any) -> tuple[StageSpec, ...]:
 
 STEMS = ("patch", "overlap", "overlap_same")
 DOWNSAMPLES = ("merge", "merge_post", "conv_norm", "conv")
+MLPS = ("gelu",)
+POSITIONS = ("none", "absolute", "cpe")
 SMALL_MAPS = ("pad", "shrink_both", "shrink_axis")
 
 
@@ -143,6 +153,10 @@ class BackboneSpec:
         patch_norm: a layer norm after the stem.
         downsample: merge (Swin), merge_post (Swin V2), conv_norm (CSWin) or conv (Pale).
         norm: pre, or res_post with the norms on the residuals (Swin V2).
+        norm_layer: layer, or batch.
+        eps: added to the variances of the norms of blocks, levels and the final one.
+        mlp: gelu, two linear layers.
+        layer_scale: the start of a learned factor per channel of every residual, or none.
         position: none, absolute, or cpe, a depthwise 3x3 convolution before every block.
         final_norm: a layer norm before pooling.
         out_norms: a layer norm on each map of `features`.
@@ -179,8 +193,14 @@ class BackboneSpec:
         "conv_norm: 3x3, norm (CSWin); conv: 3x3 (Pale)",
     )  # fmt: skip
     norm: str = option("pre", choice("pre", "res_post"), "res_post: on the residual (Swin V2)")
+    norm_layer: str = option("layer", choice("layer", "batch"), "norms of blocks")
+    eps: float = option(1e-5, _read_eps, "added to the variances of norms")
+    mlp: str = option("gelu", choice(*MLPS), "gelu: two linear layers")
+    layer_scale: float | None = option(
+        None, optional(read_number), "start of a learned factor of every residual"
+    )
     position: str = option(
-        "none", choice("none", "absolute", "cpe"),
+        "none", choice(*POSITIONS),
         "absolute: learned, interpolated at other sizes; cpe: depthwise 3x3 before every block",
     )  # fmt: skip
     final_norm: bool = option(True, read_flag, "layer norm before pooling")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backbones.files.locate import bodies
 from backbones.files.storage import WeightsError
-from backbones.weights.key_rules import SOURCES, find
+from backbones.weights.key_rules import MARKS, SOURCES, find
 from transom.errors import nearest, one_line
 
 FLAT = re.compile(r"^(layers|stages)_(\d+)\.")
@@ -34,6 +34,9 @@ def source_of(state: Mapping[str, Any]) -> str:
     def any_key_has(part: str) -> bool:
         return any(part in key for key in keys)
 
+    for source, marks in MARKS.items():
+        if keys.issuperset(marks):
+            return source
     if "stem.conv.weight" in keys:
         return "transom"
     if "stage1_conv_embed.0.weight" in keys:

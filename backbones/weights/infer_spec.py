@@ -8,15 +8,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypedDict
 
+import torch
 from torch import Tensor
 
 from backbones.files.storage import WeightsError
+from backbones.model.backbone import HierarchicalBackbone
+from backbones.specs import variants
 from backbones.specs.construct import from_dict
 from backbones.specs.spec import MOST_STAGES, BackboneSpec
 from backbones.weights.detect_source import prepare
-from backbones.weights.key_rules import find
+from backbones.weights.key_rules import FAMILIES, find
 from backbones.weights.resize import Size, square
 from transom.errors import SpecError
 
@@ -63,6 +67,8 @@ def infer(
         if (row := find(source, key)) and isinstance(tensor, Tensor):
             name = row[1]
             (computed if name is None else named)[key if name is None else name] = tensor
+    if source in FAMILIES:
+        return _variant(named, source, like, img_size)
     stages: dict[int, int] = {}
     for name in named:
         if match := re.match(r"stages\.(\d{1,4})\.blocks\.(\d{1,4})\.", name):
@@ -111,6 +117,31 @@ def infer(
         return from_dict(fields)
     except SpecError as error:
         raise WeightsError(str(error)) from None
+
+
+def _variant(
+    named: Mapping[str, Tensor], source: str, like: BackboneSpec | None, img_size: Size | None
+) -> BackboneSpec:
+    """The variant of the source's family whose parameters have the names and sizes of the weights.
+
+    The number of classes and of the image's channels are those of the weights.
+    """
+    start = FAMILIES[source]
+    specs = [variants.get(name).spec for name in variants.names() if name.startswith(start)]
+    for spec in filter(None, (like, *specs)):
+        weight = named.get("head.weight")
+        changes: dict[str, Any] = {"num_classes": 0 if weight is None else len(weight)}
+        if img_size is not None:
+            changes["img_size"] = img_size
+        spec = replace(spec, **changes)
+        with torch.device("meta"):
+            state = HierarchicalBackbone(spec).state_dict()
+        sizes = {name: tensor.numel() for name, tensor in state.items()}
+        if sizes == {name: tensor.numel() for name, tensor in named.items() if name in sizes}:
+            return spec
+    raise WeightsError(
+        f"weights of {source} with the sizes of no variant {start}...; give --spec NOTATION"
+    )
 
 
 def _shapes(named: Mapping[str, Tensor]) -> Callable[[str], tuple[int, ...]]:

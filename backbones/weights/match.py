@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from backbones.files.storage import WeightsError
+from backbones.names.template import Change
 from backbones.weights import resize
 from backbones.weights.detect_source import prepare
-from backbones.weights.key_rules import SOURCES, Change, find
+from backbones.weights.key_rules import SOURCES, find
 from backbones.weights.resize import Adapt
 from transom.errors import nearest, one_line
 from transom.table import Row

@@ -9,8 +9,9 @@ from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import Any
 
-from attention.catalogue import SoftmaxConfig, TokenMLPConfig, WindowConfig
-from attention.config import MixerConfig
+from attention.configs.config import MixerConfig
+from attention.configs.softmax import SoftmaxConfig
+from attention.configs.windows import TokenMLPConfig, WindowConfig
 from backbones.files.storage import WeightsError
 from backbones.specs.spec import BackboneSpec, StageSpec
 from backbones.weights.resize import Adapt

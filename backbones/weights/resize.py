@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.catalogue import WindowConfig
-from attention.config import MixerConfig
+from attention.configs.config import MixerConfig
+from attention.configs.windows import WindowConfig
 from backbones.specs.spec import BackboneSpec
 from backbones.weights.key_rules import METHODS
 from transom.errors import SpecError, nearest

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from training.data.images import ArrayImages, Images
 from training.data.splits import Data
 from transom.errors import SpecError, printable
-from transom.progress import bar
+from transom.progress import Bar
 
 SHOWN, CHUNK = 3, 64  # files named in an error; images of one task of a thread
 
@@ -77,7 +77,7 @@ def scan(data: Data, workers: int = 4) -> None:
     with ThreadPoolExecutor(max(1, workers)) as pool:
         try:
             found = itertools.chain.from_iterable(_faults(pool, part) for part in pictures)
-            faults = [fault for fault in bar(found, unit="image", total=total) if fault]
+            faults = [fault for fault in Bar(found, unit="image", total=total) if fault]
         finally:
             pool.shutdown(cancel_futures=True)
     if faults:

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 import backbones
-from attention.catalogue import ShuffleConfig, SoftmaxConfig, WindowConfig
-from attention.config import MixerConfig
+from attention.configs.config import MixerConfig
+from attention.configs.softmax import SoftmaxConfig
+from attention.configs.windows import ShuffleConfig, WindowConfig
 from backbones.files import hub, storage
 from backbones.specs import variants
 from backbones.weights import Adapt, load, resize

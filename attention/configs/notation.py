@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from attention.config import MixerConfig
-from attention.registry import config_class
+from attention.configs.config import MixerConfig
+from attention.configs.registry import config_class
 from transom.errors import SpecError, nearest, one_line
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from attention.registry import name_of
+from attention.configs.registry import name_of
 from transom.errors import SpecError
 from transom.fields import read_fields, write
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from transom.errors import SpecError, cause_of, nearest, one_line
 
 if TYPE_CHECKING:
-    from attention.config import MixerConfig
+    from attention.configs.config import MixerConfig
     from attention.mixer import TokenMixer
 
     MixerClass = TypeVar("MixerClass", bound=type[TokenMixer])

@@ -1,0 +1,1 @@
+"""Names, options and notation of mixers, in plain Python: no torch is imported here."""

@@ -1,0 +1,1 @@
+"""Names of the tensors in other repositories, a file of rules a family."""
