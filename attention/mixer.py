@@ -36,6 +36,8 @@ class TokenMixer(Executable):
         tensor(1)
     """
 
+    data_dependent = False  # whether `region` is an upper bound, because keys depend on the data
+
     def __init__(self, config: MixerConfig, *, dim: int, heads: int, index: int = 0) -> None:
         super().__init__()
         self.config, self.dim, self.heads, self.index = config, dim, heads, index

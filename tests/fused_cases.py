@@ -53,11 +53,9 @@ def interpreted_bfloat16(monkeypatch):
 
 def steps(a) -> list[list[int]]:
     """The positions on the map of every group along one axis, by the definition of a cut."""
-    if a.interlaced:
-        return [[p for p in range(a.padded) if (p - a.shift) % a.padded % a.n == g]
-                for g in range(a.n)]  # fmt: skip
-    return [[(g * a.extent + i + a.shift) % a.padded for i in range(a.extent)]
-            for g in range(a.n)]  # fmt: skip
+    runs = range(0, a.padded, a.interval * a.extent)
+    return [[(run + g + i * a.interval + a.shift) % a.padded for i in range(a.extent)]
+            for run in runs for g in range(a.interval)]  # fmt: skip
 
 
 def parts_of(a) -> list[int]:
@@ -115,6 +113,10 @@ def laced(h, w, gh, gw):
     return Groups(axis(h, gh, interlaced=True), axis(w, gw, interlaced=True))
 
 
+def nested(h, w, gh, gw, ih, iw):
+    return Groups(axis(h, gh, interval=ih), axis(w, gw, interval=iw))
+
+
 def draw(groups, *, heads=2, d=16, batch=1, bias=True, cosine=False, dtype=torch.float32, seed=0):
     """q, k, v of the padded map as views of one projection, and the tables."""
     g = torch.Generator().manual_seed(seed)
@@ -165,6 +167,9 @@ CASES = {
     "one axis shifted": (window(4, 11, 4, 4), {}),
     "interlaced": (laced(8, 12, 4, 3), {}),
     "interlaced, padded": (laced(9, 10, 4, 3), {"mask_padding": True}),
+    "nested": (nested(12, 12, 2, 3, 3, 2), {}),
+    "nested, padded": (nested(11, 7, 2, 3, 2, 2), {"mask_padding": True}),
+    "nested rows": (nested(12, 7, 3, 3, 2, 1), {}),
     "pale rows": (Groups(axis(9, 2, interlaced=True), axis(7, 7)), {"bias": False}),
     "stripe": (Groups(axis(7, 3, even=True), axis(5, 5)), {"bias": False, "mask_padding": True}),
     "cosine": (window(8, 8, 4, 4), {"cosine": True, "mask_value": -100.0}),
@@ -179,7 +184,13 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
+LONG = ("separate tensors", "penalty, mild", "nested rows", "stripe", "48 channels, 3 heads",
+        "interlaced", "nested", "pale rows", "oblong, padded", "tiles, stripe")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in CASES]
+)
 def test_equals_dense_attention(name):
     """The result and every gradient, in float32."""
     groups, case = CASES[name]
@@ -437,7 +448,7 @@ def test_a_mixer_by_kernel_compiles_and_gives_way_to_hooks(runs):
 
 @pytest.mark.parametrize("wrong", [
     {"row_shift": 0}, {"col_shift": 1}, {"row_token": 2}, {"SHIFT": 0}, {"MASK_PADDING": False},
-    {"penalty": -1.0}, {"row_end": 8}, {"scale": 0.3}, {"BIAS": False}, {"row_group": 0},
+    {"penalty": -1.0}, {"row_end": 8}, {"scale": 0.3}, {"BIAS": False}, {"row_run": 0},
 ])  # fmt: skip
 def test_another_cut_is_seen(monkeypatch, wrong):
     """Negative controls: one argument of the kernels changed, inside the map, and the comparison

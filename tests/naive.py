@@ -16,6 +16,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import naive_axial_deeplab
+import naive_deformable
+import naive_neighbours
+import naive_sra
 import torch
 import torch.nn.functional as F
 
@@ -64,6 +68,14 @@ def interlaced(n: int, side: int) -> Axis:
     at = range(count * side)
     group = [i % count for i in at]
     return Axis(n, 0, count * side, side, group, group, [i // count for i in at])
+
+
+def nested(n: int, side: int, interval: int) -> Axis:
+    """Pieces of side * interval tokens, in each of which `interval` groups are interlaced."""
+    whole = side * interval
+    at = range(-(-n // whole) * whole)
+    group = [interval * (i // whole) + i % interval for i in at]
+    return Axis(n, 0, len(at), side, group, group, [i % whole // interval for i in at])
 
 
 def displaced(n: int, side: int, shift: int) -> Axis:
@@ -129,6 +141,16 @@ def kind_of(mixer) -> str:
     return str(mixer.config).partition(":")[0]
 
 
+ELSEWHERE = {  # mixers that are no groups of tokens
+    "axial_deeplab": naive_axial_deeplab,
+    "deformable": naive_deformable,
+    "halo": naive_neighbours,
+    "neighbourhood": naive_neighbours,
+    "sra": naive_sra,
+}
+SAMPLED = ("deformable",)  # whose keys depend on the data, so that a region is an upper bound
+
+
 def layers(mixer, h: int, w: int) -> list[list[Branch]]:
     """The cuts of one mixer on an (h, w) map: layers in sequence, branches side by side."""
     kind, config = kind_of(mixer), mixer.config
@@ -139,6 +161,9 @@ def layers(mixer, h: int, w: int) -> list[list[Branch]]:
         return [[Branch(contiguous(h, gh, sh), contiguous(w, gw, sw), "branch.")]]
     if kind == "shuffle":
         cut = interlaced if odd else contiguous
+        if odd and config.interval:
+            rows, cols = (nested(n, g, config.interval) for n, g in ((h, gh), (w, gw)))
+            return [[Branch(rows, cols, "branch.")]]
         return [[Branch(cut(h, gh), cut(w, gw), "branch.")]]
     if kind == "token_mlp":
         sh, sw = (gh // 2, gw // 2) if odd and config.shift else (0, 0)
@@ -209,6 +234,8 @@ def pairs(mixer, h: int, w: int, leaks: bool = False) -> torch.Tensor:
 
     leaks: also what a finite mask_value lets through, which the documented region leaves out.
     """
+    if kind_of(mixer) in ELSEWHERE:
+        return ELSEWHERE[kind_of(mixer)].pairs(mixer, h, w, leaks)
     reach = torch.eye(h * w, dtype=torch.float64)
     for layer in layers(mixer, h, w):
         union = torch.stack([branch_pairs(mixer, branch, leaks) for branch in layer]).any(0)
@@ -225,6 +252,8 @@ def region(mixer, h: int, w: int, query: tuple[int, int]) -> torch.Tensor:
 
 def forward(mixer, x: torch.Tensor) -> torch.Tensor:
     """(b, h, w, c) -> (b, h, w, c) by dense masked softmax over every pair of positions."""
+    if kind_of(mixer) in ELSEWHERE:
+        return ELSEWHERE[kind_of(mixer)].forward(mixer, x)
     p = dict(mixer.named_parameters()) | dict(mixer.named_buffers())
     kind, (h, w) = kind_of(mixer), x.shape[1:3]
     for number, branches in enumerate(layers(mixer, h, w)):
@@ -318,6 +347,8 @@ def _position(p, branch: Branch, config, head: int) -> torch.Tensor | float:
     dr, dc = branch.distance()
     if config.position == "bias":
         return p[branch.prefix + "bias.table"][(dr + gh - 1) * (2 * gw - 1) + dc + gw - 1, head]
+    if config.position == "dpb":
+        return _dynamic(p, branch.prefix + "bias.layers.", gh, gw, head)[dr + gh - 1, dc + gw - 1]
     if config.position != "log_cpb":
         return 0.0
     first = p[branch.prefix + "bias.mlp.0.weight"]
@@ -333,6 +364,19 @@ def _position(p, branch: Branch, config, head: int) -> torch.Tensor | float:
     hidden = _linear(p, branch.prefix + "bias.mlp.0", first.new_tensor(table)).relu()
     values = 16 * (hidden @ p[branch.prefix + "bias.mlp.2.weight"][head]).sigmoid()
     return values.view(2 * gh - 1, 2 * gw - 1)[dr + gh - 1, dc + gw - 1]
+
+
+def _dynamic(p, name: str, gh: int, gw: int, head: int) -> torch.Tensor:
+    """(2 gh - 1, 2 gw - 1): of the steps, a layer, then thrice norm, ReLU and a layer."""
+    first = p[name + "0.weight"]
+    x = first.new_tensor([[r, c] for r in range(1 - gh, gh) for c in range(1 - gw, gw)])
+    x = _linear(p, name + "0", x)
+    for norm in (1, 4, 7):
+        variance = x.var(-1, keepdim=True, correction=0)
+        spread = (x - x.mean(-1, keepdim=True)) / (variance + 1e-5).sqrt()
+        x = (spread * p[f"{name}{norm}.weight"] + p[f"{name}{norm}.bias"]).relu()
+        x = _linear(p, f"{name}{norm + 2}", x)
+    return x[:, head].view(2 * gh - 1, 2 * gw - 1)
 
 
 def _lepe(p, branch: Branch, config, v: torch.Tensor) -> torch.Tensor:
@@ -367,6 +411,8 @@ def _token_mlp(p, branch: Branch, x: torch.Tensor, heads: int) -> torch.Tensor:
 
 def cost(mixer, h: int, w: int) -> tuple[int, int, int, int]:
     """(projection, mixing, position, padding) by counting pairs and tokens one by one."""
+    if kind_of(mixer) in ELSEWHERE:
+        return ELSEWHERE[kind_of(mixer)].cost(mixer, h, w)
     kind, c = kind_of(mixer), mixer.dim
     projection = mixing = position = padding = 0
     for branches in layers(mixer, h, w):
@@ -380,6 +426,10 @@ def cost(mixer, h: int, w: int) -> tuple[int, int, int, int]:
             if where == "lepe":
                 position += 9 * width * len(real)
                 padding += 9 * width * int((~real).sum())
+            if where == "dpb":
+                offsets = (2 * branch.rows.extent - 1) * (2 * branch.cols.extent - 1)
+                inner = max(width // 16, 4)
+                position += offsets * (2 * inner + 2 * inner * inner + inner * heads)
             if where == "log_cpb":
                 offsets = (2 * branch.rows.extent - 1) * (2 * branch.cols.extent - 1)
                 position += offsets * (2 * 512 + 512 * heads)

@@ -15,21 +15,41 @@ import torch
 import attention
 
 BUILT_IN = (
-    "axial", "cosine", "cross", "full", "pale", "shuffle", "token_mlp", "window",
+    "axial", "axial_deeplab", "cosine", "cross", "deformable", "full", "halo", "neighbourhood",
+    "pale", "shuffle", "sra", "token_mlp", "window",
 )  # fmt: skip
-SOFTMAX = tuple(name for name in BUILT_IN if name != "token_mlp")
 
+OWN_OPTIONS = {
+    ("deformable", "position"): ["none", "bias", "conv"],
+    ("deformable", "kernel"): [3, 3, 4, 5],
+    ("halo", "position"): ["none", "bias", "log_cpb", "relative", "relative"],
+}
 OPTIONS = {
+    "kernel": [1, 3, 3, 5, 7],
+    "dilation": [1, 1, 2, 3],
+    "block": [1, 2, 3, 4],
+    "radius": [0, 1, 2, 3],
+    "proj": [True, False],
+    "stride": [1, 1, 2, 3],
+    "groups": [1, 1, 2],
+    "reach": [None, 0.5, 2.0],
+    "table": [1, (3, 5), (4, 4)],
     "size": [1, 2, 3, 4, 5, 7, (1, 3), (2, 3), (3, 2), (4, 2), (2, 5), (5, 1), (4, 7), (8, 3)],
     "shift": [True, True, True, False],
     "scores": ["dot", "cosine"],
-    "position": ["none", "bias", "log_cpb", "lepe"],
+    "position": ["none", "bias", "log_cpb", "lepe", "dpb"],
+    "interval": [None, None, 1, 2, 3],
     "qkv_bias": [True, True, False],
     "qk_scale": [None, 0.25, 1.5],
     "pretrained_window": [None, 1, 3, (4, 9)],
     "mask_value": [None, None, -100.0, -1.5],
     "mask_padding": [False, True],
     "order": ["parallel", "sequential"],
+    "span": [1, 2, 3, 5, 9, 14],
+    "ratio": [1, 2, 2, 2, 3, 4, (1, 3), (3, 2), 8],
+    "pool": [None, None, None, 1, 3, (2, 5), 7],
+    "remainder": ["drop", "drop", "pad"],
+    "along": ["both", "both", "height", "width"],
 }
 
 
@@ -45,21 +65,38 @@ def fields_of(name: str) -> list[str]:
     return [field.name for field in dataclasses.fields(attention.make_config(name))]
 
 
+SOFTMAX = tuple(name for name in BUILT_IN if "scores" in fields_of(name))
+
+
+def fitting(config, heads: int, head_dim: int) -> tuple[int, int]:
+    """(dim, heads) that the config takes: two branches share the heads, halves a head's width."""
+    for h, d in ((heads, head_dim), (2 * heads, head_dim), (heads, 2 * head_dim)):
+        try:
+            config.check(h * d, h)
+            return h * d, h
+        except attention.SpecError:
+            continue
+    raise AssertionError(f"{config} takes no {heads} heads of {head_dim}")
+
+
 def draw_config(rng: random.Random, name: str, **fixed: object) -> attention.MixerConfig:
     """A legal config of mixer `name`; `fixed` options where the mixer has them."""
     chosen = {}
     for field in fields_of(name):
-        chosen[field] = fixed[field] if field in fixed else rng.choice(OPTIONS[field])
+        values = OWN_OPTIONS.get((name, field)) or OPTIONS[field]
+        chosen[field] = fixed[field] if field in fixed else rng.choice(values)
     if "position" in chosen:
         unshifted = {"shift": False} if "shift" in chosen else {}
         if not legal(name, position=chosen["position"], **unshifted):
             chosen["position"] = "log_cpb"  # what the message of the error points to
-        if chosen["position"] != "log_cpb":
+        if chosen["position"] != "log_cpb" and "pretrained_window" in chosen:
             chosen["pretrained_window"] = None
         if chosen["position"] == "lepe":
             chosen |= unshifted
-        if chosen["scores"] == "cosine":
-            chosen["qk_scale"] = None
+    if chosen.get("scores") == "cosine" and "qk_scale" in chosen:
+        chosen["qk_scale"] = None
+    if chosen.get("pool") is not None:
+        chosen |= {"ratio": 2, "remainder": "drop"}  # their defaults
     return attention.make_config(name, **chosen)
 
 
@@ -87,14 +124,13 @@ class Case:
 
 def draw_case(rng, name, *, side=14, head_dims=(1, 2, 3, 4), **fixed) -> Case:
     config = draw_config(rng, name, **fixed)
+    if name == "sra":  # the norm of one channel, and the cosine of one number, read nothing
+        head_dims = [d for d in head_dims if d > 1]
     heads, head_dim = rng.choice([1, 2, 4]), rng.choice(head_dims)
-    try:
-        config.check(heads * head_dim, heads)
-    except attention.SpecError:
-        heads = 2 * heads  # two branches share the heads
+    dim, heads = fitting(config, heads, head_dim)
     return Case(
         text=str(config),
-        dim=heads * head_dim,
+        dim=dim,
         heads=heads,
         index=rng.choice([0, 1, 1, 2, 3]),
         h=rng.choice([1, rng.randint(2, side), rng.randint(side // 2, side)]),

@@ -13,7 +13,7 @@ from attention.configs.softmax import (
     position_option,
 )
 from transom.errors import SpecError
-from transom.fields import choice, option, read_size
+from transom.fields import choice, option, read_count, read_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,29 @@ class AxialConfig(FullLength):
             raise SpecError(
                 f"{self}: two branches share the heads, so {heads} must be even "
                 "(or order=sequential)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxialDeepLabConfig(MixerConfig):
+    """Options of position-sensitive attention along columns, then rows.
+
+    Source: Axial-DeepLab (Wang et al. 2020, arXiv 2003.07853), section 3.2.
+    """
+
+    span: int = option(
+        56, read_count, "keys are at most span - 1 tokens away; the length of the axis in the paper"
+    )
+    along: str = option(
+        "both", choice("both", "height", "width"), "both: a layer along columns, then along rows"
+    )
+
+    def check(self, dim: int, heads: int) -> None:
+        super().check(dim, heads)
+        if dim // heads % 2:
+            raise SpecError(
+                f"{self}: queries and keys are half as wide as values, so dim {dim} over {heads} "
+                "heads must be even"
             )
 
 

@@ -20,8 +20,9 @@ def scores_option(default: str) -> str:
 
 
 def position_option(default: str) -> str:
-    read = choice("none", "bias", "log_cpb", "lepe")
-    return option(default, read, "bias: relative table; log_cpb: Swin V2; lepe: CSWin")
+    read = choice("none", "bias", "log_cpb", "lepe", "dpb")
+    doc = "bias: relative table; log_cpb: Swin V2; lepe: CSWin; dpb: CrossFormer"
+    return option(default, read, doc)
 
 
 def mask_padding_option() -> bool:
@@ -29,15 +30,26 @@ def mask_padding_option() -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftmaxConfig(MixerConfig):
-    """Configuration that all softmax mixers share."""
+class ScoresConfig(MixerConfig):
+    """Configuration that all mixers with queries, keys and values share."""
 
     scores: str = scores_option("dot")
-    position: str = position_option("none")
     qkv_bias: bool = option(True, read_flag, "bias of the query, key and value projections")
     qk_scale: float | None = option(
         None, optional(read_number), "scale of dot products; none: head_dim^-0.5"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scores == "cosine" and self.qk_scale is not None:
+            raise SpecError(f"{self}: qk_scale is for scores=dot; cosine learns its own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxConfig(ScoresConfig):
+    """Configuration that all mixers of attention inside groups of tokens share."""
+
+    position: str = position_option("none")
     pretrained_window: tuple[int, int] | None = option(
         None, optional(read_size), "window whose coordinates log_cpb was trained in"
     )
@@ -54,8 +66,6 @@ class SoftmaxConfig(MixerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scores == "cosine" and self.qk_scale is not None:
-            raise SpecError(f"{self}: qk_scale is for scores=dot; cosine learns its own")
         if self.position != "log_cpb" and self.pretrained_window is not None:
             raise SpecError(f"{self}: pretrained_window is for position=log_cpb")
 

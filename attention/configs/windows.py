@@ -13,7 +13,7 @@ from attention.configs.softmax import (
     scores_option,
 )
 from transom.errors import SpecError
-from transom.fields import option, optional, read_flag, read_number, read_size
+from transom.fields import option, optional, read_count, read_flag, read_number, read_size
 
 
 def _shrunk_window(config, h: int, w: int, rule: str):
@@ -77,12 +77,23 @@ class CosineConfig(WindowConfig):
 class ShuffleConfig(SoftmaxConfig):
     """Options of windows and dilated windows in turn.
 
-    Source: Shuffle Transformer (Huang et al., arXiv 2106.03650), section 3.2.
+    Source: Shuffle Transformer (Huang et al., arXiv 2106.03650), section 3.2; with interval
+    CrossFormer (Wang et al. 2021, arXiv 2108.00154), section 3.2.
     """
 
     size: tuple[int, int] = option((7, 7), read_size, SIZE)
+    interval: int | None = option(
+        None, optional(read_count), "distance of the tokens of a dilated window; none: the largest"
+    )
     position: str = position_option("bias")
     mask_padding: bool = mask_padding_option()
+
+    def shrink(self, h: int, w: int, rule: str) -> ShuffleConfig:
+        """With an interval the authors' code has one plain window on maps that a window covers."""
+        gh, gw = self.size
+        if rule == "shrink_both" and self.interval is not None and gh == gw and min(h, w) <= gh:
+            return replace(self, size=(min(h, w), min(h, w)), interval=1)
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from torch import Tensor
 
 IMAGES = 6 << 20  # bytes of the maps that go through a stage together: they stay in the cache
+TILES = 2 << 20  # bytes of tokens that are gathered for overlapping tiles together
 WIDEST = 16 << 20  # bytes of tensors wider than a map: queries, keys and values, hidden layers
 
 _bound: ContextVar[int | None] = ContextVar("bound", default=None)
@@ -80,6 +81,17 @@ def row_parts(rows: int, row_bytes: int) -> list[slice]:
     """
     step = max((_bound.get() or WIDEST) // max(row_bytes, 1), 1)
     return [slice(i, min(i + step, rows)) for i in range(0, max(rows, 1), step)]
+
+
+def tile_parts(tiles: int, tile_bytes: int, *, wide: bool = False) -> list[slice]:
+    """Slices of `tiles`, at least one, whose gathered tokens fit the cache or the bound.
+
+    tile_bytes: bytes of the tokens of one tile in all images.  wide: they may take as much as the
+    widest tensors of a stage, and several times more.
+    """
+    most = 16 * WIDEST if wide else TILES
+    step = max(min(_bound.get() or most, most) // max(tile_bytes, 1), 1)
+    return [slice(i, min(i + step, tiles)) for i in range(0, tiles, step)]
 
 
 def group_parts(images: int, groups: int, group_bytes: int) -> Iterator[tuple[slice, slice]]:

@@ -6,8 +6,9 @@ Axis letters here and in every mixer:
     nh nw  groups along an axis   gh gw  extent of a group
     c  channels
 
-The two patterns are the whole geometry of the field, and differ in the order of two letters: a
-contiguous group takes neighbouring rows, an interlaced group takes every nh-th row.
+Two patterns are nearly the whole geometry of the field, and differ in the order of two letters: a
+contiguous group (nh gh) takes neighbouring rows, an interlaced group (gh nh) every nh-th row.  In
+the third, rows are cut into runs, whose groups are interlaced (rh gh ih).
 """
 
 from __future__ import annotations
@@ -20,12 +21,18 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from attention.geometry.axis import Axis
+from attention.geometry.axis import Axis, Cut
 from attention.geometry.symbolic import copied, known, narrow, rolled, wrap
 
-CONTIGUOUS = "b nh gh nw gw c"
-INTERLACED = "b gh nh gw nw c"
-GROUPED = "b nh nw gh gw c"
+
+def _map(rows: Cut, cols: Cut) -> str:
+    """The axes of the map, each divided, as einops names them: (b, nh, gh, nw, gw, c) and alike."""
+    return f"b {rows.order} {cols.order} c"
+
+
+def _grouped(rows: Cut, cols: Cut) -> str:
+    """The axes of the groups: (b, nh, nw, gh, gw, c) and alike."""
+    return f"b {rows.groups} {cols.groups} gh gw c"
 
 
 class Groups(NamedTuple):
@@ -101,15 +108,17 @@ class Groups(NamedTuple):
 
     def split(self, x: Tensor) -> Tensor:
         """(b, hp, wp, c) -> (b, n, l, c): the tokens of every group."""
-        x = x.unflatten(2, self._sizes[1]).unflatten(1, self._sizes[0])  # (b, nh, gh, nw, gw, c)
-        x = copied(rearrange(x, f"{self._pattern} -> {GROUPED}"))  # (b, nh, nw, gh, gw, c)
-        return x.flatten(3, 4).flatten(1, 2)
+        rows, cols = self.rows.cut("h"), self.cols.cut("w")
+        x = x.unflatten(2, cols.sizes).unflatten(1, rows.sizes)  # (b, nh, gh, nw, gw, c)
+        x = copied(rearrange(x, f"{_map(rows, cols)} -> {_grouped(rows, cols)}"))
+        return x.flatten(-3, -2).flatten(1, -3)
 
     def merge(self, x: Tensor) -> Tensor:
         """The inverse of `split`."""
-        x = x.unflatten(2, self.extent).unflatten(1, (self.rows.n, self.cols.n))
-        x = copied(rearrange(x, f"{GROUPED} -> {self._pattern}"))  # (b, nh, gh, nw, gw, c)
-        return x.flatten(3, 4).flatten(1, 2)
+        rows, cols = self.rows.cut("h"), self.cols.cut("w")
+        x = x.unflatten(2, self.extent).unflatten(1, (*rows.group_sizes, *cols.group_sizes))
+        x = copied(rearrange(x, f"{_grouped(rows, cols)} -> {_map(rows, cols)}"))
+        return x.flatten(1 + len(rows.sizes), -2).flatten(1, len(rows.sizes))
 
     def partition(self, x: Tensor) -> Tensor:
         """(b, h, w, c) -> (b, n, l, c): pads with zeros, rolls and splits."""
@@ -118,19 +127,6 @@ class Groups(NamedTuple):
     def reverse(self, x: Tensor) -> Tensor:
         """(b, n, l, c) -> (b, h, w, c): the inverse of `partition`."""
         return self.crop(self.unroll(self.merge(x)))
-
-    @property
-    def _interlaced(self) -> bool:
-        assert self.rows.interlaced == self.cols.interlaced or any(known(a.n == 1) for a in self)
-        return self.rows.interlaced or self.cols.interlaced
-
-    @property
-    def _pattern(self) -> str:
-        return INTERLACED if self._interlaced else CONTIGUOUS
-
-    @property
-    def _sizes(self) -> list[tuple[int, int]]:
-        return [(a.extent, a.n) if self._interlaced else (a.n, a.extent) for a in self]
 
     # -- the mask ------------------------------------------------------------------------
 

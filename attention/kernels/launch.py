@@ -40,10 +40,7 @@ def plan(length: int, *, d: int, wide: bool, backward: bool) -> Plan:
 
 def groups_of(axes: Sequence[int]) -> Groups:
     """The partition that twelve integers describe."""
-    (*rows, row_interlaced), (*cols, col_interlaced) = axes[:6], axes[6:]
-    return Groups(
-        Axis._make([*rows, bool(row_interlaced)]), Axis._make([*cols, bool(col_interlaced)])
-    )
+    return Groups(Axis._make(axes[:6]), Axis._make(axes[6:]))
 
 
 class Call:
@@ -192,9 +189,8 @@ def _strides(name: str, x: Tensor) -> dict[str, int]:
 
 def _along(name: str, axis: Axis) -> dict[str, int]:
     """The kernels' integers of one axis."""
-    group, token = (1, axis.n) if axis.interlaced else (axis.extent, 1)
     return {
-        f"{name}_group": group, f"{name}_token": token, f"{name}_padded": axis.padded,
-        f"{name}_shift": axis.shift, f"{name}_first": axis.before,
-        f"{name}_end": axis.before + axis.length,
+        f"{name}_run": axis.interval * axis.extent, f"{name}_token": axis.interval,
+        f"{name}_padded": axis.padded, f"{name}_shift": axis.shift,
+        f"{name}_first": axis.before, f"{name}_end": axis.before + axis.length,
     }  # fmt: skip

@@ -35,8 +35,8 @@ def forward_tiled(
     q, k, v, bias, logit_scale, out, lse,
     heads, L, items, groups, scale, penalty,
     in_b, in_h, in_w, out_b, out_h, out_w, width, across,
-    row_group, row_token, row_padded, row_shift, row_first, row_end,
-    col_group, col_token, col_padded, col_shift, col_first, col_end,
+    row_run, row_token, row_padded, row_shift, row_first, row_end,
+    col_run, col_token, col_padded, col_shift, col_first, col_end,
     D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr,
     COSINE: tl.constexpr, SHIFT: tl.constexpr, MASK_PADDING: tl.constexpr, PRECISION: tl.constexpr,
     FAR: tl.constexpr,
@@ -49,8 +49,8 @@ def forward_tiled(
     image, group = (item // groups).to(tl.int64), item % groups
     row, col, side, _pad = token_position(
         here, group, width, across,
-        row_group, row_token, row_padded, row_shift, row_first, row_end,
-        col_group, col_token, col_padded, col_shift, col_first, col_end,
+        row_run, row_token, row_padded, row_shift, row_first, row_end,
+        col_run, col_token, col_padded, col_shift, col_first, col_end,
     )  # fmt: skip
     start = image * in_b + head * D
     at = channel_offsets(start, row, col, in_h, in_w, d, FAR)
@@ -64,8 +64,8 @@ def forward_tiled(
         j = first + tl.arange(0, BLOCK)
         key_row, key_col, key_side, key_pad = token_position(
             tl.minimum(j, L - 1), group, width, across,
-            row_group, row_token, row_padded, row_shift, row_first, row_end,
-            col_group, col_token, col_padded, col_shift, col_first, col_end,
+            row_run, row_token, row_padded, row_shift, row_first, row_end,
+            col_run, col_token, col_padded, col_shift, col_first, col_end,
         )  # fmt: skip
         key_at = channel_offsets(start, key_row, key_col, in_h, in_w, d, FAR)
         key_inside = in_range(j, L, d, D, DP)
@@ -92,8 +92,8 @@ def backward_queries(
     q, k, v, bias, logit_scale, lse, out, gout, gq, delta, gscale,
     heads, L, items, groups, scale, penalty,
     in_b, in_h, in_w, out_b, out_h, out_w, grad_b, grad_h, grad_w, width, across,
-    row_group, row_token, row_padded, row_shift, row_first, row_end,
-    col_group, col_token, col_padded, col_shift, col_first, col_end,
+    row_run, row_token, row_padded, row_shift, row_first, row_end,
+    col_run, col_token, col_padded, col_shift, col_first, col_end,
     D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr,
     COSINE: tl.constexpr, SHIFT: tl.constexpr, MASK_PADDING: tl.constexpr, PRECISION: tl.constexpr,
     FAR: tl.constexpr,
@@ -106,8 +106,8 @@ def backward_queries(
     image, group = (item // groups).to(tl.int64), item % groups
     row, col, side, _pad = token_position(
         here, group, width, across,
-        row_group, row_token, row_padded, row_shift, row_first, row_end,
-        col_group, col_token, col_padded, col_shift, col_first, col_end,
+        row_run, row_token, row_padded, row_shift, row_first, row_end,
+        col_run, col_token, col_padded, col_shift, col_first, col_end,
     )  # fmt: skip
     start = image * in_b + head * D
     at = channel_offsets(start, row, col, in_h, in_w, d, FAR)
@@ -126,8 +126,8 @@ def backward_queries(
         j = first + tl.arange(0, BLOCK)
         key_row, key_col, key_side, key_pad = token_position(
             tl.minimum(j, L - 1), group, width, across,
-            row_group, row_token, row_padded, row_shift, row_first, row_end,
-            col_group, col_token, col_padded, col_shift, col_first, col_end,
+            row_run, row_token, row_padded, row_shift, row_first, row_end,
+            col_run, col_token, col_padded, col_shift, col_first, col_end,
         )  # fmt: skip
         key_at = channel_offsets(start, key_row, key_col, in_h, in_w, d, FAR)
         key_inside = in_range(j, L, d, D, DP)
@@ -152,8 +152,8 @@ def backward_keys(
     q, k, v, bias, logit_scale, lse, delta, gout, gk, gv,
     heads, L, items, groups, scale, penalty,
     in_b, in_h, in_w, out_b, out_h, out_w, grad_b, grad_h, grad_w, width, across,
-    row_group, row_token, row_padded, row_shift, row_first, row_end,
-    col_group, col_token, col_padded, col_shift, col_first, col_end,
+    row_run, row_token, row_padded, row_shift, row_first, row_end,
+    col_run, col_token, col_padded, col_shift, col_first, col_end,
     D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr,
     COSINE: tl.constexpr, SHIFT: tl.constexpr, MASK_PADDING: tl.constexpr, PRECISION: tl.constexpr,
     FAR: tl.constexpr,
@@ -166,8 +166,8 @@ def backward_keys(
     image, group = (item // groups).to(tl.int64), item % groups
     key_row, key_col, key_side, key_pad = token_position(
         tl.minimum(j, L - 1), group, width, across,
-        row_group, row_token, row_padded, row_shift, row_first, row_end,
-        col_group, col_token, col_padded, col_shift, col_first, col_end,
+        row_run, row_token, row_padded, row_shift, row_first, row_end,
+        col_run, col_token, col_padded, col_shift, col_first, col_end,
     )  # fmt: skip
     start = image * in_b + head * D
     key_at = channel_offsets(start, key_row, key_col, in_h, in_w, d, FAR)
@@ -182,8 +182,8 @@ def backward_keys(
         here = tl.minimum(i, L - 1)
         row, col, side, _pad = token_position(
             here, group, width, across,
-            row_group, row_token, row_padded, row_shift, row_first, row_end,
-            col_group, col_token, col_padded, col_shift, col_first, col_end,
+            row_run, row_token, row_padded, row_shift, row_first, row_end,
+            col_run, col_token, col_padded, col_shift, col_first, col_end,
         )  # fmt: skip
         inside = in_range(i, L, d, D, DP)
         at = channel_offsets(start, row, col, in_h, in_w, d, FAR)
@@ -212,8 +212,8 @@ def backward_bias(
     q, k, v, bias, logit_scale, lse, delta, gout, gbias,
     heads, L, items, groups, steps, scale, penalty,
     in_b, in_h, in_w, out_b, out_h, out_w, width, across,
-    row_group, row_token, row_padded, row_shift, row_first, row_end,
-    col_group, col_token, col_padded, col_shift, col_first, col_end,
+    row_run, row_token, row_padded, row_shift, row_first, row_end,
+    col_run, col_token, col_padded, col_shift, col_first, col_end,
     D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr,
     COSINE: tl.constexpr, SHIFT: tl.constexpr, MASK_PADDING: tl.constexpr, PRECISION: tl.constexpr,
     FAR: tl.constexpr,
@@ -233,13 +233,13 @@ def backward_bias(
         image, group = (item // groups).to(tl.int64), item % groups
         row, col, side, _pad = token_position(
             here, group, width, across,
-            row_group, row_token, row_padded, row_shift, row_first, row_end,
-            col_group, col_token, col_padded, col_shift, col_first, col_end,
+            row_run, row_token, row_padded, row_shift, row_first, row_end,
+            col_run, col_token, col_padded, col_shift, col_first, col_end,
         )  # fmt: skip
         key_row, key_col, key_side, key_pad = token_position(
             tl.minimum(j, L - 1), group, width, across,
-            row_group, row_token, row_padded, row_shift, row_first, row_end,
-            col_group, col_token, col_padded, col_shift, col_first, col_end,
+            row_run, row_token, row_padded, row_shift, row_first, row_end,
+            col_run, col_token, col_padded, col_shift, col_first, col_end,
         )  # fmt: skip
         start = image * in_b + head * D
         at = channel_offsets(start, row, col, in_h, in_w, d, FAR)

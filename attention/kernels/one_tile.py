@@ -4,8 +4,9 @@
 `many_tiles` only.
 
 A kernel reads queries, keys and values where they lie on the padded map that was not rolled: the
-position of token i of group g on an axis is (g * group + i * token + shift) mod padded, for both
-patterns.  Scores are in units of log2, so that softmax is `exp2`.  Sums, softmax and accumulators
+position of token i of group g on an axis is (g // token * run + g % token + i * token + shift) mod
+padded, for every pattern: `token` is the interval of a group's tokens, `run` what as many groups
+reach over.  Scores are in units of log2, so that softmax is `exp2`.  Sums, softmax and accumulators
 are float32; the operands of a product have the inputs' type.
 
     items    batch * groups, the groups of one image in a row
@@ -29,20 +30,21 @@ MIN_NORM = tl.constexpr(1e-12)  # as torch.nn.functional.normalize
 # Integers of the geometry: no kernel is compiled anew because a map has another size.
 RUNTIME = [
     "L", "items", "groups", "steps", "width", "across",
-    "row_group", "row_token", "row_padded", "row_shift", "row_first", "row_end",
-    "col_group", "col_token", "col_padded", "col_shift", "col_first", "col_end",
+    "row_run", "row_token", "row_padded", "row_shift", "row_first", "row_end",
+    "col_run", "col_token", "col_padded", "col_shift", "col_first", "col_end",
 ]  # fmt: skip
 
 
 @triton.jit
 def token_position(
     i, group, width, across,
-    row_group, row_token, row_padded, row_shift, row_first, row_end,
-    col_group, col_token, col_padded, col_shift, col_first, col_end,
+    row_run, row_token, row_padded, row_shift, row_first, row_end,
+    col_run, col_token, col_padded, col_shift, col_first, col_end,
 ):  # fmt: skip
     """Row, column, side of the cyclic shift, and whether it is a pad, of tokens i of a group."""
-    row = (group // across) * row_group + (i // width) * row_token
-    col = (group % across) * col_group + (i % width) * col_token
+    down, right = group // across, group % across
+    row = down // row_token * row_run + down % row_token + (i // width) * row_token
+    col = right // col_token * col_run + right % col_token + (i % width) * col_token
     side = 2 * (row >= row_padded - row_shift).to(tl.int32)
     side += (col >= col_padded - col_shift).to(tl.int32)
     row += row_shift
@@ -134,8 +136,8 @@ def forward_one_tile(
     q, k, v, bias, logit_scale, out,
     heads, L, items, groups, steps, scale, penalty,
     in_b, in_h, in_w, out_b, out_h, out_w, width, across,
-    row_group, row_token, row_padded, row_shift, row_first, row_end,
-    col_group, col_token, col_padded, col_shift, col_first, col_end,
+    row_run, row_token, row_padded, row_shift, row_first, row_end,
+    col_run, col_token, col_padded, col_shift, col_first, col_end,
     D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr,
     COSINE: tl.constexpr, SHIFT: tl.constexpr, MASK_PADDING: tl.constexpr, PRECISION: tl.constexpr,
     FAR: tl.constexpr,
@@ -150,8 +152,8 @@ def forward_one_tile(
     for item in range(tl.program_id(0) // heads, items, steps):
         row, col, side, pad = token_position(
             here, item % groups, width, across,
-            row_group, row_token, row_padded, row_shift, row_first, row_end,
-            col_group, col_token, col_padded, col_shift, col_first, col_end,
+            row_run, row_token, row_padded, row_shift, row_first, row_end,
+            col_run, col_token, col_padded, col_shift, col_first, col_end,
         )  # fmt: skip
         image = (item // groups).to(tl.int64)
         at = channel_offsets(image * in_b + head * D, row, col, in_h, in_w, d, FAR)
@@ -172,8 +174,8 @@ def backward_one_tile(
     q, k, v, bias, logit_scale, gout, gq, gk, gv, gbias, gscale,
     heads, L, items, groups, steps, scale, penalty,
     in_b, in_h, in_w, out_b, out_h, out_w, grad_b, grad_h, grad_w, width, across,
-    row_group, row_token, row_padded, row_shift, row_first, row_end,
-    col_group, col_token, col_padded, col_shift, col_first, col_end,
+    row_run, row_token, row_padded, row_shift, row_first, row_end,
+    col_run, col_token, col_padded, col_shift, col_first, col_end,
     D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr,
     COSINE: tl.constexpr, SHIFT: tl.constexpr, MASK_PADDING: tl.constexpr, PRECISION: tl.constexpr,
     FAR: tl.constexpr,
@@ -203,8 +205,8 @@ def backward_one_tile(
     for item in range(step, items, steps):
         row, col, side, pad = token_position(
             here, item % groups, width, across,
-            row_group, row_token, row_padded, row_shift, row_first, row_end,
-            col_group, col_token, col_padded, col_shift, col_first, col_end,
+            row_run, row_token, row_padded, row_shift, row_first, row_end,
+            col_run, col_token, col_padded, col_shift, col_first, col_end,
         )  # fmt: skip
         image = (item // groups).to(tl.int64)
         at = channel_offsets(image * in_b + head * D, row, col, in_h, in_w, d, FAR)

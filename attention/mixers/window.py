@@ -1,7 +1,7 @@
 """Windows, every second block shifted by half a window (Swin Transformer, section 3.2)."""
 
 from attention.configs.registry import register
-from attention.configs.windows import WindowConfig
+from attention.configs.windows import CosineConfig, WindowConfig
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
 from attention.softmax.layers import PadFirst
@@ -24,3 +24,11 @@ class WindowMixer(PadFirst):
             axis(h, gh, shift=gh // 2 if shifted else 0),
             axis(w, gw, shift=gw // 2 if shifted else 0),
         )
+
+
+@register("cosine", config=CosineConfig)
+class CosineMixer(WindowMixer):
+    """The mixer `window:scores=cosine,position=log_cpb` under a name, with equal parameters.
+
+    Source: Swin Transformer V2, sections 3.2 and 3.3.
+    """

@@ -10,6 +10,7 @@ from attention.configs.softmax import SoftmaxConfig
 from attention.cost import Cost
 from attention.execution.cache import cached
 from attention.geometry.groups import Groups
+from attention.softmax.dpb import DynamicBias
 from attention.softmax.position import LePE, LogCPB, RelativeBias
 from attention.softmax.scores import Scores
 
@@ -32,18 +33,22 @@ class Branch(Scores):
         extent: (gh, gw) of the groups, for position=bias.
     """
 
+    config: SoftmaxConfig
+
     def __init__(
         self, config: SoftmaxConfig, *, dim: int, heads: int,
         extent: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(config, dim=dim, heads=heads)
-        self.bias: RelativeBias | LogCPB | None = None
+        self.bias: RelativeBias | LogCPB | DynamicBias | None = None
         self.lepe: LePE | None = None
         if config.position == "bias":
             assert extent is not None
             self.bias = RelativeBias(heads, extent)
         elif config.position == "log_cpb":
             self.bias = LogCPB(heads, config.pretrained_window)
+        elif config.position == "dpb":
+            self.bias = DynamicBias(heads, dim)
         elif config.position == "lepe":
             self.lepe = LePE(dim)
 

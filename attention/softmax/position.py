@@ -44,7 +44,7 @@ def log_steps(extent: tuple[int, int], unit: tuple[int, int], like: Tensor) -> T
     return (coords.sign() * torch.log2(coords.abs() + 1) / math.log2(8)).to(like.dtype)
 
 
-def _gather(table: Tensor, groups: Groups) -> Tensor:
+def gather(table: Tensor, groups: Groups) -> Tensor:
     """(relative steps, heads) -> (heads, l, l), contiguous, as attention reads it fastest."""
     key = "relative", groups.extent, table.device
     index = cached(key, lambda: relative_index(*groups.extent, table.device))  # (l, l)
@@ -61,9 +61,16 @@ class RelativeBias(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, groups: Groups) -> Tensor:
-        return _gather(self.table, groups)  # (heads, l, l)
+        return gather(self.table, groups)  # (heads, l, l)
+
+    def steps(self, extent: tuple[int, int]) -> Tensor:
+        """((2gh - 1)(2gw - 1), heads), in the order of `relative_index`."""
+        return self.table
 
     def cost(self, groups: Groups) -> int:
+        return 0
+
+    def table_cost(self, extent: tuple[int, int]) -> int:
         return 0
 
 
@@ -84,14 +91,21 @@ class LogCPB(nn.Module):
         self.mlp = nn.Sequential(steps, nn.ReLU(), out)
 
     def forward(self, groups: Groups) -> Tensor:
+        return gather(self.steps(groups.extent), groups)
+
+    def steps(self, extent: tuple[int, int]) -> Tensor:
+        """((2gh - 1)(2gw - 1), heads), in the order of `relative_index`."""
         weight = next(self.mlp.parameters(), torch.empty(0))  # a quantised layer has none
-        steps = self.pretrained or groups.extent
-        key = "log steps", groups.extent, steps, weight.dtype, weight.device
-        coords = cached(key, lambda: log_steps(groups.extent, steps, weight))  # (steps, 2)
-        return _gather(16 * torch.sigmoid(self.mlp(coords)), groups)
+        unit = self.pretrained or extent
+        key = "log steps", extent, unit, weight.dtype, weight.device
+        coords = cached(key, lambda: log_steps(extent, unit, weight))  # (steps, 2)
+        return 16 * torch.sigmoid(self.mlp(coords))
 
     def cost(self, groups: Groups) -> int:
-        gh, gw = groups.extent
+        return self.table_cost(groups.extent)
+
+    def table_cost(self, extent: tuple[int, int]) -> int:
+        gh, gw = extent
         return (2 * gh - 1) * (2 * gw - 1) * CPB_WIDTH * (2 + self.heads)
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from attention.configs.softmax import SoftmaxConfig
+from attention.configs.softmax import ScoresConfig
 from attention.softmax.grouped_attention import GroupedAttention
 from attention.softmax.position import cosine_normalize
 
@@ -20,7 +20,7 @@ class Scores(nn.Module):
         dim, heads: channels and heads.
     """
 
-    def __init__(self, config: SoftmaxConfig, *, dim: int, heads: int) -> None:
+    def __init__(self, config: ScoresConfig, *, dim: int, heads: int) -> None:
         super().__init__()
         self.config, self.dim, self.heads = config, dim, heads
         self.scale = config.qk_scale if config.qk_scale is not None else (dim // heads) ** -0.5
