@@ -15,6 +15,7 @@ beside the tables, as in the authors' classification code.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any
 
@@ -127,6 +128,6 @@ def _decay_exponents(layer_by_name: Mapping[str, tuple[str, tuple[int, ...]]]) -
         if layer[-1:] != LAST:
             layers.setdefault(root, []).append(layer)
     return {
-        name: 1 if layer[-1:] == LAST else len(layers[root]) - layers[root].index(layer)
+        name: len(layers[root]) - bisect_right(layers[root], layer) + 1
         for name, (root, layer) in layer_by_name.items()
     }

@@ -12,9 +12,9 @@ from timm.layers.config import is_scriptable
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from attention.softmax.branch import projection as linear
 from backbones import timm_keywords
 from backbones.model.backbone import HierarchicalBackbone
+from backbones.parts.head import make_head
 from backbones.specs.construct import edit
 from backbones.specs.notation import parse
 from transom.errors import SpecError
@@ -111,8 +111,11 @@ class TimmBackbone(HierarchicalBackbone):
     # -- forward -------------------------------------------------------------------------
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (b, num_classes) of a normed map (b, c, h, w); with pre_logits, their input."""
-        x = self.head_drop(x.mean((2, 3)) if self.global_pool else x)  # (b, c), or (b, c, h, w)
+        """Logits (b, num_classes) of a map (b, c, h, w) of `forward_features`.
+
+        pre_logits: returns what the classifier takes.
+        """
+        x = self.head_drop(self._pooled(x) if self.global_pool else x)  # (b, c), or (b, c, h, w)
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -184,9 +187,8 @@ class TimmBackbone(HierarchicalBackbone):
             raise SpecError("a head needs pooled features: global_pool='' goes with num_classes=0")
         self._describe_head(num_classes, pool)
         like = next(self.parameters())
-        head = linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head = head.to(like.device, like.dtype)
         self.spec = edit(self.spec, self.spec.name, num_classes=num_classes)
+        self.head = make_head(self.spec, self.num_features).to(like.device, like.dtype)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -204,7 +206,7 @@ class TimmBackbone(HierarchicalBackbone):
         if prune_norm or ends:
             self.norm = nn.Identity()
         if prune_head or ends:
-            self.head = self.head_drop = nn.Identity()
+            self.pre_head = self.head = self.head_drop = nn.Identity()
             self._describe_head(0, "")
         return take
 
@@ -225,7 +227,7 @@ class TimmBackbone(HierarchicalBackbone):
             raise SpecError(f"img_size={img_size!r}: expected {error}") from None
         self.spec = edit(self.spec, self.spec.name, img_size=size)
         if self.stem.position is not None:
-            grid = self.spec.grids(size)[0]
+            grid = self.spec.stem_grid(size)
             moved = F.interpolate(self.stem.position.detach(), grid, mode="bicubic")
             self.stem.position = nn.Parameter(moved)
 

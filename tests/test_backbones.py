@@ -41,7 +41,7 @@ def test_hybrid_and_families_cover_every_mixer():
     assert used == builtin
 
 
-BUILT_IN = {"window", "cosine", "axial", "cross", "pale", "shuffle", "token_mlp", "full"}
+BUILT_IN = {"window", "cosine", "axial", "cross", "pale", "shuffle", "sra", "token_mlp", "full"}
 
 
 # -- batches ---------------------------------------------------------------------------------
@@ -109,8 +109,12 @@ def test_memory_layouts(family):
 # -- gradients -------------------------------------------------------------------------------
 
 # A constant added to all keys leaves every softmax as it is: the key part of a bias, and in
-# pale also the shift of the norm before the keys' pointwise layer.
-KEY_BIASES = ("k.pointwise.bias", "k.norm.bias")
+# pale also the shift of the norm before the keys' pointwise layer; and the last bias of a dynamic
+# position bias, which all pairs have.
+KEY_BIASES = (
+    "k.pointwise.bias", "k.norm.bias", "mixer.k.bias", "norm_scores.bias",
+    "mixer.branch.bias.layers.9.bias",
+)  # fmt: skip
 
 
 def gradient_gaps(model: nn.Module, *, dense: bool = False) -> list[str]:
@@ -144,13 +148,14 @@ def test_every_parameter_learns(family):
 @every_family
 def test_every_parameter_learns_from_features(family):
     """features() with out_norms: everything but what only forward() uses, norm and head."""
-    gaps = gradient_gaps(create(family, "out_norms=true"), dense=True)
-    head = {"head.weight", "head.bias"} | (
-        set() if family == "pale" else {"norm.weight", "norm.bias"}
-    )
-    assert set(gaps) == head
+    model = create(family, "out_norms=true")
+    names = [name for name, _ in model.named_parameters()]
+    gaps = gradient_gaps(model, dense=True)
+    after = ("norm.", "pre_head.", "head.")
+    assert set(gaps) == {name for name in names if name.startswith(after)}
     logits = gradient_gaps(create(family, "out_norms=true"))
-    assert set(logits) == {f"out_norms.{i}.{p}" for i in range(4) for p in ("weight", "bias")}
+    norms = {name for name in names if name.startswith("out_norms.")}
+    assert len(norms) == (0 if model.spec.stage_norms else 8) and set(logits) == norms
 
 
 @pytest.mark.parametrize("position", ["absolute", "cpe"])
@@ -341,11 +346,12 @@ def test_state_is_parameters_and_batch_statistics(family):
     model = MODELS[family]
     allowed = {name for name, _ in model.named_parameters()}
     for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             allowed |= {f"{name}.{b}" for b in ("running_mean", "running_var")}
             allowed.add(f"{name}.num_batches_tracked")
     assert set(model.state_dict()) == allowed
-    assert any("running" in name for name in allowed) == (family in ("pale", "hybrid"))
+    batch = ("pale", "hybrid", "shuffletransformer", "maxvit", "dat")
+    assert any("running" in name for name in allowed) == (family in batch)
 
 
 @every_family
@@ -456,6 +462,14 @@ def test_drop_path_acts_in_training_only():
     assert torch.equal(plain(x), plain(x))
     torch.manual_seed(0)
     assert torch.equal(first, model(x))
+
+
+def test_drop_path_leaves_the_local_convolution():
+    """A block that drops its mixer and its MLP is its local convolution."""
+    block, x = create("swin", "local=3").stages[0].blocks[0].train(), images(4, 5, 6, 8)
+    block.drop_path.rate = 1 - 1e-9
+    assert torch.equal(block(x), block.local(x))
+    assert not torch.equal(block.local(x), x)
 
 
 def test_drop_path_keeps_the_mean_and_drops_whole_images():

@@ -19,8 +19,10 @@ import backbones
 from backbones import convert, weights
 from backbones.files.storage import WeightsError
 from backbones.specs import construct, variants
+from backbones.specs.writing import to_toml
 from backbones.weights import resize
 from backbones.weights.detect_source import source_of
+from backbones.weights.key_rules import FAMILIES
 from backbones.weights.resize import Adapt
 
 timm = pytest.importorskip("timm")
@@ -200,6 +202,9 @@ def test_authors_files(case, tmp_path, capsys):
         args = about["constructor"]
         told += ["--source-window", ",".join(map(str, args["split_size"]))]
         told += ["--heads", ",".join(map(str, args["num_heads"]))]
+    if about["family"] in FAMILIES:  # whose shapes are compared with the variants'
+        told = ["--spec", str(tmp_path / "spec.toml")]
+        (tmp_path / "spec.toml").write_text(to_toml(backbones.parse(spec_of(case, about))))
     path, stored_io = (GOLDEN / case / f"{name}.safetensors" for name in ("weights", "io"))
     code, text = run(capsys, path, "--to", out, "--check", stored_io, *told)
     assert code == 0 and "check: equal" in text, text.splitlines()[-1]
@@ -278,11 +283,15 @@ def test_round_trip_of_authors(case):
     told = {"img_size": tuple(io["input"].shape[2:])}
     if about["family"] == "cswin":
         told |= {"window": [(s, s) for s in args["split_size"]], "heads": args["num_heads"]}
-    ours = weights.load(None, state, **told).model
+    spec = spec_of(case, about) if about["family"] in FAMILIES else None
+    ours = weights.load(spec, state, **({} if spec else told)).model
     assert_same_weights(weights.export(ours, about["family"]), state)
 
 
-AUTHORS = {"swin_mlp": "swinmlp", "swinv2": "swinv2", "swin": "swin", "cswin": "cswin"}
+AUTHORS = {
+    "swin_mlp": "swinmlp", "swinv2": "swinv2", "swin": "swin", "cswin": "cswin",
+    "shuffletransformer": "shuffle", "crossformer": "crossformer", "dat": "dat",
+}  # fmt: skip
 OF_AUTHORS = [
     (name, next(AUTHORS[start] for start in AUTHORS if name.startswith(start)))
     for name in variants.names()

@@ -7,6 +7,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+import attention
 import backbones
 from analysis.models.influence import randomise
 
@@ -26,7 +27,19 @@ FAMILIES = {
     "pale": "pale_t",
     "axial": "axial_t",
     "shuffle": "shuffle_t",
+    "shuffletransformer": "shuffletransformer_t",
+    "crossformer": "crossformer_t/1.dim=48/2.dim=48/3.dim=64/4.dim=64/"  # dpb needs some width
+    "1=shuffle:size=3,interval=2,position=dpb,mask_padding=true/"
+    "2=shuffle:size=2x3,interval=2,position=dpb/4=shuffle:size=2,interval=1,position=dpb",
+    "maxvit": "maxvit_t/stem_dim=12/1=shuffle:size=4/2=shuffle:size=3/1.depth=3",
+    "nat": "dinat_base/1=neighbourhood:kernel=3+neighbourhood:kernel=3,dilation=2/"
+    "2=neighbourhood:kernel=3/3=halo:block=2,radius=1/4=halo:block=1,radius=1,position=bias",
+    "dat": "dat_t/1=window:size=4/2=deformable:kernel=3,position=bias,table=4/"
+    "3=axial_deeplab:span=3/4=deformable:stride=1,kernel=3,reach=none,position=conv,groups=2",
     "full": "full_t",
+    "pvt": "pvt_v2_b0/1=sra:ratio=4/2=sra:ratio=2",
+    "twins": "twins_svt_s/2=window:size=3,shift=false,position=none+sra:ratio=2/"
+    "4=window:size=2,shift=false,position=none+sra:pool=2",
     "hybrid": "swin_t/1=window:size=4+axial/2=cross:size=2/3=pale:size=3/4=cosine:size=2",
 }
 
@@ -40,8 +53,29 @@ def notation(family: str, *edits: str) -> str:
 
 def create(family: str, *edits: str, seed: int = 0, **fields):
     """A small model of a family in eval mode, every parameter drawn anew."""
-    model = backbones.create(notation(family, *edits), **fields)
-    return randomise(model, seed).eval()
+    model = randomise(backbones.create(notation(family, *edits), **fields), seed)
+    normed = any(isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)) for part in model.modules())
+    return settled(model) if normed else model.eval()
+
+
+@torch.no_grad()
+def settled(model):
+    """The model with the statistics of a batch in its batch norms, as training leaves them.
+
+    With statistics of other maps nothing is normed, and rounding grows from block to block.
+    """
+    norms = [part for part in model.modules() if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    before = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    with attention.backend("reference"):  # a part of a batch would have statistics of its own
+        model(images(8, model.spec.in_channels, 64, 64, seed=1))
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+        norm.num_batches_tracked.zero_()
+    return model.eval()
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:

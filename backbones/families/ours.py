@@ -15,6 +15,7 @@ _ours("shuffle_t", 224, 96, TINY, T_HEADS, ["shuffle:size=7"] * 4, 28288354, 449
       drop_path=0.2)
 _ours("full_t", 224, 96, TINY, T_HEADS, ["full"] * 4, 28265032, 8783324160, drop_path=0.2)
 
+_POINTS = "deformable:stride={},kernel=3,position=bias,table={}"
 # For images of 28 to 64 pixels: one body, in which the MLPs take what a mixer leaves of 1 MMACs.
 _micro = Family(OURS, num_classes=10)
 _HEADS2 = "one body; the MLP's ratio makes the MACs of all micro variants equal within 3%"
@@ -26,6 +27,11 @@ for _name, _mixers, _ratio, _params, _macs in (
     ("pale", ("pale:size=2", "pale:size=2"), 4.0, 38522, 1033536),
     ("axial", ("axial", "axial"), 5.0, 40570, 1040704),
     ("shuffle", ("shuffle:size=4", "shuffle:size=2"), 4.75, 39498, 1040704),
+    ("axial_deeplab", ("axial_deeplab:span=8", "axial_deeplab:span=4"), 4.25, 39762, 1044800),
+    ("deformable", (_POINTS.format(2, 8), _POINTS.format(1, 4)), 4.75, 41706, 1033024),
+    ("sra", ("sra:ratio=2", "sra:ratio=1"), 4.75, 41410, 1048896),
+    ("neighbourhood", ("neighbourhood:kernel=3", "neighbourhood:kernel=3"), 4.75, 39466, 1022272),
+    ("halo", ("halo:block=2,radius=1", "halo:block=2,radius=1"), 4.25, 37330, 1042752),
     ("full", ("full:position=lepe", "full:position=lepe"), 2.75, 29794, 1027392),
 ):
     _micro(f"micro_{_name}", 32, 16, (2, 2), (2, 2), _mixers, _params, _macs,

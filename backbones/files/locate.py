@@ -15,7 +15,8 @@ from transom.errors import nearest, one_line
 DEEPEST, MOST = 8, 4096  # levels of nested tables, and tables in all
 # The stem's kernel, which every source has exactly once, and what stands before its name.
 STEM = re.compile(
-    r"((?:.*?\.)??)(?:stem\.conv|stage1_conv_embed\.0|features\.0\.0|patch_embed\.proj(?:ection)?|"
+    r"((?:.*?\.)??)(?:stem\.conv1?|stem\.0\.0|stage1_conv_embed\.0|features\.0\.0|"
+    r"patch_embed(?:1|s\.0)?\.proj(?:ection)?|"
     r"(?:swin(?:v2)?\.)?embeddings\.patch_embeddings\.projection)\.weight"
 )
 COPY = re.compile(r"(.+)_k\.")  # MoCo's and MoBY's name for the momentum copy of an encoder

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from attention.execution import backends
 from attention.execution.dispatch import Executable
-from attention.softmax.branch import projection as linear
 from backbones.model.decay import is_position, matcher
 from backbones.model.stage import Stage
 from backbones.model.unread import join_graph
+from backbones.parts.head import TanhLayer, make_head, make_pre_head
 from backbones.parts.layout import nchw, nhwc
 from backbones.parts.macs import Macs
-from backbones.parts.stem import Stem
+from backbones.parts.stem import make_stem
 from backbones.specs.spec import BackboneSpec
 from transom.errors import SpecError
 
@@ -45,20 +45,20 @@ class HierarchicalBackbone(nn.Module):
         self.spec = spec = spec.resolve()
         depth = sum(stage.depth for stage in spec.stages)
         rates = [spec.drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.stem = Stem(spec)
+        self.stem = make_stem(spec)
         self.stages = nn.Sequential()
-        inputs = None
+        inputs = spec.stem_width if spec.first_downsample else None
         for stage in spec.stages:
             stage_rates, rates = rates[: stage.depth], rates[stage.depth :]
             self.stages.append(Stage(stage, spec, inputs=inputs, drop_path=stage_rates))
             inputs = stage.dim
         dims = [stage.dim for stage in spec.stages]
         self.out_norms: nn.ModuleList | None = None
-        if spec.out_norms:
+        if spec.out_norms and not spec.stage_norms:
             self.out_norms = nn.ModuleList(nn.LayerNorm(dim, eps=spec.eps) for dim in dims)
-        self.norm = nn.LayerNorm(dims[-1], eps=spec.eps) if spec.final_norm else nn.Identity()
-        classes = spec.num_classes
-        self.head = linear(dims[-1], classes) if classes else nn.Identity()
+        own_norm = spec.final_norm and not spec.stage_norms  # else the last stage ends with it
+        self.norm = nn.LayerNorm(dims[-1], eps=spec.eps) if own_norm else nn.Identity()
+        self.pre_head, self.head = make_pre_head(spec, dims[-1]), make_head(spec, dims[-1])
 
     def features(self, x: Tensor) -> list[Tensor]:
         """One map per stage, finest first; normed when the spec has out_norms.
@@ -84,7 +84,8 @@ class HierarchicalBackbone(nn.Module):
         for i, stage in enumerate(self.stages):
             x = stage(x)  # (b, c, h, w), h and w halved after the first stage
             maps.append(self._level(i, x))
-        maps[-1] = join_graph(maps[-1], (*self.norm.parameters(), *self.head.parameters()))
+        after = (self.norm, self.pre_head, self.head)
+        maps[-1] = join_graph(maps[-1], [p for part in after for p in part.parameters()])
         return maps
 
     def _level(self, i: int, x: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class HierarchicalBackbone(nn.Module):
         return x if self.out_norms is None else nchw(self.out_norms[i](nhwc(x)))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The normed map of the last stage, as the head pools it.
+        """The map of the last stage as the head pools it: normed, unless norm_after_pool.
 
         Args:
             x: images (b, in_channels, H, W), any height and width.
@@ -112,7 +113,14 @@ class HierarchicalBackbone(nn.Module):
         return self._normed(self.stages(self.stem(x)))
 
     def _normed(self, x: Tensor) -> Tensor:
-        return nchw(self.norm(nhwc(x)))
+        return x if self.spec.norm_after_pool else nchw(self.norm(nhwc(x)))
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """What the classifier takes, (b, c), of a map (b, c, h, w) of `forward_features`."""
+        pooled = nhwc(x).mean((1, 2))  # (b, c)
+        if self.spec.norm_after_pool:
+            pooled = self.norm(pooled)
+        return self.pre_head(pooled)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of images, or their pooled features when num_classes is 0.
@@ -134,7 +142,7 @@ class HierarchicalBackbone(nn.Module):
             >>> model(torch.zeros(2, 3, 32, 32)).shape
             torch.Size([2, 192])
         """
-        pooled = nhwc(self.forward_features(x)).mean((1, 2))  # (b, c)
+        pooled = self._pooled(self.forward_features(x))  # (b, c)
         unread = () if self.out_norms is None else self.out_norms.parameters()
         return self.head(join_graph(pooled, unread))  # (b, num_classes)
 
@@ -274,11 +282,15 @@ class HierarchicalBackbone(nn.Module):
             >>> model.cost(32, 32)[0]
             Macs(module='stem', column='resample', macs=294912, padding=0)
         """
-        grids = self.spec.grids((h, w))
-        parts = [Macs("stem", "resample", self.stem.cost(*grids[0]))]
+        grids, before = self.spec.grids((h, w)), self.spec.stem_grid((h, w))
+        parts = [Macs("stem", "resample", self.stem.cost(*before))]
         stages = cast("list[Stage]", self.stages)
         for i, (stage, grid) in enumerate(zip(stages, grids, strict=True)):
-            parts += [p._replace(module=f"stages.{i}.{p.module}") for p in stage.cost(*grid)]
+            own = stage.cost(*grid, before=before)
+            parts += [p._replace(module=f"stages.{i}.{p.module}") for p in own]
+            before = grid
+        if isinstance(self.pre_head, TanhLayer):
+            parts.append(Macs("pre_head", "head", self.pre_head.cost()))
         if self.spec.num_classes:
             parts.append(Macs("head", "head", self.spec.stages[-1].dim * self.spec.num_classes))
         return parts

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from attention.mixer import TokenMixer
 from backbones.parts.layout import nchw, nhwc
+from backbones.parts.local import Local
 from backbones.parts.macs import Macs
+from backbones.parts.mbconv import MBConv
 from backbones.parts.mlp import DropPath, make_mlp
 from backbones.parts.norm import make_norm, make_scale
 from backbones.specs.spec import BackboneSpec
@@ -18,25 +20,30 @@ class Block(nn.Module):
     """A mixer and an MLP on residuals, (b, h, w, c) to (b, h, w, c).
 
     norm=pre: x + f(norm(x)).  norm=res_post: x + norm(f(x)), where norms start at 0 (Swin V2,
-    section 3.2 and the authors' initialisation).  cpe: x + depthwise 3x3 of x comes first.
+    section 3.2 and the authors' initialisation).  cpe: x + depthwise 3x3 of x comes first;
+    local: x + a depthwise convolution of norm(x) comes between mixer and MLP.
 
     Args:
         mixer: the token mixer.
-        spec: of the backbone: norms, MLP, scales and position.
+        spec: of the backbone: norms, MLP, scales, position and local convolution.
         dim: channels.
         hidden: hidden channels of the MLP.
         drop_path: rate of stochastic depth.
+        conv: an inverted bottleneck on the map (b, c, h, w), which comes first.
     """
 
     def __init__(
-        self, mixer: TokenMixer, spec: BackboneSpec, *, dim: int, hidden: int, drop_path: float
-    ) -> None:
+        self, mixer: TokenMixer, spec: BackboneSpec, *, dim: int, hidden: int, drop_path: float,
+        conv: MBConv | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.post = spec.norm == "res_post"
+        self.conv = conv
         cpe = spec.position == "cpe"
         self.cpe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if cpe else None
         self.norm1, self.norm2 = make_norm(spec, dim), make_norm(spec, dim)
         self.mixer: TokenMixer = mixer
+        self.local = Local(spec, dim) if spec.local else None
         self.mlp = make_mlp(spec, dim, hidden)
         self.scale1, self.scale2 = make_scale(spec, dim), make_scale(spec, dim)
         self.drop_path = DropPath(drop_path)
@@ -45,9 +52,13 @@ class Block(nn.Module):
                 nn.init.zeros_(cast("nn.LayerNorm", norm).weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.conv is not None:
+            x = nhwc(self.conv(nchw(x)))  # (b, h, w, c)
         if self.cpe is not None:
             x = x + nhwc(self.cpe(nchw(x)))  # (b, h, w, c)
         x = x + self.drop_path(self.scale1(self._residual(x, self.norm1, self.mixer)))
+        if self.local is not None:
+            x = self.local(x)  # (b, h, w, c)
         return x + self.drop_path(self.scale2(self._residual(x, self.norm2, self.mlp)))
 
     def _residual(self, x: Tensor, norm: nn.Module, inner: nn.Module) -> Tensor:
@@ -61,6 +72,10 @@ class Block(nn.Module):
             Macs("mixer", "position", mixer.position),
             Macs("mlp", "mlp", self.mlp.cost(h, w)),
         ]
+        if self.conv is not None:
+            parts.append(Macs("conv", "mlp", self.conv.cost(h, w, before=(h, w))))
         if self.cpe is not None:
             parts.append(Macs("cpe", "position", h * w * self.cpe.weight.numel()))
+        if self.local is not None:
+            parts.append(Macs("local", "mixing", self.local.cost(h, w)))
         return parts

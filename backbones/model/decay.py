@@ -26,8 +26,9 @@ def matcher(coarse: bool = False) -> dict[str, Any]:
     blocks: Any = STAGES
     if not coarse:
         blocks = [
-            (STAGES + r"\.downsample", (0,)),
+            (STAGES + r"\.(?:downsample|cpe)", (0,)),
             (STAGES + r"\.blocks\.(\d+)", None),
+            (STAGES + r"\.norm", LAST),
             (r"^norm\.", LAST),
         ]
     return {"stem": STEM, "blocks": blocks}

@@ -15,12 +15,16 @@ from attention.execution.dispatch import Executable
 from backbones.model.block import Block
 from backbones.parts.layout import nchw, nhwc
 from backbones.parts.macs import Macs
-from backbones.parts.resample import Merge, Resample, make_downsample
+from backbones.parts.mbconv import MBConv, make_between
+from backbones.parts.resample import Strided, make_downsample
 from backbones.specs.spec import BackboneSpec, StageSpec
 
 
 class Stage(Executable):
-    """Downsampling (but in the first stage), then blocks: NCHW to NCHW.
+    """Downsampling (but in most first stages), then blocks: NCHW to NCHW.
+
+    With position=cpe_once x + depthwise 3x3 of x comes after the first block, with stage_norms a
+    layer norm after the last.
 
     The cpu backend takes a few images at a time through all blocks, so that their map stays in
     the cache.
@@ -31,16 +35,24 @@ class Stage(Executable):
     ) -> None:
         super().__init__()
         self.spec = stage
-        self.downsample: Resample | Merge | nn.Identity = (
-            nn.Identity() if inputs is None else make_downsample(spec, inputs, stage.dim)
+        self.downsample: Strided | MBConv | nn.Identity = (
+            nn.Identity()
+            if inputs is None
+            else make_downsample(spec, inputs, stage.dim, drop_path[0])
         )
         self.blocks = nn.ModuleList(
             Block(
                 attention.build(config, dim=stage.dim, heads=stage.heads, index=index), spec,
                 dim=stage.dim, hidden=stage.hidden, drop_path=rate,
+                conv=make_between(spec, stage.dim, number, rate),
             )
-            for (config, index), rate in zip(stage.blocks(), drop_path, strict=True)
+            for number, ((config, index), rate) in enumerate(
+                zip(stage.blocks(), drop_path, strict=True)
+            )
         )  # fmt: skip
+        dim, cpe = stage.dim, spec.position == "cpe_once"
+        self.cpe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if cpe else None
+        self.norm = nn.LayerNorm(dim, eps=spec.eps) if spec.stage_norms else nn.Identity()
 
         self.checkpointing: str | None = None  # what runs again in backward: block or stage
 
@@ -57,14 +69,15 @@ class Stage(Executable):
         per = self.checkpointing if torch.is_grad_enabled() else None
         if per == "stage":
             return checkpoint(self._run_blocks, x, use_reentrant=False)
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if per == "block" else block(x)
-        return x
+        return self._run_blocks(x, again=per == "block")
 
-    def _run_blocks(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)  # (b, h, w, c)
-        return x
+    def _run_blocks(self, x: Tensor, again: bool = False) -> Tensor:
+        """again: whether each block runs again in backward."""
+        for i, block in enumerate(self.blocks):
+            x = checkpoint(block, x, use_reentrant=False) if again else block(x)  # (b, h, w, c)
+            if i == 0 and self.cpe is not None:
+                x = x + nhwc(self.cpe(nchw(x)))  # (b, h, w, c)
+        return self.norm(x)
 
     def _image_bytes(self, x: Tensor) -> int:
         """Bytes of the map of one image inside this stage."""
@@ -85,11 +98,18 @@ class Stage(Executable):
         down = type(self.downsample).__name__
         return f"{down} {spec.depth}x({mixers}) dim={spec.dim} heads={spec.heads}"
 
-    def cost(self, h: int, w: int) -> list[Macs]:
-        """Multiply-adds of every part for one map of h x w tokens, after downsampling."""
+    def cost(self, h: int, w: int, before: tuple[int, int]) -> list[Macs]:
+        """Multiply-adds of every part for one map of h x w tokens.
+
+        before: (h, w) of the map before downsampling.
+        """
         parts = []
-        if not isinstance(self.downsample, nn.Identity):
+        if isinstance(self.downsample, MBConv):
+            parts.append(Macs("downsample", "resample", self.downsample.cost(h, w, before)))
+        elif not isinstance(self.downsample, nn.Identity):
             parts.append(Macs("downsample", "resample", self.downsample.cost(h, w)))
         for i, block in enumerate(cast("list[Block]", self.blocks)):
             parts += [p._replace(module=f"blocks.{i}.{p.module}") for p in block.cost(h, w)]
+        if self.cpe is not None:
+            parts.append(Macs("cpe", "position", h * w * self.cpe.weight.numel()))
         return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import TYPE_CHECKING
 
 from backbones.names.template import Change
@@ -20,6 +21,11 @@ def _to_rows(tensor: Tensor) -> Tensor:
     return rows.unsqueeze(-1) if tensor.ndim == 3 else rows
 
 
+def _to_cells(tensor: Tensor) -> Tensor:
+    side = isqrt(tensor.shape[1] // len(tensor))  # as many inputs as outputs
+    return tensor.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2)
+
+
 # Conv1d's (heads * l, l, 1) or (heads * l) <-> (heads, l, l) or (heads, l)
 ROWS = Change(_to_heads, _to_rows)
 # (1, tokens, c) <-> (1, c, h, w)
@@ -28,8 +34,24 @@ TOKENS = Change(
     lambda tensor: tensor.flatten(2).transpose(1, 2),
 )
 
+# (outputs, c, side, side) of a convolution whose cells do not overlap <-> (outputs, side side c)
+CELLS = Change(lambda tensor, shape: tensor.permute(0, 2, 3, 1).flatten(1), _to_cells)
+
 # nn.Unfold's channels (c, rows, columns) <-> ours (columns, rows, c), of the last axis
 UNFOLDED = Change(
     lambda tensor, shape: tensor.unflatten(-1, (-1, 2, 2)).transpose(-1, -3).flatten(-3),
     lambda tensor: tensor.unflatten(-1, (2, 2, -1)).transpose(-1, -3).flatten(-3),
+)
+
+# a 1x1 convolution's (outputs, inputs, 1, 1) <-> a linear layer's (outputs, inputs)
+POINTWISE = Change(
+    lambda tensor, shape: tensor.squeeze(3).squeeze(2),
+    lambda tensor: tensor[:, :, None, None],
+)
+
+# the rows of a bias table (heads, 2 gh - 1, 2 gw - 1) by key - query, heads first, <-> ours by
+# query - key (rows, heads); written for square windows
+KEY_FIRST = Change(
+    lambda tensor, shape: tensor.flip(1, 2).flatten(1).T,
+    lambda tensor: tensor.T.unflatten(1, (isqrt(len(tensor)), -1)).flip(1, 2),
 )

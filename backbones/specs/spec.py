@@ -52,6 +52,16 @@ def _read_eps(value: Any) -> float:
     return eps
 
 
+def _read_kernel(value: Any) -> int:
+    try:
+        kernel = 0 if str(value) == "0" else read_count(value)
+    except ValueError:
+        kernel = -1
+    if kernel > 31 or (kernel and kernel % 2 == 0) or kernel < 0:
+        raise ValueError("0 or an odd number up to 31")
+    return kernel
+
+
 LONGEST_PATTERN, DEEPEST_STAGE, MOST_STAGES = 64, 1024, 5
 
 
@@ -125,10 +135,16 @@ def _read_stages(value: Any) -> tuple[StageSpec, ...]:
     return tuple(value)
 
 
-STEMS = ("patch", "overlap", "overlap_same")
-DOWNSAMPLES = ("merge", "merge_post", "conv_norm", "conv")
-MLPS = ("gelu",)
-POSITIONS = ("none", "absolute", "cpe")
+STEMS = (
+    "patch", "overlap", "overlap_same", "two_convs", "conv_relu6", "cross_scale", "conv_bn",
+    "conv_bn_even",
+)  # fmt: skip
+DOWNSAMPLES = (
+    "merge", "merge_post", "conv_norm", "conv", "norm_conv", "cross_scale", "patch_norm",
+    "mbconv", "mbconv_even",
+)  # fmt: skip
+MLPS = ("gelu", "relu6", "gelu_tanh", "conv", "relu_conv")
+POSITIONS = ("none", "absolute", "cpe", "cpe_once")
 SMALL_MAPS = ("pad", "shrink_both", "shrink_axis")
 
 
@@ -149,17 +165,35 @@ class BackboneSpec:
         in_channels: channels of the image.
         num_classes: classes of the head; 0: the model returns pooled features.
         patch_size: stride of the stem in pixels.
-        stem: patch (Swin), overlap (CSWin) or overlap_same (Pale).
+        stem: patch (Swin), overlap (CSWin), overlap_same (Pale), two_convs (NAT), conv_relu6
+            (Shuffle), cross_scale (CrossFormer), conv_bn or conv_bn_even (MaxViT, with the pads of
+            TensorFlow or of torchvision).
+        stem_dim: channels between the convolutions of a stem of several; none: half of the first
+            stage's.  With conv_bn and with downsample=mbconv, those of the stem's map; none: the
+            first stage's.
         patch_norm: a layer norm after the stem.
-        downsample: merge (Swin), merge_post (Swin V2), conv_norm (CSWin) or conv (Pale).
+        downsample: merge (Swin), merge_post (Swin V2), conv_norm (CSWin), conv (Pale),
+            norm_conv (Shuffle), cross_scale (CrossFormer), patch_norm (Twins), mbconv or
+            mbconv_even (MaxViT, as of conv_bn): these also stand at the start of the first stage,
+            which takes half of the stem's stride, and before every second later block.
+        downsample_bias: biases of the convolution of conv, conv_norm and patch_norm.
         norm: pre, or res_post with the norms on the residuals (Swin V2).
         norm_layer: layer, or batch.
         eps: added to the variances of the norms of blocks, levels and the final one.
-        mlp: gelu, two linear layers.
+        mlp: two linear layers with gelu, relu6 (Shuffle) or gelu_tanh (MaxViT) between them, or
+            with a depthwise 3x3 convolution and gelu: conv (PVT v2), or relu_conv with a ReLU
+            before it (its linear variant).
+        local: side of a depthwise convolution of a normed residual between mixer and MLP, 7 in
+            Shuffle; 0: none.
         layer_scale: the start of a learned factor per channel of every residual, or none.
-        position: none, absolute, or cpe, a depthwise 3x3 convolution before every block.
-        final_norm: a layer norm before pooling.
-        out_norms: a layer norm on each map of `features`.
+        position: none, absolute, cpe, a depthwise 3x3 convolution before every block, or
+            cpe_once, one after the first block of every stage (Twins).
+        stage_norms: a layer norm at the end of every stage, before the next (PVT v2).
+        final_norm: a layer norm before pooling; that of the last stage where stage_norms is true.
+        norm_after_pool: the final norm comes after pooling (MaxViT).
+        head: linear, or tanh with a linear layer and tanh before the classifier (MaxViT).
+        head_bias: biases of the classifier.
+        out_norms: a layer norm on each map of `features`; those of stage_norms, where there are.
         small_maps: what becomes of windows larger than their map: pad, shrink_both, shrink_axis.
         drop_path: rate of stochastic depth in the last block; earlier blocks grow to it from 0.
 
@@ -184,26 +218,50 @@ class BackboneSpec:
     stem: str = option(
         "patch", choice(*STEMS),
         "patch: stride-sized kernel (Swin); overlap: 2 x stride - 1, least padding (CSWin); "
-        "overlap_same: with padding kernel // 2 (Pale)",
+        "overlap_same: with padding kernel // 2 (Pale); two_convs: two of 3x3 and stride 2 (NAT); "
+        "conv_relu6: two of 3x3 and stride 2 with batch norm and ReLU6, then 1x1 (Shuffle); "
+        "cross_scale: kernels of 1, 2, 4 and 8 strides side by side (CrossFormer); "
+        "conv_bn: 2 x stride - 1 with batch norm and activation, then 3x3, padded as in "
+        "TensorFlow (MaxViT); conv_bn_even: padded on both sides (torchvision)",
     )  # fmt: skip
+    stem_dim: int | None = option(
+        None, optional(read_count), "channels between a stem's convolutions; none: half"
+    )
     patch_norm: bool = option(True, read_flag, "layer norm after the stem")
     downsample: str = option(
         "merge", choice(*DOWNSAMPLES),
         "merge: 2x2, norm, linear (Swin); merge_post: 2x2, linear, norm (Swin V2); "
-        "conv_norm: 3x3, norm (CSWin); conv: 3x3 (Pale)",
+        "conv_norm: 3x3, norm (CSWin); conv: 3x3 (Pale); norm_conv: norm, 2x2 (Shuffle); "
+        "cross_scale: norm, 2x2 beside 4x4 (CrossFormer); "
+        "patch_norm: 2x2 convolution, norm (Twins); "
+        "mbconv: inverted bottlenecks, between blocks too, padded as in TensorFlow (MaxViT); "
+        "mbconv_even: on both sides (torchvision)",
     )  # fmt: skip
+    downsample_bias: bool = option(True, read_flag, "biases of the downsampling's convolution")
     norm: str = option("pre", choice("pre", "res_post"), "res_post: on the residual (Swin V2)")
     norm_layer: str = option("layer", choice("layer", "batch"), "norms of blocks")
     eps: float = option(1e-5, _read_eps, "added to the variances of norms")
-    mlp: str = option("gelu", choice(*MLPS), "gelu: two linear layers")
+    mlp: str = option(
+        "gelu", choice(*MLPS),
+        "between two linear layers: gelu, relu6 (Shuffle), gelu_tanh (MaxViT); conv: depthwise "
+        "3x3, gelu (PVT v2); relu_conv: a ReLU before it (its linear variant)",
+    )  # fmt: skip
+    local: int = option(0, _read_kernel, "depthwise convolution before the MLP; 0: none")
     layer_scale: float | None = option(
         None, optional(read_number), "start of a learned factor of every residual"
     )
     position: str = option(
         "none", choice(*POSITIONS),
-        "absolute: learned, interpolated at other sizes; cpe: depthwise 3x3 before every block",
+        "absolute: learned, interpolated at other sizes; cpe: depthwise 3x3 before every block; "
+        "cpe_once: after the first of every stage (Twins)",
     )  # fmt: skip
+    stage_norms: bool = option(False, read_flag, "layer norm at the end of every stage (PVT v2)")
     final_norm: bool = option(True, read_flag, "layer norm before pooling")
+    norm_after_pool: bool = option(False, read_flag, "the final norm after pooling (MaxViT)")
+    head: str = option(
+        "linear", choice("linear", "tanh"), "tanh: a layer with tanh before the classifier (MaxViT)"
+    )
+    head_bias: bool = option(True, read_flag, "biases of the classifier")
     out_norms: bool = option(False, read_flag, "a layer norm on each level of features()")
     small_maps: str = option(
         "pad", choice(*SMALL_MAPS),
@@ -218,8 +276,46 @@ class BackboneSpec:
             raise SpecError(f"{one_line(self.name)}: {found}")
         if any(not stage.mixers for stage in self.stages):
             raise SpecError(f"{one_line(self.name)}: a stage has no mixers")
+        if self.first_downsample and self.patch_size % 2:
+            raise SpecError(
+                f"{one_line(self.name)}: patch_size={self.patch_size}: the first stage halves the "
+                f"map, too, by downsample={self.downsample}; take an even one"
+            )
+        if self.stem == "cross_scale" and (self.stem_stride % 2 or self.stem_width % 8):
+            raise SpecError(
+                f"{one_line(self.name)}: stem=cross_scale has an even stride and eighths of its "
+                "width; add patch_size=4 and a 1.dim that 8 divides"
+            )
+        if self.downsample == "cross_scale" and any(stage.dim % 2 for stage in self.stages[1:]):
+            raise SpecError(f"{one_line(self.name)}: downsample=cross_scale halves even widths")
+        if self.stem in ("conv_relu6", "two_convs") and self.stem_stride != 4:
+            raise SpecError(
+                f"{one_line(self.name)}: stem={self.stem} has two strides of 2; "
+                f"add patch_size={8 if self.first_downsample else 4}"
+            )
 
     # -- sizes ---------------------------------------------------------------------------
+
+    @property
+    def first_downsample(self) -> bool:
+        """True if the first stage begins with a downsampling, too."""
+        return self.downsample in ("mbconv", "mbconv_even")
+
+    @property
+    def stem_stride(self) -> int:
+        """Pixels a side that one token of the stem's map stands for."""
+        return self.patch_size // 2 if self.first_downsample else self.patch_size
+
+    @property
+    def stem_width(self) -> int:
+        """Channels of the stem's map."""
+        own = self.stem_dim if self.first_downsample else None
+        return own or self.stages[0].dim
+
+    def stem_grid(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the stem's map, which is that of the first stage without a downsampling."""
+        h, w = (-(-side // self.stem_stride) for side in img_size)
+        return h, w
 
     def grids(self, img_size: tuple[int, int]) -> list[tuple[int, int]]:
         """(h, w) of every stage's map in tokens, for images of (height, width) pixels.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from backbones.families import cswin, ours, pale, swin
+from backbones.families import cswin, dat, maxvit, nat, ours, pale, pvt, shuffle, swin, twins
 from backbones.families.family import Row
 from backbones.specs.spec import BackboneSpec, StageSpec
 from transom.errors import SpecError, nearest, one_line
@@ -57,7 +57,7 @@ def _variant(row: Row) -> Variant:
     )  # fmt: skip
 
 
-FAMILIES = (swin, cswin, pale, ours)
+FAMILIES = (swin, cswin, pale, shuffle, maxvit, pvt, twins, nat, dat, ours)
 _rows = {row.fields["name"]: _variant(row) for family in FAMILIES for row in family.ROWS}
 
 

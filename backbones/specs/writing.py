@@ -50,5 +50,6 @@ def to_toml(spec: BackboneSpec) -> str:
 
 
 def _value(value: Any) -> str:
-    """A value as TOML; numbers, flags and lists are written as in JSON."""
+    """A value as TOML; numbers, flags and lists are written as in JSON, and None is "none"."""
+    value = "none" if value is None else value
     return quoted(value) if isinstance(value, str) else json.dumps(value)

@@ -19,11 +19,12 @@ from backbones.specs.writing import to_notation
 from backbones.weights.detect_source import source_of
 from backbones.weights.infer_spec import small_maps
 from backbones.weights.loading import load_read
-from backbones.weights.reference_models import LIBRARIES, difference, reference_model
+from backbones.weights.reference_models import BUILDERS, difference, reference_model
 from backbones.weights.resize import Adapt, extent_of, retarget
 from backbones.weights.saving import export, save
 from backbones.weights.source import SourceWeights, read_weights
 from transom import cli, table
+from transom.errors import cause_of, one_line
 
 TOLERANCE = 1e-5
 POSITIONS = ("absolute_pos_embed", "position_embeddings", "stem.position")
@@ -71,14 +72,20 @@ def check(
     theirs = reference_model(source, spec, state)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(2, spec.in_channels, *spec.img_size, generator=generator)
-    return difference(ours, theirs, image)
+    try:
+        return difference(ours, theirs, image)
+    except (AssertionError, RuntimeError) as error:  # windows that do not divide their map
+        size, cause = "x".join(map(str, spec.img_size)), one_line(cause_of(error))
+        raise WeightsError(
+            f"--check: {source} cannot run images of {size}: {cause}; give --source-img-size"
+        ) from None
 
 
 def convert(args: argparse.Namespace) -> tuple[int, str]:
     """(exit code, report) of one request; the file is written unless something is refused."""
     if args.num_classes is not None and args.num_classes < 0:
         raise WeightsError(f"--num-classes {args.num_classes}: expected 0 or more")
-    if args.check is True and args.source is not None and args.source not in LIBRARIES:
+    if args.check is True and args.source is not None and args.source not in BUILDERS:
         reference_model(args.source, parse("swin_t"), {})  # raises before anything is read
     if args.partial is not None:
         _check_partial(args)
@@ -129,7 +136,7 @@ def _retargeted(args: argparse.Namespace, spec: BackboneSpec, source: str) -> Ba
 def _adapt_config(args: argparse.Namespace, spec: BackboneSpec) -> Adapt:
     return Adapt(
         resize=args.resize if args.window or args.img_size else None,
-        windows=_old_windows(spec), grid=spec.grids(spec.img_size)[0],
+        windows=_old_windows(spec), grid=spec.stem_grid(spec.img_size),
         new_head=args.num_classes is not None and args.num_classes != spec.num_classes,
         new_inputs=args.in_channels is not None,
     )  # fmt: skip

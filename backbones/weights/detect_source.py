@@ -21,6 +21,7 @@ HF_PART = re.compile(
     r"(query|key|value|[qkv]_proj)\.(weight|bias)"
 )
 HF_JOINED = re.compile(r"(encoder\..+\.attention\.)(?:qkv\.)?(weight|bias|q_bias|v_bias)")
+DAT_CONVS = re.compile(r"attns\.\d+\.(proj_(q|k|v|out)|conv_offset\.3)\.weight$")
 MM_BODY, MM_HEAD = "backbone.", "head.fc."  # OpenMMLab's classifiers: the head stands outside
 
 
@@ -119,6 +120,8 @@ def prepare(state: Mapping[str, Any], source: str) -> dict[str, Any]:
         out = _with_last_norm(out)
     if source == "torchvision" and any(key.endswith("logit_scale") for key in out):
         out = _separate_key_bias(out)
+    if source == "dat":
+        out = {key: _linear(key, tensor) for key, tensor in out.items()}
     if source == "transformers":
         out = _join_qkv({re.sub(HF_PREFIX, "", key, count=1): value for key, value in out.items()})
     return out
@@ -128,10 +131,28 @@ def restore(state: Mapping[str, Tensor], target: str) -> dict[str, Tensor]:
     """The inverse of `prepare`: tensors joined or separated as in the target's files."""
     if target == "torchvision":
         return _with_key_bias(state)
+    if target == "dat":
+        deformable = {key[: key.index("proj_q.")] for key in state if "proj_q." in key}
+        return {
+            key: t[:, :, None, None] if DAT_CONVS.search(key) and _start(key) in deformable else t
+            for key, t in state.items()
+        }
     if target.startswith("openmmlab"):
         last = max(int(key.split(".")[1]) for key in state if key.startswith("stages."))
         return {re.sub(r"^norm\.", f"norm{last}.", key): t for key, t in state.items()}
     return _separate_qkv(state) if target == "transformers" else dict(state)
+
+
+def _start(key: str) -> str:
+    """``stages.2.attns.1.`` of a key of DAT."""
+    return ".".join(key.split(".")[:4]) + "."
+
+
+def _linear(key: str, tensor: Any) -> Any:
+    """A 1x1 convolution of DAT's deformable attention as a linear layer."""
+    if DAT_CONVS.search(key) and isinstance(tensor, Tensor) and tensor.shape[2:] == (1, 1):
+        return tensor[:, :, 0, 0]
+    return tensor
 
 
 def _with_last_norm(state: dict[str, Any]) -> dict[str, Any]:

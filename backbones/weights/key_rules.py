@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backbones.names import cswin, openmmlab, swin, transformers
+from backbones.names import cswin, dat, maxvit, nat, openmmlab, pvt, shuffle, swin, transformers
 from backbones.names.template import Rule, rule
 
 METHODS = ("bicubic", "timm")  # of resizing relative bias tables
@@ -10,12 +10,15 @@ PARTIAL = ("replaced", "fitting")  # of loading a part of the weights
 
 SOURCES: dict[str, list[Rule]] = {
     **swin.SOURCES, **cswin.SOURCES, **transformers.SOURCES, **openmmlab.SOURCES,
+    **shuffle.SOURCES,
+    **dat.SOURCES, **maxvit.SOURCES, **nat.SOURCES, **pvt.SOURCES,
     "transom": [rule("{rest}", "{rest}")],
 }  # fmt: skip
-# Sources of one family alone: the start of its variants' names, and keys that only it has.
-FAMILIES: dict[str, str] = {}
+# Sources of one family alone: the start of its variants' names (several where weights do not tell
+# which), and keys that only it has.
+FAMILIES: dict[str, str | tuple[str, ...]] = {}
 MARKS: dict[str, tuple[str, ...]] = {}
-for module in (swin, cswin, transformers, openmmlab):
+for module in (swin, cswin, transformers, openmmlab, shuffle, maxvit, nat, pvt, dat):
     FAMILIES.update(getattr(module, "FAMILIES", {}))
     MARKS.update(getattr(module, "MARKS", {}))
 TARGETS = tuple(source for source in SOURCES if source != "transom")

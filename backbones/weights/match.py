@@ -142,7 +142,7 @@ def _fitting_hint(
 
 def _absent(wanted: Mapping[str, Tensor]) -> list[str]:
     """Beginnings of the names of parts after the stages that this model has not."""
-    parts = ("head.", "norm.", "out_norms.")
+    parts = ("head.", "pre_head.", "norm.", "out_norms.")
     return [part for part in parts if not any(name.startswith(part) for name in wanted)]
 
 

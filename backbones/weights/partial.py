@@ -48,21 +48,29 @@ def replaced(asked: BackboneSpec, theirs: BackboneSpec, how: Adapt) -> tuple[str
             continue
         if asked.downsample != theirs.downsample:
             names.append(start + "downsample.")
+            names += [f"{start}blocks.{j}.conv." for j in range(stage.depth)]
         names += [start + name for name in _in_stage(stage, other, grids[i], how)]
-        if asked.norm != theirs.norm:
-            names += [f"{start}blocks.{j}.norm{k}." for j in range(stage.depth) for k in (1, 2)]
+        parts = ["mlp."] if asked.mlp != theirs.mlp else []
+        if (asked.norm, asked.norm_layer) != (theirs.norm, theirs.norm_layer):
+            parts += ["norm1.", "norm2.", "local.norm."]
+        if asked.local != theirs.local:
+            parts.append("local.")
+        names += [f"{start}blocks.{j}.{part}" for j in range(stage.depth) for part in parts]
     return tuple(dict.fromkeys(names))
 
 
 def _outside_stages(asked: BackboneSpec, theirs: BackboneSpec, how: Adapt) -> Iterable[str]:
-    first, last = ([spec.stages[i].dim for spec in (asked, theirs)] for i in (0, -1))
-    fields = ["patch_size", "stem", *([] if how.new_inputs else ["in_channels"])]
-    if first[0] != first[1] or any(getattr(asked, f) != getattr(theirs, f) for f in fields):
+    last = [spec.stages[-1].dim for spec in (asked, theirs)]
+    fields = ["stem_stride", "stem_width", "stem_dim", "stem"]
+    fields += [] if how.new_inputs else ["in_channels"]
+    if any(getattr(asked, f) != getattr(theirs, f) for f in fields):
         yield "stem."
+    if asked.stem_width != theirs.stem_width:
+        yield "stages.0.downsample."
     if asked.patch_norm != theirs.patch_norm:
         yield "stem.norm."
     if asked.position != theirs.position or (
-        asked.grids(asked.img_size)[0] != theirs.grids(theirs.img_size)[0] and not how.resize
+        asked.stem_grid(asked.img_size) != theirs.stem_grid(theirs.img_size) and not how.resize
     ):
         yield "stem.position"
     if (asked.position == "cpe") != (theirs.position == "cpe"):
@@ -72,11 +80,20 @@ def _outside_stages(asked: BackboneSpec, theirs: BackboneSpec, how: Adapt) -> It
             for i, stage in enumerate(spec.stages)
             for j in range(stage.depth)
         )
+    if (asked.position == "cpe_once") != (theirs.position == "cpe_once"):
+        yield from (f"stages.{i}.cpe." for i in range(max(len(asked.stages), len(theirs.stages))))
+    if asked.stage_norms != theirs.stage_norms:
+        yield from (f"stages.{i}.norm." for i in range(max(len(asked.stages), len(theirs.stages))))
+        yield "norm."
     deeper = len(asked.stages) != len(theirs.stages) or last[0] != last[1]
     if deeper or asked.final_norm != theirs.final_norm:
         yield "norm."
     if deeper or asked.num_classes != theirs.num_classes:
         yield "head."
+    if deeper or asked.head != theirs.head:
+        yield "pre_head."
+    if asked.head_bias != theirs.head_bias:
+        yield "head.bias"
     if asked.out_norms != theirs.out_norms:
         yield "out_norms."
 

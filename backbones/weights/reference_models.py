@@ -6,12 +6,13 @@ The libraries are imported only to compare outputs.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attention.configs.reduced import SRAConfig
 from backbones.files.storage import WeightsError
 from backbones.specs.spec import BackboneSpec
 from backbones.weights.resize import Size, extent_of
@@ -28,9 +29,9 @@ def reference_model(
     spec: before `resolve`, with nominal windows.  state: None for a random initialisation.  Raises
     WeightsError for a library that is not installed and for what it cannot build or load.
     """
-    build = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}.get(source)
+    build = BUILDERS.get(source)
     if build is None:
-        known = ", ".join(LIBRARIES)
+        known = ", ".join(BUILDERS)
         raise WeightsError(
             f"--check: no library builds {source!r} (only: {known}); give stored inputs and logits "
             "of the source model, --check IO.safetensors"
@@ -38,7 +39,8 @@ def reference_model(
     try:
         return build(spec, None if state is None else dict(state)).eval()
     except ImportError as error:
-        raise WeightsError(f"--check: {source} is not installed ({error}); install it") from None
+        name = LIBRARY_OF.get(source, source)
+        raise WeightsError(f"--check: {name} is not installed ({error}); install it") from None
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         cause = one_line(cause_of(error))
         raise WeightsError(f"--check: {source} cannot build this model: {cause}") from None
@@ -84,6 +86,49 @@ def _timm(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
     return model
 
 
+def _pvt_v2(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
+    from timm.models import pvt_v2
+
+    model = pvt_v2.PyramidVisionTransformerV2(
+        **_pyramid(spec), linear=all(mixer.pool == (7, 7) for mixer in _reduced(spec))
+    )
+    if state is not None:
+        model.load_state_dict(pvt_v2.checkpoint_filter_fn(state, model))
+    return model
+
+
+def _twins(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
+    from timm.models.twins import Twins
+
+    fields = _pyramid(spec) | {"img_size": spec.img_size, "patch_size": spec.patch_size}
+    if all(len(stage.mixers) == 2 for stage in spec.stages):  # SVT
+        fields["wss"] = [extent_of(stage.mixers[0])[0] for stage in spec.stages]
+    model: nn.Module = Twins(**fields)
+    if state is not None:
+        model.load_state_dict(state)
+    return model
+
+
+def _reduced(spec: BackboneSpec) -> list[SRAConfig]:
+    """The last mixer of every stage, which timm's pyramids reduce.  Raises ValueError."""
+    found = [stage.mixers[-1] for stage in spec.stages]
+    configs = [mixer for mixer in found if isinstance(mixer, SRAConfig)]
+    if len(configs) < len(found):
+        raise ValueError("a stage without sra")
+    return configs
+
+
+def _pyramid(spec: BackboneSpec) -> dict[str, Any]:
+    return {
+        "in_chans": spec.in_channels, "num_classes": spec.num_classes,
+        "embed_dims": [stage.dim for stage in spec.stages],
+        "depths": [stage.depth for stage in spec.stages],
+        "num_heads": [stage.heads for stage in spec.stages],
+        "mlp_ratios": [stage.mlp_ratio for stage in spec.stages],
+        "sr_ratios": [mixer.ratio[0] for mixer in _reduced(spec)],
+    }  # fmt: skip
+
+
 def _torchvision(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
     from torchvision.models import swin_transformer as vision
 
@@ -99,6 +144,51 @@ def _torchvision(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
     if state is not None:
         model.load_state_dict(state)
     return model
+
+
+def _maxvit_timm(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
+    from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitConvCfg, MaxxVitTransformerCfg
+
+    window = _nominal_window(spec)
+    config = MaxxVitCfg(
+        embed_dim=tuple(stage.dim for stage in spec.stages), depths=_pairs(spec),
+        block_type=("M",) * len(spec.stages), stem_width=spec.stem_width, stem_bias=True,
+        head_hidden_size=spec.stages[-1].dim,
+        conv_cfg=MaxxVitConvCfg(norm_eps=1e-3, padding="same", act_layer="gelu_tanh"),
+        transformer_cfg=MaxxVitTransformerCfg(
+            dim_head=_head_dim(spec), head_first=False, rel_pos_type="bias_tf", norm_eps=spec.eps,
+            window_size=window, grid_size=window, act_layer="gelu_tanh",
+        ),
+    )  # fmt: skip
+    model: nn.Module = MaxxVit(
+        config, img_size=spec.img_size, in_chans=spec.in_channels, num_classes=spec.num_classes
+    )
+    if state is not None:
+        model.load_state_dict(state)
+    return model
+
+
+def _maxvit_torchvision(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
+    from torchvision.models.maxvit import MaxVit
+
+    model: nn.Module = MaxVit(
+        input_size=spec.img_size, stem_channels=spec.stem_width,
+        partition_size=_nominal_window(spec)[0],
+        block_channels=[stage.dim for stage in spec.stages], block_layers=list(_pairs(spec)),
+        head_dim=_head_dim(spec), stochastic_depth_prob=0, num_classes=spec.num_classes,
+    )  # fmt: skip
+    if state is not None:
+        model.load_state_dict(state)
+    return model
+
+
+def _pairs(spec: BackboneSpec) -> tuple[int, ...]:
+    """Depths in blocks of theirs, which are two of ours."""
+    return tuple(stage.depth // 2 for stage in spec.stages)
+
+
+def _head_dim(spec: BackboneSpec) -> int:
+    return spec.stages[0].dim // spec.stages[0].heads
 
 
 class _Logits(nn.Module):
@@ -131,6 +221,18 @@ def _transformers(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module
         return _Logits(cls(config(**fields)))
     # not load_state_dict: only this renames the keys of files that 4.x wrote
     return _Logits(cls.from_pretrained(None, config=config(**fields), state_dict=state))
+
+
+# by the source of the weights; timm reads the names of PVT v2's authors, and has those of Twins'
+BUILDERS: dict[str, Callable[[BackboneSpec, dict[str, Any] | None], nn.Module]] = {
+    "timm": _timm, "torchvision": _torchvision, "transformers": _transformers,
+    "maxvit_timm": _maxvit_timm, "maxvit_torchvision": _maxvit_torchvision,
+    "pvt_v2": _pvt_v2, "pvt_v2_timm": _pvt_v2, "twins": _twins,
+}  # fmt: skip
+LIBRARY_OF = {
+    "maxvit_timm": "timm", "maxvit_torchvision": "torchvision",
+    "pvt_v2": "timm", "pvt_v2_timm": "timm", "twins": "timm",
+}  # fmt: skip
 
 
 def difference(ours: nn.Module, theirs: nn.Module, image: Tensor) -> tuple[float, float]:

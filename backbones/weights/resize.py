@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention.configs.config import MixerConfig
-from attention.configs.windows import WindowConfig
+from attention.configs.windows import ShuffleConfig, WindowConfig
 from backbones.specs.spec import BackboneSpec
 from backbones.weights.key_rules import METHODS
 from transom.errors import SpecError, nearest
@@ -79,7 +79,8 @@ def adapt(tensor: Tensor, name: str, wanted: Tensor, model: nn.Module, how: Adap
                 return None
             tensor = tensor.transpose(1, 2).unflatten(2, grid)
         return positions(tensor, (wanted.shape[2], wanted.shape[3]))
-    if name == "stem.conv.weight" and how.new_inputs and tensor.ndim == 4:
+    reads_image = name == "stem.conv.weight" or name.startswith("stem.larger.")
+    if reads_image and how.new_inputs and tensor.ndim == 4:
         return inputs(tensor, wanted.shape[1])
     return None
 
@@ -199,7 +200,8 @@ def retarget(
 
 
 def _rewindow(mixer: MixerConfig, trained: MixerConfig, window: Size, name: str) -> MixerConfig:
-    if not isinstance(mixer, WindowConfig) or not isinstance(trained, WindowConfig):
+    kinds = (WindowConfig, ShuffleConfig)
+    if not isinstance(mixer, kinds) or not isinstance(trained, kinds):
         raise SpecError(f"{name}: {mixer} has no window whose weights can be resized")
     fields: dict[str, object] = {"size": window}
     if mixer.position == "log_cpb" and mixer.pretrained_window is None:

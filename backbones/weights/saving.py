@@ -17,7 +17,7 @@ from backbones.specs.construct import from_dict
 from backbones.specs.spec import BackboneSpec, fields_of
 from backbones.weights.detect_source import restore
 from backbones.weights.infer_spec import infer
-from backbones.weights.key_rules import TARGETS, find_back
+from backbones.weights.key_rules import FAMILIES, TARGETS, find_back
 from backbones.weights.loading import load
 from backbones.weights.partial import without_idle_shift
 from backbones.weights.source import SPEC
@@ -175,6 +175,8 @@ def same_backbone(spec: BackboneSpec, state: Mapping[str, Any], source: str) -> 
             state, source, window=sizes if source == "cswin" else [max(sizes)],
             heads=[stage.heads for stage in spec.stages], pretrained_window=pretrained,
             img_size=spec.img_size,
+            # where weights do not tell the backbone, their code takes any that has them
+            like=None if isinstance(FAMILIES.get(source, ""), str) else spec,
         ).resolve()  # fmt: skip
     except SpecError as error:
         raise WeightsError(f"{source} cannot run it: {error}") from None
