@@ -4,18 +4,18 @@ count beside it.
   claimed   as printed: parameters in millions, FLOPs in billions (papers mean multiply-adds)
   counted   exact, in the source's own convention; macs: our plain multiply-adds beside it
   formula   what was added up
-  verdict   rounds to, rounds up to: the printed digits; within 1%, within 1.5%; differs by x%;
-            not reproducible: differs by x%, looked into, and the cause is not known
+  verdict   rounds to, rounds up to, cut off to: the printed digits; within 1%, within 1.5%;
+            differs by x%; not reproducible: differs by x%, looked into, and the cause is not known
 
 Conventions.  Swin V2's published FLOPs leave out log-CPB, as the authors' `flops()` does.  Norms
 are no multiply-adds, but some figures fit better with them: per element, 5 of a layer norm and 2
 of a batch norm in Pale's classification figures (5 and 5 in its dense ones, heads left out) and in
 Swin's dense ones, heads included.  No paper says so: of several ways to count, these were chosen
 by how many figures they meet.  They move a count by less than 0.6%.  All others are plain
-multiply-adds, but for those of Twins-PCPVT (timm's models), which leave out the two products of
-every attention.  Dense rows add the heads of analysis/papers/dense_heads.py.  second_hand marks
-what is a transcription of the paper's tables, unconfirmed what is not found where it is said to
-stand.
+multiply-adds, but for those of Twins (ours and timm's models), which leave out the two products of
+every attention, inside windows too.  Dense rows add the heads of analysis/papers/dense_heads.py.
+second_hand marks what is a transcription of the paper's tables, unconfirmed what is not found where
+it is said to stand.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ SMALL = (
 FAMILIES = {
     "Swin": "swin_t", "Swin V2": "swinv2_t_w8", "Swin-MLP": "swin_mlp_t_c24", "CSWin": "cswin_t",
     "Pale": "pale_t", "axial": "axial_t", "shuffle": "shuffle_t", "full": "full_t",
+    "PVT v2": "pvt_v2_b0", "PVT v2 linear": "pvt_v2_b2_li", "Twins-SVT": "twins_svt_s",
     "window+axial, cross": "swin_t/1=window+axial/2=cross:size=2",
 }  # fmt: skip
 REQUESTS = {

@@ -267,8 +267,8 @@ def save_figure(answer: Answer, over: str, path: Path, *, describe: bool = False
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     cli.load_plugins(args.plugin)
-    request = read_request(args)
     figure_style.check(args)
+    request = read_request(args)
     answer = compute(request)
     text = render(answer, cli.chosen_format(args))
     if args.figure:

@@ -1,7 +1,6 @@
 """One thread and one seeded hypothesis profile: a failure here is the same failure everywhere."""
 
 import functools
-import importlib
 import tempfile
 
 import pytest
@@ -57,7 +56,7 @@ def _plugin() -> dict[str, dict]:
     from benchmarks.neighbours import __name__ as plugin
 
     for name in BUILT_IN:  # a class registers once a process, and not in a table that is undone
-        importlib.import_module(f"attention.mixers.{name}")
+        registry.class_of(registry.config_class(name))
     names = [name for name, source in registry._sources.items() if source == plugin]
     configs = [registry._configs[name] for name in names]
     return {

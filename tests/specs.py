@@ -7,14 +7,36 @@ import random
 
 import attention
 from attention.configs.registry import config_class
-from backbones.specs.spec import DOWNSAMPLES, SMALL_MAPS, STEMS, BackboneSpec, SpecError, StageSpec
+from backbones.specs.spec import (
+    DOWNSAMPLES,
+    MLPS,
+    POSITIONS,
+    SMALL_MAPS,
+    STEMS,
+    BackboneSpec,
+    SpecError,
+    StageSpec,
+)
 
-BUILT_IN = ("window", "cosine", "axial", "cross", "pale", "shuffle", "token_mlp", "full")
+BUILT_IN = (
+    "window", "cosine", "axial", "axial_deeplab", "cross", "pale", "shuffle", "sra", "token_mlp",
+    "full", "halo", "neighbourhood",
+)  # fmt: skip
 VALUES = {
+    "kernel": [1, 3, 13],
+    "dilation": [1, 8],
+    "block": [1, 7],
+    "radius": [0, 3],
     "size": [1, 7, (2, 5), "3x4", (7, 7)],
     "scores": ["dot", "cosine"],
-    "position": ["none", "bias", "log_cpb", "lepe"],
+    "position": ["none", "bias", "log_cpb", "lepe", "dpb"],
+    "interval": [None, 1, 8],
     "order": ["parallel", "sequential"],
+    "span": [1, 7, 56],
+    "ratio": [1, 2, (2, 5), "3x4", 8],
+    "pool": [None, 7, "2x3"],
+    "remainder": ["drop", "pad"],
+    "along": ["both", "height", "width"],
     "qk_scale": [None, 0.125, 1e-7, 3e30, 0.1 + 0.2],
     "pretrained_window": [None, 12, (6, 12)],
     "mask_value": [None, -100, -1e20, -0.1],
@@ -38,6 +60,15 @@ def draw_mixer(rng: random.Random) -> attention.MixerConfig:
 
 
 def draw_spec(rng: random.Random) -> BackboneSpec:
+    """A legal spec of any backbone: what is refused is drawn again."""
+    while True:
+        try:
+            return _drawn(rng)
+        except SpecError:
+            continue
+
+
+def _drawn(rng: random.Random) -> BackboneSpec:
     stages = tuple(
         StageSpec(
             dim=8 * rng.randint(1, 64), depth=rng.randint(1, 30), heads=rng.choice([2, 4, 8]),
@@ -52,7 +83,11 @@ def draw_spec(rng: random.Random) -> BackboneSpec:
         num_classes=rng.choice([0, 1, 1000]), patch_size=rng.randint(1, 16),
         stem=rng.choice(STEMS), patch_norm=rng.random() < 0.5,
         downsample=rng.choice(DOWNSAMPLES), norm=rng.choice(["pre", "res_post"]),
-        position=rng.choice(["none", "absolute", "cpe"]), final_norm=rng.random() < 0.5,
+        stage_norms=rng.random() < 0.5, mlp=rng.choice(MLPS),
+        position=rng.choice(POSITIONS), final_norm=rng.random() < 0.5,
         out_norms=rng.random() < 0.5, small_maps=rng.choice(SMALL_MAPS),
-        drop_path=rng.choice([0, 0.1, 1 / 3]),
+        drop_path=rng.choice([0, 0.1, 1 / 3]), norm_after_pool=rng.random() < 0.5,
+        head=rng.choice(["linear", "tanh"]), head_bias=rng.random() < 0.5,
+        stem_dim=rng.choice([None, 24]), local=rng.choice([0, 0, 3, 7]),
+        norm_layer=rng.choice(["layer", "batch"]),
     )  # fmt: skip

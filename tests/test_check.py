@@ -3,7 +3,6 @@ it must lose, by name."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from dataclasses import dataclass
@@ -28,7 +27,10 @@ from attention.mixers.window import WindowMixer
 from attention.softmax.branch import Branch
 from attention.softmax.position import RelativeBias
 
-BUILT_IN = ("axial", "cosine", "cross", "full", "pale", "shuffle", "token_mlp", "window")
+BUILT_IN = (
+    "axial", "axial_deeplab", "cosine", "cross", "deformable", "full", "halo",
+    "neighbourhood", "pale", "shuffle", "sra", "token_mlp", "window",
+)  # fmt: skip
 HYBRIDS = [
     "window:size=3x4,scores=cosine,mask_padding=true", "window:size=4,position=lepe,shift=false",
     "cross:size=2x3,scores=cosine,position=log_cpb", "axial:order=sequential,position=log_cpb",
@@ -167,8 +169,8 @@ class ContiguousPale(PaleMixer):
     def branch_groups(self, h, w):
         rows, cols = super().branch_groups(h, w)
         return (
-            rows._replace(rows=rows.rows._replace(interlaced=False)),
-            cols._replace(cols=cols.cols._replace(interlaced=False)),
+            rows._replace(rows=rows.rows._replace(interval=1)),
+            cols._replace(cols=cols.cols._replace(interval=1)),
         )
 
 
@@ -650,7 +652,7 @@ def test_json_parses(module, capsys):
 def registering(monkeypatch):
     """What a test registers is forgotten after it; built-in mixers register once a process."""
     for name in BUILT_IN:
-        importlib.import_module(f"attention.mixers.{name}")
+        registry.class_of(registry.config_class(name))
     for store in ("_configs", "_classes", "_sources"):
         monkeypatch.setattr(registry, store, dict(getattr(registry, store)))
 

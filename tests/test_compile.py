@@ -16,11 +16,14 @@ import backbones
 from attention import fast
 from attention.mixers.token_mlp import TokenMLPMixer
 from attention.softmax.position import LePE
+from attention.softmax.tiled_attention import TiledAttention
 from backbones import export
-from backbones.model.block import MLP
+from backbones.parts.mlp import MLP
 
 # odd and even blocks of these are alike, so one of the two is enough for the fast tier
-ALIKE = ("axial", "cross", "full", "pale")
+ALIKE = (
+    "axial", "axial_deeplab", "cross", "deformable", "full", "halo", "neighbourhood", "pale", "sra",
+)  # fmt: skip
 MIXERS = [
     pytest.param(
         name, index, id=f"{name}-{index}", marks=[pytest.mark.slow] * (index and name in ALIKE)
@@ -31,7 +34,10 @@ OPTIONS = [
     "window:mask_padding=true", "window:size=3x5,mask_value=-100,scores=cosine,position=log_cpb",
     "axial:order=sequential,position=log_cpb", "cross:size=2x3,mask_padding=true",
     "pale:size=3,scores=cosine", "shuffle:position=lepe", "full:position=lepe",
-    "token_mlp:size=3x5",
+    "shuffle:size=3x2,interval=2,position=dpb,mask_padding=true",
+    "neighbourhood:kernel=3,dilation=2,scores=cosine", "halo:block=1,radius=2,mask_padding=true",
+    "halo:block=4,position=bias", "token_mlp:size=3x5", "sra:pool=3",
+    "sra:ratio=8,remainder=pad,scores=cosine",
 ]  # fmt: skip
 BATCHES = (1, 2, 3, 5, 8)
 
@@ -98,6 +104,13 @@ def check(model: nn.Module, x: torch.Tensor, backend: str, limit: float | None =
         assert error(found, wanted) <= limit * float(wanted.abs().amax())
 
 
+def check_bits(model: nn.Module, x: torch.Tensor) -> None:
+    """By torch's own operators, bit-equal; where tiles overlap a graph has others than eager, and
+    float32 rounds otherwise."""
+    tiled = any(isinstance(part, TiledAttention) for part in model.modules())
+    check(model, x, "aot_eager", limit=1e-5 if tiled else None)
+
+
 def has_few_columns(module: nn.Module) -> bool:
     """BLAS's product of fewer than 32 columns depends on how many there are, in eager as well:
     maps of one image at a time are not those of two.  Heads of 32 channels have enough."""
@@ -115,7 +128,7 @@ def slow_after(count: int, cases: Iterable[Any]) -> list[Any]:
 @pytest.mark.parametrize(("name", "index"), MIXERS)
 def test_mixers_compile_bit_equal(name, index):
     """Maps that pad, blocks that shift: no graph break, forward and backward."""
-    check(mixer(name, index), images(2, 9, 17, 8), "aot_eager")
+    check_bits(mixer(name, index), images(2, 9, 17, 8))
 
 
 @pytest.mark.parametrize("name", ["window", "pale"])
@@ -140,18 +153,18 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("text", slow_after(1, OPTIONS))
 def test_options_compile_bit_equal(text):
-    check(mixer(text, 1), images(2, 9, 17, 8), "aot_eager")
+    check_bits(mixer(text, 1), images(2, 9, 17, 8))
 
 
-@pytest.mark.parametrize("family", slow_after(2, FAMILIES))
+@pytest.mark.parametrize("family", slow_after(1, FAMILIES))
 def test_backbones_compile_bit_equal(family):
-    check(short(family), images(2, 3, 40, 56), "aot_eager")
+    check_bits(short(family), images(2, 3, 40, 56))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whole_backbones_compile_bit_equal(family):
-    check(create(family), images(2, 3, 40, 56), "aot_eager")
+    check_bits(create(family), images(2, 3, 40, 56))
 
 
 QUICK = ("full-0",)
@@ -257,12 +270,14 @@ def check_export(model: nn.Module, shape: tuple[int, ...], batches=BATCHES) -> N
     plain path, of which an exported program is made: it runs without us."""
     x = images(2, *shape)
     static = torch.export.export(model, (x,)).module()
-    assert torch.equal(static(x), model(x))
+    tiled = any(isinstance(part, TiledAttention) for part in model.modules())  # other tiles
+    limit = 1e-6 if tiled else 0
+    assert error(static(x), wanted := model(x)) <= limit * wanted.abs().max()
     batch = torch.export.Dim("batch", min=1, max=64)
     dynamic = torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module()
     for n in batches:
         x = images(n, *shape, seed=n)
-        assert torch.equal(dynamic(x), model(x)), n
+        assert error(dynamic(x), wanted := model(x)) <= limit * wanted.abs().max(), n
 
 
 @pytest.mark.parametrize(("name", "index"), MIXERS)
@@ -270,7 +285,7 @@ def test_mixers_export(name, index):
     check_export(mixer(name, index), (9, 17, 8))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_after(4, FAMILIES))
 def test_backbones_export(family):
     check_export(short(family), (3, 40, 56))
 
@@ -299,8 +314,8 @@ def check_any_size(model: nn.Module, channels, sizes, least: int, axes: tuple[in
             x = images(*shape(b, *size), seed=b)
             wanted = model(x)
             # a graph's LePE reads its images in another layout, so its nine products are summed
-            # in another order: 9 float32 roundings are 5e-7
-            lepe = any(isinstance(part, LePE) for part in model.modules())
+            # in another order: 9 float32 roundings are 5e-7; its tiles have other sides
+            lepe = any(isinstance(part, (LePE, TiledAttention)) for part in model.modules())
             limit = 1e-6 if lepe or hides_nothing(model, size) else 0
             assert error(run(x), wanted) <= limit * wanted.abs().max(), (b, size)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
+import torch
 from hypothesis import given, settings
 from specs import BUILT_IN, draw_mixer, draw_spec
 
@@ -807,3 +808,25 @@ def test_one_budget_is_given(argv, capsys):
     for wrong in ({}, {"macs": 1, "params": 1}):
         with pytest.raises(SpecError, match="one budget"):
             fit.fit(variants.get("swin_t").spec, **wrong)
+
+
+@pytest.mark.parametrize("text", [
+    "1=neighbourhood:kernel=7/3=sra:ratio=2+window",
+    "1=halo:block=4,radius=2/2=deformable:kernel=3/3=axial_deeplab:span=14+pale:size=2",
+])  # fmt: skip
+def test_hybrids_of_old_and_new_learn(text):
+    """Twenty steps on eight images: the loss falls to less than half."""
+    torch.manual_seed(0)
+    dims = "/".join(f"{i}.dim={8 * i}/{i}.heads=2" for i in (1, 2, 3, 4))
+    model = backbones.create(f"swin_t/{dims}/{text}/num_classes=4/img_size=64")
+    x = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(8) % 4
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(20):
+        loss = torch.nn.functional.cross_entropy(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] / 2, losses

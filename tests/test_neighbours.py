@@ -52,6 +52,23 @@ def test_sliding_is_its_definition(h, w, gh, gw):
         assert error(mixer(x), naive(mixer, x)) < 1e-12
 
 
+@torch.no_grad()
+def test_sliding_is_a_block_of_one_with_a_halo():
+    """Whose borders hide what is off the map; those of `neighbourhood` move inward instead."""
+    sliding, x = made("sliding:size=3"), images(2, 6, 7, 8).double()
+    halo = made("halo:block=1,radius=1,position=bias,mask_padding=true")
+    halo.load_state_dict({**halo.state_dict(), **{
+        name: p for name, p in sliding.state_dict().items() if name != "table"
+    }})  # fmt: skip
+    steps = halo.branch.bias.table.unflatten(0, (5, 5))  # by query - key, as far as 2
+    steps[1:4, 1:4] = sliding.table.unflatten(0, (3, 3)).flip(0, 1)  # by key - query
+    assert error(halo(x), sliding(x)) < 1e-12
+    near = made("neighbourhood:kernel=3")
+    near.load_state_dict(halo.state_dict())
+    assert error(near(x)[:, 1:-1, 1:-1], halo(x)[:, 1:-1, 1:-1]) < 1e-12
+    assert error(near(x), halo(x)) > 1e-3
+
+
 def test_another_neighbourhood_is_another_answer():
     """Negative controls: a step to the side, and zeros off the map that are keys."""
     mixer, x = made("sliding:size=3"), images(1, 6, 6, 8).double()

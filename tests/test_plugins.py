@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import strategies
 
 ROOT = Path(__file__).resolve().parent.parent
 MIXER = """
@@ -52,7 +53,7 @@ def listed(folder: Path) -> tuple[dict[str, str], str]:
     return {row["mixer"]: row["source"] for row in json.loads(done.stdout)["rows"]}, done.stderr
 
 
-BUILT_IN = {"window", "cosine", "axial", "cross", "pale", "shuffle", "token_mlp", "full"}
+BUILT_IN = set(strategies.BUILT_IN)
 
 
 def test_an_installed_mixer_is_one_like_any_other(tmp_path):

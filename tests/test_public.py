@@ -109,7 +109,7 @@ def test_a_mixers_options_give_its_source(mixer, config, source):
 @pytest.mark.parametrize(("module", "name"), NAMES)
 def test_its_example_runs(module, name, monkeypatch):
     for mixer in BUILT_IN:
-        importlib.import_module(f"attention.mixers.{mixer}")  # a class registers once a process
+        registry.class_of(registry.config_class(mixer))  # a class registers once a process
     for table in ("_configs", "_classes", "_sources"):  # an example may register a mixer
         monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
     thing = getattr(importlib.import_module(module), name)

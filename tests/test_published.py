@@ -76,6 +76,7 @@ def test_second_hand_is_said_in_the_source():
     assert others == {
         *((f"cswin_{size}", "Mask R-CNN", "1x") for size in "tsb"),
         *((f"swin_{size}", "Semantic FPN", "80k") for size in "tsb"),
+        *((f"dat_{size}", "classification", "") for size in "tsb"),
     }
 
 

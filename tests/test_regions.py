@@ -79,8 +79,8 @@ def test_hidden_pads_come_last_and_alone():
 
 def test_every_softmax_mixer_has_a_mask():
     for name in names():
-        if name == "token_mlp":
-            with pytest.raises(SpecError, match="token_mlp: this mixer has no softmax"):
+        if name == "token_mlp" or name in naive.ELSEWHERE:
+            with pytest.raises(SpecError, match=f"{name}: no softmax inside groups"):
                 maps.masks(make_config(name), (9, 9))
             continue
         for found in maps.masks(make_config(name), (9, 10)):
@@ -99,8 +99,11 @@ def chain(name, depth):
 
 MIXERS = [
     "window:size=3", "window:size=2x3,mask_padding=true", "cosine:size=3", "shuffle:size=3",
+    "shuffle:size=2,interval=2,mask_padding=true",
     "axial", "axial:order=sequential", "cross:size=2", "pale:size=2", "pale:size=3,position=lepe",
-    "token_mlp:size=3", "full", "window:size=3,shift=false",
+    "token_mlp:size=3", "full", "window:size=3,shift=false", "sra:ratio=2",
+    "sra:ratio=4x3,remainder=pad", "sra:pool=2", "axial_deeplab:span=3", "axial_deeplab",
+    "neighbourhood:kernel=3", "neighbourhood:kernel=3,dilation=2", "halo:block=3,radius=1",
 ]  # fmt: skip
 
 
@@ -120,7 +123,7 @@ def test_footprint_is_the_support_of_the_gradient(name, blocks):
 
 
 def test_mixers_of_the_footprint_tests_are_all_there_are():
-    assert {name.partition(":")[0] for name in MIXERS} >= set(names()) - {"pool"}
+    assert {name.partition(":")[0] for name in MIXERS} >= set(names()) - {"pool", *naive.SAMPLED}
 
 
 def test_shares_are_of_what_is_seen_by_then():
@@ -144,16 +147,41 @@ def test_a_block_reads_its_own_token(cpe):
     assert torch.equal(seen, wanted)
 
 
+@pytest.mark.parametrize("side", [0, 3, 5])
+def test_a_local_convolution_reads_around_what_its_mixer_reads(side):
+    """By the gradient of a block, windows of 2x2 and a kernel on top of them."""
+    spec = backbones.parse(tiny.notation("swin", "1=window:size=2", f"local={side}"))
+    block = tiny.randomise(backbones.create(spec)).double().stages[0].blocks[0]
+    steps = footprint.block_steps(block.mixer, spec, (8, 8))
+    x = torch.randn(1, 8, 8, 8, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(block(x)[0, 3, 2].sum(), x)
+    seen = footprint.footprint(steps, (3, 2))
+    assert torch.equal(grad[0].abs().amax(-1) > 0, seen)
+    assert int(seen.sum()) == {0: 4, 3: 16, 5: 36}[side]
+    assert [step.block for step in steps if step.block] == [1]  # the last ends the block
+
+
+def smooth(model):
+    """The model with GELU for ReLU6, whose gradient is 0 where it does not depend on its input."""
+    for part in model.modules():
+        for name, child in part.named_children():
+            if isinstance(child, torch.nn.ReLU6):
+                setattr(part, name, torch.nn.GELU())
+    return model
+
+
 @pytest.mark.parametrize("edit", [
     "stem=patch", "stem=overlap", "stem=overlap_same", "downsample=merge", "downsample=conv_norm",
+    "downsample=norm_conv", "downsample=patch_norm", "stem=conv_relu6", "stem=cross_scale",
+    "downsample=cross_scale",
+    "stem=conv_bn", "stem=conv_bn_even", "downsample=mbconv", "downsample=mbconv_even",
 ])  # fmt: skip
 def test_what_a_convolution_reads_is_what_its_gradient_reaches(edit):
     """Of every token, at the edges too: odd maps are padded at the bottom and right."""
-    model = tiny.create("swin", edit, "patch_size=3")
+    p = 4 if edit.endswith(("conv_relu6", "m=cross_scale", "mbconv", "mbconv_even")) else 3
+    model = smooth(tiny.create("swin", edit, f"patch_size={p}"))
     stem = edit.startswith("stem")
-    layer, channels, stride = (
-        (model.stem, 3, 3) if stem else (model.stages[1].downsample, 8, 2)
-    )
+    layer, channels, stride = (model.stem, 3, p) if stem else (model.stages[1].downsample, 8, 2)
     before = (7, 8) if stem else (5, 6)
     after = tuple(-(-side // stride) for side in before)
     step = footprint.conv_step(layer, before, after, 0)
@@ -183,13 +211,19 @@ def test_first_seen_nests():
     assert 0 in footprint.first_seen(steps, (0, 0), [1, 2])
 
 
-@pytest.mark.parametrize("family", ["swin", "cswin", "pale", "hybrid"])
-@pytest.mark.parametrize("position", ["none", "cpe"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "swin", "cswin", "pale", "hybrid", "shuffletransformer", "crossformer", "maxvit", "pvt",
+        "twins",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("position", ["none", "cpe", "cpe_once"])
 def test_a_backbones_footprint_is_its_gradient(family, position):
     """From the pixels through stem, stages and downsampling; and erf is 0 outside."""
     small = ["1=window:size=3"] if family == "swin" else []
     spec = backbones.parse(tiny.notation(family, *small, f"position={position}", "img_size=48x40"))
-    model = tiny.randomise(backbones.create(spec)).double().eval()
+    model = smooth(tiny.randomise(backbones.create(spec))).double().eval()
     steps = footprint.backbone_steps(spec)
     for stage, (h, w) in enumerate(spec.grids((48, 40)), start=1):
         x = torch.randn(1, 3, 48, 40, dtype=torch.float64)
@@ -225,7 +259,8 @@ def brute(stage, grid):
 @pytest.mark.parametrize(
     "pattern",
     ["window:size=3", "window:size=3,shift=false", "token_mlp:size=3", "shuffle:size=3", "axial",
-     "cross:size=2", "pale:size=2", "full", "window:size=3+axial"],
+     "cross:size=2", "pale:size=2", "full", "window:size=3+axial", "sra:ratio=2",
+     "window:size=3+sra:ratio=4"],
 )  # fmt: skip
 @pytest.mark.parametrize("grid", [(9, 9), (7, 10)])
 def test_blocks_to_see_all_is_brute_force(pattern, grid):
@@ -496,7 +531,7 @@ def test_reach_is_a_table_csv_or_json(capsys):
         (["footprint", "--mixers", "full", "--backbone", "swin_t"], "choose one"),
         (["footprint", "--mixers", "full", "--grid", "5", "--query", "5,0"], "outside the 5x5 map"),
         (["reach", "--backbone", "swin_t", "--img-size", "1024"], "choose a smaller --img-size"),
-        (["masks", "--mixer", "token_mlp"], "no softmax"),
+        (["masks", "--mixer", "token_mlp"], "no softmax inside groups"),
         (["masks", "--branch", "2"], "--branch 2"),
         (["masks", "--out", "picture.bmp"], "expected a name ending in .png"),
         (["masks", "--out", "no/such/folder.png"], "No such file or directory"),

@@ -1,7 +1,6 @@
 """Names, options and their errors: what is written is what is built, or one line says why not."""
 
 import dataclasses
-import importlib
 import random
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from transom import fields
 def scratch(monkeypatch):
     """A registry that forgets what a test adds, and nothing else."""
     for name in BUILT_IN:
-        importlib.import_module(f"attention.mixers.{name}")  # a class registers once a process
+        registry.class_of(registry.config_class(name))  # a class registers once a process
     for table in ("_configs", "_classes", "_sources"):
         monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
 
@@ -47,7 +46,7 @@ def test_every_built_in_mixer_has_a_definition_and_a_source():
         assert registry.source_of(name)
         mixer = attention.create(name, dim=8, heads=2)
         assert isinstance(mixer, attention.TokenMixer)
-        naive.layers(mixer, 4, 4)
+        assert naive.pairs(mixer, 4, 4).any()
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -366,3 +365,13 @@ print("torch" in sys.modules)
 def test_unknown_attribute():
     with pytest.raises(AttributeError, match="no attribute 'Widnow'"):
         attention.Widnow  # noqa: B018
+
+
+def test_windows_at_an_interval_shrink_as_the_authors_have_it():
+    """CrossFormer: one plain window on a map that is no larger; Shuffle's code has no such rule."""
+    long = attention.parse("shuffle:size=7,interval=4")
+    assert str(long.shrink(7, 9, "shrink_both")) == "shuffle:interval=1"
+    assert str(long.shrink(5, 9, "shrink_both")) == "shuffle:size=5,interval=1"
+    assert long.shrink(8, 9, "shrink_both") == long == long.shrink(5, 5, "shrink_axis")
+    plain = attention.parse("shuffle:size=7")
+    assert plain.shrink(5, 5, "shrink_both") == plain

@@ -18,6 +18,7 @@ from specs import draw_spec
 import backbones
 from backbones.specs import variants
 from backbones.specs.spec import BackboneSpec, SpecError, StageSpec
+from transom.fields import write
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,8 +67,7 @@ def test_every_field_can_be_an_edit(seed):
     for field in dataclasses.fields(BackboneSpec):
         if field.name not in ("name", "stages"):
             value = getattr(spec, field.name)
-            text = "x".join(map(str, value)) if isinstance(value, tuple) else value
-            edits.append(f"{field.name}={text}")
+            edits.append(f"{field.name}={write(value)}")
     rng.shuffle(edits)
     text = "/".join(["cswin_t", *edits])
     assert backbones.parse(text) == dataclasses.replace(spec, name=text)
@@ -179,7 +179,7 @@ def refused(what) -> str:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("swim_t", ["'swim_t'", "did you mean 'swin_t'", "cswin_b_384"]),
+        ("swim_t", ["'swim_t'", "did you mean 'swin_t'", "swin_b_384", " in all)"]),
         ("swin_t/3=pal:size=7", ["stage 3", "'pal'", "did you mean 'pale'", "token_mlp"]),
         ("swin_t/3=pale:sise=7", ["stage 3", "pale", "'sise'", "did you mean 'size'"]),
         ("swin_t/3=pale:size=0", ["stage 3", "size='0'", "7 or 7x14", "from 1"]),

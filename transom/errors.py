@@ -31,6 +31,7 @@ class SpecError(ValueError):
 
 
 LONGEST_WORD = 64  # no name is longer, and comparing longer ones takes long
+LONGEST_LIST, SHOWN = 600, 12  # characters of all known names, beyond which some are shown
 
 
 def one_line(text: str) -> str:
@@ -107,6 +108,9 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
         "; did you mean 'pale'? (one of: pale, cross)"
     """
     allowed = list(allowed)
+    known = ", ".join(allowed)
+    if len(known) > LONGEST_LIST:
+        known = f"{', '.join(allowed[:SHOWN])}, ... {len(allowed)} in all"
     close = difflib.get_close_matches(word[:LONGEST_WORD], allowed, n=1, cutoff=0.6)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"{hint} (one of: {', '.join(allowed)})"
+    return f"{hint} (one of: {known})"

@@ -65,6 +65,8 @@ def _against(
             break
         found |= influence(module, more, queries)
     illegal, missing = found & ~stated, stated & ~found
+    if getattr(getattr(region, "__self__", None), "data_dependent", False):
+        missing.fill_(False)  # the region is all that any data may reach
     if not (illegal.any() or missing.any()):
         return None
     worst = int((illegal.flatten(1).sum(1) * h * w + missing.flatten(1).sum(1)).argmax())
@@ -128,6 +130,8 @@ def large_numbers(subject: Subject) -> Result:
     Tokens outside the influence set are 0 once and 16 times the others once; a mask of -100 lets
     their share of the softmax through.
     """
+    if getattr(subject.module, "data_dependent", False):
+        return Result(SKIPPED, "which tokens are hidden depends on the data")
     config = getattr(subject.module, "config", None)
     penalty = getattr(config, "mask_value", None)
     worst = 0.0

@@ -52,7 +52,8 @@ def any_size(subject: Subject) -> Result:
 
 SUMMED = 1e-5  # of the largest value, in float32: kernels differ in the order of their sums
 # A constant added to every key shifts all logits of a row alike, which the softmax ignores.
-KEY_BIAS = re.compile(r"(^|[._])k(ey)?(_proj)?[._](.*\.)?bias$")
+# a constant that is added to all scores of a query cancels in the softmax
+KEY_BIAS = re.compile(r"(^|[._])(k(ey)?(_proj)?[._](.*\.)?|norm_scores\.|bias\.layers\.9\.)bias$")
 
 
 def gradients(subject: Subject) -> Result:

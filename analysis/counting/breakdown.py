@@ -39,7 +39,7 @@ def by_stage(
             "grid": f"{h}x{w}", "dim": stage.dim, "depth": stage.depth, "heads": stage.heads,
             "mixers": stage.pattern(),
         }  # fmt: skip
-    rows.append(_row("head", ["norm", "head"], parts, tally, params))
+    rows.append(_row("head", ["norm", "pre_head", "head"], parts, tally, params))
     rows.append(_row("total", [""], parts, tally, params))
     return rows
 
@@ -104,7 +104,7 @@ def by_module(model: nn.Module, tally: Tally) -> list[dict[str, Any]]:
             "norm_elements": tally.norms[name],
         }
         for name, module in model.named_modules()
-        if name in tally.shapes or params[name]
+        if (name in tally.shapes or params[name]) and not isinstance(module, nn.Identity)
     ]  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def differing_module(
     model: HierarchicalBackbone, parts: list[Macs] | None, tallies: list[Tally]
 ) -> str:
     """The first module whose counts differ although the totals agree."""
-    for name in ("stem", *(f"stages.{i}" for i in range(len(model.stages))), "head"):
+    for name in ("stem", *(f"stages.{i}" for i in range(len(model.stages))), "pre_head", "head"):
         counts = {tally.macs[name] for tally in tallies}
         if parts is not None:
             counts.add(sum(part.macs for part in parts if _inside(part.module, [name])))

@@ -133,7 +133,7 @@ def count(
         padding_macs=None if parts is None else sum(part.padding for part in parts),
         uncounted=tuple(sorted(uncounted)),
         agree=agree,
-        note="; ".join(filter(None, (no_formula, skipped, difference))),
+        note="; ".join(filter(None, (no_formula, skipped, difference, _sampling(torch_tally)))),
         stages=breakdown.by_child(model, torch_tally) if backbone is None
         else breakdown.by_stage(backbone, parts, torch_tally, (h, w)),
         blocks=breakdown.by_block(model, parts if backbone else None, torch_tally),
@@ -188,6 +188,12 @@ def _over_budget(model: nn.Module, budget: Budget, torch_tally: Tally) -> str:
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     refused = budget.refuses(weights, torch_tally)
     return f"fvcore skipped: {refused}" if refused else ""
+
+
+def _sampling(torch_tally: Tally) -> str:
+    """A note on interpolations at computed places, whose 4 multiply-adds a value count 0."""
+    names = ", ".join(torch_tally.sampling)
+    return f"samples are interpolated, which is no product and counts 0: {names}" if names else ""
 
 
 def _agreement(

@@ -35,6 +35,7 @@ class Tally:
     norms: Counter[str] = field(default_factory=Counter)  # elements, by module
     operators: Counter[str] = field(default_factory=Counter)  # MACs by operator
     uncounted: tuple[str, ...] = ()
+    sampling: tuple[str, ...] = ()  # interpolations at computed places, which count 0
     peak_bytes: int = 0  # most memory of activations that are alive together
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the first output
     activations: int = 0  # elements that convolutions, linear layers and matrix products write
@@ -109,6 +110,7 @@ class _Observer(TorchDispatchMode):
     def __init__(self, inputs: list[Tensor]) -> None:
         super().__init__()
         self.unknown: set[str] = set()
+        self.sampling: set[str] = set()
         self.peak = self.now = self.activations = self.foretold = 0
         self.live: dict[int, tuple[StorageWeakRef, int]] = {}
         self.known = {t.untyped_storage()._cdata for t in inputs}
@@ -118,6 +120,8 @@ class _Observer(TorchDispatchMode):
         namespace, name = func._schema.name.split("::")
         if namespace not in ("aten", "prim", "prims") or name in _UNKNOWN_PRODUCTS:
             self.unknown.add(f"{namespace}::{name}")
+        if name.startswith("grid_sampler"):
+            self.sampling.add(f"{namespace}::{name}")
         for key, (ref, size) in list(self.live.items()):
             if ref.expired():
                 self.now -= size
@@ -199,6 +203,7 @@ def on_meta(model: nn.Module, shape: tuple[int, ...]) -> Tally:
             model(x)
     tally = Tally(
         uncounted=tuple(sorted(observer.unknown)),
+        sampling=tuple(sorted(observer.sampling)),
         peak_bytes=observer.peak,
         shapes=shapes,
         activations=observer.activations,

@@ -46,7 +46,9 @@ def _window(config, h: int, w: int, c: int, index: int) -> Formula:
 
 
 def _shuffle(config, h: int, w: int, c: int, index: int) -> Formula:
-    return _window(config, h, w, c, index)._replace(source="derived")
+    run = config.interval if config.interval and index % 2 else 1  # windows that a group spans
+    divides = h % (run * config.size[0]) == 0 and w % (run * config.size[1]) == 0
+    return Formula(w_msa(h, w, c, config.size), "derived", divides)
 
 
 def _full(config, h: int, w: int, c: int, index: int) -> Formula:
@@ -56,6 +58,23 @@ def _full(config, h: int, w: int, c: int, index: int) -> Formula:
 def _axial(config, h: int, w: int, c: int, index: int) -> Formula:
     layers = 1 if config.order == "parallel" else 2
     return Formula(layers * (4 * h * w * c**2 + h * w * c * (h + w)), "derived", True)
+
+
+def _axial_deeplab(config, h: int, w: int, c: int, index: int) -> Formula:
+    """A layer along an axis of n tokens: 2 hw C^2 + 3.5 hw n C, without its position terms 2.5."""
+    lengths = {"both": (h, w), "height": (h,), "width": (w,)}[config.along]
+    macs = sum(2 * h * w * c * c + 5 * h * w * n * c // 2 for n in lengths)
+    return Formula(macs, "derived", True)
+
+
+def _deformable(config, h: int, w: int, c: int, index: int) -> Formula:
+    """2 hw C^2 + 2 n C^2 + n C (k^2 + 2) + 2 hw n C for n sampled points."""
+    pad = config.kernel // 2 if config.kernel != config.stride else 0
+    n = 1
+    for side in (h, w):
+        n *= max(side + 2 * pad - config.kernel, 0) // config.stride + 1
+    macs = 2 * (h * w + n) * c * c + n * c * (config.kernel**2 + 2) + 2 * h * w * n * c
+    return Formula(macs, "derived", True)
 
 
 def _cross(config, h: int, w: int, c: int, index: int) -> Formula:
@@ -80,9 +99,36 @@ def _token_mlp(config, h: int, w: int, c: int, index: int) -> Formula:
     return Formula(config.size[0] * config.size[1] * h * w * c, "ours", divides)
 
 
+def _sra(config, h: int, w: int, c: int, index: int) -> Formula:
+    """Queries and output on all tokens, keys and values on n cells, and the layer that makes them.
+
+    n = hw / R^2 cells, whose layer costs as one of all tokens; none for R = 1.  With a pool of n
+    cells that layer is 1x1.
+    """
+    (rh, rw), pool = config.ratio, config.pool
+    n = pool[0] * pool[1] if pool else (h // rh) * (w // rw)
+    layer = n if pool else n * rh * rw if rh * rw > 1 else 0
+    macs = (2 * h * w + 2 * n + layer) * c**2 + 2 * h * w * n * c
+    return Formula(macs, "derived", pool is not None or h % rh == w % rw == 0)
+
+
+def _neighbourhood(config, h: int, w: int, c: int, index: int) -> Formula:
+    """NAT, section 3: k^2 keys of every query, whatever the dilation; smaller maps are padded."""
+    k, least = config.kernel, config.kernel * config.dilation
+    return Formula(4 * h * w * c**2 + 2 * k**2 * h * w * c, "paper", min(h, w) >= least)
+
+
+def _halo(config, h: int, w: int, c: int, index: int) -> Formula:
+    """HaloNet, section 2.2: the window's keys of every query, without relative positions."""
+    layers, divides = 4 if config.proj else 3, h % config.block == w % config.block == 0
+    return Formula(h * w * c * (layers * c + 2 * config.window**2), "derived", divides)
+
+
 FORMULAS: dict[str, Callable[..., Formula]] = {
     "window": _window, "cosine": _window, "shuffle": _shuffle, "full": _full, "axial": _axial,
-    "cross": _cross, "pale": _pale, "token_mlp": _token_mlp,
+    "axial_deeplab": _axial_deeplab, "deformable": _deformable,
+    "cross": _cross, "pale": _pale, "token_mlp": _token_mlp, "sra": _sra,
+    "neighbourhood": _neighbourhood, "halo": _halo,
 }  # fmt: skip
 
 

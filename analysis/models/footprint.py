@@ -19,7 +19,8 @@ from attention.factory import build
 from backbones.model.backbone import HierarchicalBackbone
 from backbones.model.block import Block
 from backbones.model.stage import Stage
-from backbones.parts.resample import Merge, Resample
+from backbones.parts.mbconv import MBConv, stands_between
+from backbones.parts.resample import Strided, Window, Windows
 from backbones.specs.construct import edit
 from backbones.specs.spec import BackboneSpec, StageSpec
 from transom.errors import SpecError
@@ -37,7 +38,7 @@ class Step(NamedTuple):
     """
 
     stage: int
-    block: int | None  # from 1; None for a stem or downsampling
+    block: int | None  # from 1, if the step ends a block
     before: Grid
     after: Grid
     reads: Callable[[Grid], Tensor]
@@ -47,9 +48,9 @@ class Step(NamedTuple):
 
 
 def mixer_step(
-    mixer: Any, grid: Grid, *, stage: int = 1, block: int = 1, cpe: bool = False
+    mixer: Any, grid: Grid, *, stage: int = 1, block: int | None = 1, cpe: bool = False
 ) -> Step:
-    """The step of a block: its mixer's region, the residual, and the 3x3 kernel of a cpe."""
+    """A block's step up to its mixer: the region, the residual, and the 3x3 kernel of a cpe."""
 
     def reads(query: Grid) -> Tensor:
         try:
@@ -65,21 +66,45 @@ def mixer_step(
 
 
 def conv_step(layer: nn.Module, before: Grid, after: Grid, stage: int) -> Step:
-    """The step of a stem or downsampling: the window of its kernel on the input."""
-    kernel, stride, padding = 2, 2, 0  # of a Merge
-    if isinstance(layer, Resample):
-        conv = layer.conv
-        kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
-    else:
-        assert isinstance(layer, Merge)
+    """The step of a stem or downsampling: the window of its kernel on the input, or all of it."""
+    if isinstance(layer, MBConv):
+        return whole_step(before, after, stage)
+    return window_step(cast("Strided", layer).windows(before), before, after, stage)
+
+
+def whole_step(before: Grid, after: Grid, stage: int) -> Step:
+    """A step that reads the entire map, as the gates of an inverted bottleneck do."""
+    return Step(stage, None, before, after, lambda query: torch.ones(before, dtype=torch.bool))
+
+
+def window_step(
+    windows: Windows, before: Grid, after: Grid, stage: int, block: int | None = None
+) -> Step:
+    """The step of a convolution, or of several that read this window; windows: of both axes."""
+    kernel, stride = windows[0][:2]
 
     def reads(query: Grid) -> Tensor:
         seen = torch.zeros(before, dtype=torch.bool)
-        top, left = (stride * i - padding for i in query)
+        top, left = (stride * i - axis.padding for i, axis in zip(query, windows, strict=True))
         seen[max(top, 0) : top + kernel, max(left, 0) : left + kernel] = True
         return seen
 
-    return Step(stage, None, before, after, reads)
+    return Step(stage, block, before, after, reads)
+
+
+def block_steps(
+    mixer: Any, spec: BackboneSpec, grid: Grid, *, stage: int = 1, block: int = 1
+) -> list[Step]:
+    """The steps of a block of a spec: its mixer, and the convolutions that it has beside it."""
+    after = spec.position == "cpe_once" and block == 1
+    sides = [spec.local, 3 * ("conv" in spec.mlp), 3 * after]
+    sides = [side for side in sides if side]
+    steps = [whole_step(grid, grid, stage)] if stands_between(spec, block - 1) else []
+    steps.append(mixer_step(mixer, grid, stage=stage, block=None, cpe=spec.position == "cpe"))
+    for side in sides:
+        windows = (Window(side, 1, side // 2),) * 2
+        steps.append(window_step(windows, grid, grid, stage))
+    return [*steps[:-1], steps[-1]._replace(block=block)]  # it ends with the last
 
 
 def pattern_steps(mixers: Sequence[MixerConfig], blocks: int, grid: Grid) -> list[Step]:
@@ -96,14 +121,15 @@ def backbone_steps(spec: BackboneSpec, img_size: Grid | None = None) -> list[Ste
     with torch.device("meta"):
         model = HierarchicalBackbone(edit(spec, spec.name, img_size=size))
     grids = spec.grids(size)
-    steps = [conv_step(model.stem, size, grids[0], 0)]
+    before = spec.stem_grid(size)
+    steps = [conv_step(model.stem, size, before, 0)]
     for number, stage in enumerate(cast("list[Stage]", model.stages), start=1):
         grid = grids[number - 1]
-        if number > 1:
-            steps.append(conv_step(stage.downsample, grids[number - 2], grid, number))
+        if not isinstance(stage.downsample, nn.Identity):
+            steps.append(conv_step(stage.downsample, before, grid, number))
+        before = grid
         for i, block in enumerate(cast("list[Block]", stage.blocks), start=1):
-            cpe = block.cpe is not None
-            steps.append(mixer_step(block.mixer, grid, stage=number, block=i, cpe=cpe))
+            steps += block_steps(block.mixer, spec, grid, stage=number, block=i)
     return steps
 
 
@@ -166,14 +192,22 @@ def seen_shares(seen: np.ndarray, tokens: int) -> np.ndarray:
     return BITS[seen].sum(axis=1) / tokens
 
 
-def blocks_to_see_all(stage: StageSpec, grid: Grid, cpe: bool = False) -> int | None:
+def blocks_to_see_all(
+    stage: StageSpec, grid: Grid, spec: BackboneSpec | None = None
+) -> int | None:
     """Blocks until every token of a map has seen all of it, with the stage's pattern repeated
-    beyond its depth; None if two rounds of even and odd blocks add nothing."""
+    beyond its depth; None if two rounds of even and odd blocks add nothing.
+
+    spec: of the backbone, whose blocks may have convolutions beside their mixers.
+    """
+    spec = spec or BackboneSpec(stages=(stage, stage))
     seen, unchanged = identity_sets(grid), 0
     for n, (config, index) in enumerate(_endless(stage), start=1):
         with torch.device("meta"):
             mixer = build(config, dim=stage.dim, heads=stage.heads, index=index)
-        seen_next = propagated(mixer_step(mixer, grid, cpe=cpe), seen)
+        seen_next = seen
+        for step in block_steps(mixer, spec, grid, block=n):
+            seen_next = propagated(step, seen_next)
         if seen_shares(seen_next, grid[0] * grid[1]).min() == 1:
             return n
         unchanged = unchanged + 1 if np.array_equal(seen_next, seen) else 0
@@ -207,7 +241,8 @@ def reach(spec: BackboneSpec, img_size: Grid | None = None) -> list[dict[str, An
             f"{h}x{w} patches are too many pairs; at most {MOST_TOKENS:,} patches: "
             "choose a smaller --img-size"
         )
-    steps = backbone_steps(spec, size)[1:]  # patches on: the stem only says how large they are
+    steps = backbone_steps(spec, size)  # patches on: the stem only says how large they are
+    steps = steps[2 if spec.first_downsample else 1 :]
     seen, done, image_seen_after = identity_sets((h, w)), 0, None
     rows = []
     for number, (stage, grid) in enumerate(zip(spec.stages, grids, strict=True), start=1):
@@ -217,7 +252,7 @@ def reach(spec: BackboneSpec, img_size: Grid | None = None) -> list[dict[str, An
             if image_seen_after is None and seen_shares(seen, h * w).min() == 1:
                 image_seen_after = done
         image = 100 * seen_shares(seen, h * w)
-        needs = blocks_to_see_all(stage, grid, spec.position == "cpe")
+        needs = blocks_to_see_all(stage, grid, spec)
         rows.append({
             "stage": number, "grid": f"{grid[0]}x{grid[1]}", "mixers": stage.pattern(),
             "blocks": stage.depth, "blocks_to_see_its_map": needs,

@@ -82,7 +82,8 @@ def calls_of(model: nn.Module, x: Tensor, stage: int, block: int) -> list[Call]:
     with torch.no_grad(), record_attention(mixer) as calls:
         cast("Any", model).features(x)
     if not calls:
-        raise SpecError(f"stage {stage}, block {block}: {mixer.config} computes no softmax")
+        place = f"stage {stage}, block {block}"
+        raise SpecError(f"{place}: {mixer.config} computes no softmax inside groups")
     return calls
 
 
@@ -114,7 +115,7 @@ def masks(config: MixerConfig, grid: Grid, index: int = 1) -> list[Masks]:
     with torch.no_grad(), record_attention(mixer) as calls:
         mixer(torch.zeros(1, *grid, 8))
     if not calls:
-        raise SpecError(f"{config}: this mixer has no softmax attention, and so no mask")
+        raise SpecError(f"{config}: no softmax inside groups of tokens, and so no mask")
     return [_masks(call) for call in calls]
 
 

@@ -207,7 +207,8 @@ def backbone(name: str, dense: bool) -> HierarchicalBackbone:
     with torch.device("meta"):
         if not dense:
             return create(spec)
-        return create(spec, num_classes=0, final_norm=False, out_norms=spec.final_norm)
+        body = {"num_classes": 0, "head": "linear", "final_norm": False}
+        return create(spec, **body, out_norms=spec.final_norm)
 
 
 def norm_elements(model: HierarchicalBackbone, h: int, w: int) -> Norms:

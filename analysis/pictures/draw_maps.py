@@ -166,7 +166,7 @@ def draw_masks(found: Masks, heading: str) -> Figure:
         bare(axes)
         axes.set_title(words)
         _regions(axes, ids, wrapped_from, pad)
-        if not (back or groups.rows.interlaced or groups.cols.interlaced):
+        if not back and groups.rows.interval == groups.cols.interval == 1:
             for lines, size, step in ((axes.axhline, h, groups.extent[0]),
                                       (axes.axvline, w, groups.extent[1])):  # fmt: skip
                 for at in range(0, size + 1, step):

@@ -48,10 +48,10 @@ class MaskedImages(nn.Module):
         super().__init__()
         spec = encoder.spec
         self.encoder = encoder
-        self.scale = cell // spec.patch_size  # tokens a side of a cell
+        self.scale = cell // spec.stem_stride  # tokens of the stem's map a side of a cell
         self.in_chans = spec.in_channels
         self.stride = spec.patch_size * 2 ** (len(spec.stages) - 1)
-        self.mask_token = nn.Parameter(torch.empty(spec.stages[0].dim))
+        self.mask_token = nn.Parameter(torch.empty(spec.stem_width))
         nn.init.trunc_normal_(self.mask_token, std=TOKEN_STD, generator=stream(seed, "mask token"))
         self.decoder = nn.Conv2d(spec.stages[-1].dim, self.stride**2 * self.in_chans, 1)
         bound = spec.stages[-1].dim ** -0.5  # as torch draws a convolution
