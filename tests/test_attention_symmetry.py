@@ -11,7 +11,7 @@ from strategies import BUILT_IN, SOFTMAX, Case, draw_config, fields_of
 
 import attention
 
-COUNT = 35
+COUNT = 20
 GROUPED = [name for name in BUILT_IN if name not in naive.ELSEWHERE]  # queries and keys alike
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from strategies import draw_case
-from tiny import FAMILIES, create, error, images, notation, randomise
+from tiny import FAMILIES, SOME, create, error, images, notation, randomise
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import prune
@@ -53,7 +53,7 @@ def names_of(model, x):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", LIMITS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME)
 def test_parts_are_the_reference(family, dtype, smallest):
     """Within what the reference itself is from float64, if that is more."""
     model = create(family, in_channels=3).to(dtype)
@@ -232,7 +232,7 @@ WRITES = {
 
 
 @pytest.mark.parametrize("how", WRITES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME)
 def test_every_write_is_answered(family, how, smallest):
     """Nothing made from weights or buffers outlives a forward: after any write the answer is that
     of a model that was built with the new numbers."""
@@ -422,7 +422,7 @@ def products_of(model):
     return [name for name, p in model.named_parameters() if p.ndim > 1 and id(p) not in held]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME)
 def test_every_product_is_a_layer_that_is_called(family):
     """Counters, adapters and quantisers look for nn.Linear and nn.Conv2d and hook their calls; a
     table of biases, logit scales and Swin-MLP's token matrices are no layers."""
@@ -468,7 +468,7 @@ def test_an_adapter_on_queries_keys_and_values_learns(family):
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME)
 def test_dynamic_quantisation_reaches_every_layer(family):
     if not {"fbgemm", "x86", "qnnpack", "onednn"} & set(torch.backends.quantized.supported_engines):
         pytest.skip("torch was built without quantised products")

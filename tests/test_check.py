@@ -69,7 +69,9 @@ def test_built_in_mixers_compile_and_export(name):
         assert failures(subjects.mixer(mixer, 16), ["compile", "export"]) == {}
 
 
-@pytest.mark.parametrize("text", HYBRIDS)
+@pytest.mark.parametrize(
+    "text", [pytest.param(t, marks=[pytest.mark.slow] * (i % 2)) for i, t in enumerate(HYBRIDS)]
+)
 def test_options_pass(text):
     for index in (0, 1):
         mixer = attention.create(text, dim=16, heads=2, index=index)

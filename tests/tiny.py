@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +43,12 @@ FAMILIES = {
     "4=window:size=2,shift=false,position=none+sra:pool=2",
     "hybrid": "swin_t/1=window:size=4+axial/2=cross:size=2/3=pale:size=3/4=cosine:size=2",
 }
+
+
+LATER = ("axial", "shuffle", "full", "twins", "shuffletransformer")
+SOME = [  # families whose parts the fast tier has not seen in another
+    pytest.param(family, marks=[pytest.mark.slow] * (family in LATER)) for family in FAMILIES
+]
 
 
 def notation(family: str, *edits: str) -> str:
