@@ -22,6 +22,16 @@ def read_count(value: Any) -> int:
     return number
 
 
+def read_count_or_zero(value: Any) -> int:
+    """A whole number from 0.  Raises ValueError with what was expected."""
+    if value in (0, "0") and not isinstance(value, bool):
+        return 0
+    try:
+        return read_count(value)
+    except ValueError as error:
+        raise ValueError(f"0 or {error}") from None
+
+
 def read_size(value: Any) -> tuple[int, int]:
     """(height, width) from ``7``, ``"7"``, ``"7x14"`` or ``(7, 14)``, height first."""
     parts = value.split("x") if isinstance(value, str) else value

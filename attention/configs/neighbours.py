@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attention.configs.softmax import SoftmaxConfig, mask_padding_option
-from transom.fields import choice, option, read_count, read_flag
+from transom.fields import choice, option, read_count, read_count_or_zero, read_flag
 
 
 def _read_odd(value: Any) -> int:
@@ -17,15 +17,6 @@ def _read_odd(value: Any) -> int:
     if number % 2 == 0:
         raise ValueError("an odd number, so that a query is the middle of its window")
     return number
-
-
-def _read_radius(value: Any) -> int:
-    if value in (0, "0") and not isinstance(value, bool):
-        return 0
-    try:
-        return read_count(value)
-    except ValueError as error:
-        raise ValueError(f"0 or {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +43,7 @@ class HaloConfig(SoftmaxConfig):
     """
 
     block: int = option(7, read_count, "side of a block of queries, in tokens")
-    radius: int = option(3, _read_radius, "tokens around a block that its queries see, too")
+    radius: int = option(3, read_count_or_zero, "tokens around a block that its queries see, too")
     position: str = option(
         "relative", choice("none", "bias", "log_cpb", "relative"),
         "relative: learned rows and columns times the query; bias: relative table",

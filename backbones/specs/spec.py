@@ -14,21 +14,13 @@ from transom.fields import (
     option,
     optional,
     read_count,
+    read_count_or_zero,
     read_fields,
     read_flag,
     read_number,
     read_size,
     read_text,
 )
-
-
-def _read_classes(value: Any) -> int:
-    if value in (0, "0") and not isinstance(value, bool):
-        return 0
-    try:
-        return read_count(value)
-    except ValueError as error:
-        raise ValueError(f"0 or {error}") from None
 
 
 def _read_rate(value: Any) -> float:
@@ -213,7 +205,7 @@ class BackboneSpec:
         (224, 224), read_size, "size it is counted at; absolute positions and shrunken windows"
     )
     in_channels: int = option(3, read_count, "channels of the image")
-    num_classes: int = option(1000, _read_classes, "classes of the head; 0: pooled features")
+    num_classes: int = option(1000, read_count_or_zero, "classes of the head; 0: pooled features")
     patch_size: int = option(4, read_count, "stride of the stem")
     stem: str = option(
         "patch", choice(*STEMS),
