@@ -549,3 +549,13 @@ def test_an_executable_says_what_it_is():
     assert len(kinds) > 30
     assert dispatch.TRIED_ON == ("cuda",)
     assert backbones.parse(notation("swin")).name
+
+
+@pytest.mark.parametrize("edit", [
+    "mlp=conv", "local=3", "norm_layer=batch", "norm=res_post", "position=cpe", "layer_scale=0.1",
+    "stage_norms=true", "1.mlp_ratio=2",
+])  # fmt: skip
+def test_another_body_is_another_kind(edit):
+    """The choice for plain MLPs is not taken for stages whose blocks compute something else."""
+    plain, other = (create("swin", *edits).stages[0].signature() for edits in ((), (edit,)))
+    assert plain != other

@@ -19,6 +19,9 @@ from backbones.parts.mbconv import MBConv, make_between
 from backbones.parts.resample import Strided, make_downsample
 from backbones.specs.spec import BackboneSpec, StageSpec
 
+# what the blocks of a stage take from the spec of the backbone
+BODY = ("norm", "norm_layer", "mlp", "local", "layer_scale", "position", "stage_norms")
+
 
 class Stage(Executable):
     """Downsampling (but in most first stages), then blocks: NCHW to NCHW.
@@ -35,6 +38,7 @@ class Stage(Executable):
     ) -> None:
         super().__init__()
         self.spec = stage
+        self.body = " ".join(f"{name}={getattr(spec, name)}" for name in BODY)
         self.downsample: Strided | MBConv | nn.Identity = (
             nn.Identity()
             if inputs is None
@@ -96,7 +100,8 @@ class Stage(Executable):
         spec = self.spec
         mixers = "+".join(map(str, spec.mixers))
         down = type(self.downsample).__name__
-        return f"{down} {spec.depth}x({mixers}) dim={spec.dim} heads={spec.heads}"
+        size = f"dim={spec.dim} hidden={spec.hidden} heads={spec.heads}"
+        return f"{down} {spec.depth}x({mixers}) {size} {self.body}"
 
     def cost(self, h: int, w: int, before: tuple[int, int]) -> list[Macs]:
         """Multiply-adds of every part for one map of h x w tokens.
