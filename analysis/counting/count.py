@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from torch import nn
 
+from analysis.counting import backward as backward_pass
 from analysis.counting import breakdown, counters
-from analysis.counting.counters import Backward, Tally
+from analysis.counting.counters import Tally
 from analysis.counting.report import Report
 from attention.cost import Cost
 from attention.mixer import TokenMixer
@@ -115,9 +116,9 @@ def count(
     tallies = [tally for tally in (torch_tally, fvcore_tally) if tally is not None]
     agree, difference = _agreement(backbone, parts, tallies)
     uncounted = {operator for tally in tallies for operator in tally.uncounted}
-    back: Backward | None = None
+    back: backward_pass.Backward | None = None
     if backward:
-        back = _run(lambda: counters.backward_on_meta(model, shape), failure)
+        back = _run(lambda: backward_pass.on_meta(model, shape), failure)
         uncounted |= {*back.uncounted}
         agree = agree and back.counted == back.foretold and not back.uncounted
     return Report(

@@ -15,7 +15,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,17 +41,8 @@ class Tally:
     activations: int = 0  # elements that convolutions, linear layers and matrix products write
 
 
-class Backward(NamedTuple):
-    """MACs of the backward pass of one image: as its operators are counted, and as the operands of
-    the forward's products that need gradients foretell."""
-
-    counted: int
-    foretold: int
-    uncounted: tuple[str, ...]
-
-
 @contextlib.contextmanager
-def _quiet_eval(model: nn.Module, gradients: bool = False) -> Iterator[None]:
+def quiet_eval(model: nn.Module, gradients: bool = False) -> Iterator[None]:
     """Evaluation mode without warnings; restores every module's mode."""
     modes = {module: module.training for module in model.modules()}
     logging.disable(logging.WARNING)
@@ -75,24 +66,11 @@ _NAMES = """
 """  # not every version of torch has all of them
 _NORMS = frozenset(getattr(_aten, name) for name in _NAMES.split() if hasattr(_aten, name))
 _NORM_COSTS = {norm: lambda x, *args, **kwargs: math.prod(x) for norm in _NORMS}
-_VECTORS = {  # torch's counter has no vector products
+VECTORS = {  # torch's counter has no vector products
     _aten.mv: lambda matrix, vector, **kwargs: 2 * math.prod(matrix),
     _aten.dot: lambda left, right, **kwargs: 2 * math.prod(left),
 }
 
-
-def _convolution_gradients(
-    grad: Any, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any,
-    transposed: bool, out_padding: Any, groups: int, mask: list[bool], **kwargs: Any,
-) -> int:  # fmt: skip
-    """A product of the forward's size for each of the input's and the weight's gradient.
-
-    torch's own rule takes a grouped convolution's for one of all channels.
-    """
-    return 2 * math.prod(x if transposed else grad) * math.prod(weight[1:]) * sum(mask[:2])
-
-
-_GRADIENTS = {_aten.convolution_backward: _convolution_gradients}
 # Products that torch's counter does not know; operators outside aten are always unknown.
 _UNKNOWN = """
     vdot addmv addr ger outer _trilinear _cdist_forward linalg_matmul matrix_exp
@@ -102,7 +80,7 @@ _SUMS = frozenset((_aten.addmm, _aten.baddbmm))
 _UNKNOWN_PRODUCTS = frozenset(_UNKNOWN.split())
 
 
-class _Observer(TorchDispatchMode):
+class Observer(TorchDispatchMode):
     """Records operators that the counter skips, the most memory that is alive together, and the
     MACs that the products foretell for the backward pass: once for every operand that needs a
     gradient, because a gradient of a product is a product of that size."""
@@ -165,7 +143,7 @@ def _shapes(model: nn.Module) -> Iterator[dict[str, tuple[int, ...]]]:
 
 
 @contextlib.contextmanager
-def _without_data(model: nn.Module) -> Iterator[list[Tensor]]:
+def without_data(model: nn.Module) -> Iterator[list[Tensor]]:
     """Replaces every parameter and buffer by a meta tensor, and restores them, shared ones too."""
     meta: dict[int, Tensor] = {}
     replaced = [
@@ -194,11 +172,11 @@ def on_meta(model: nn.Module, shape: tuple[int, ...]) -> Tally:
     """
     # torch imports it inside a first call; up to torch 2.6 that import runs matrix products
     importlib.import_module("torch._dynamo")
-    counter = FlopCounterMode(display=False, custom_mapping=_NORM_COSTS | _VECTORS)
-    with _without_data(model) as state, _quiet_eval(model):
+    counter = FlopCounterMode(display=False, custom_mapping=_NORM_COSTS | VECTORS)
+    with without_data(model) as state, quiet_eval(model):
         dtype = next((t.dtype for t in state if t.is_floating_point()), torch.float32)
         x = torch.empty(shape, device="meta", dtype=dtype)
-        observer = _Observer([x, *state])
+        observer = Observer([x, *state])
         with counter, observer, _shapes(model) as shapes:
             model(x)
     tally = Tally(
@@ -225,31 +203,6 @@ def on_meta(model: nn.Module, shape: tuple[int, ...]) -> Tally:
                 if not name:
                     tally.operators[str(operator).removeprefix("aten.")] += value // 2
     return tally
-
-
-def backward_on_meta(model: nn.Module, shape: tuple[int, ...]) -> Backward:
-    """Counts the backward pass of all trainable parameters; images need no gradient.
-
-    Fused attention is taken apart on the meta device, so that no score is computed twice.
-    shape: as in `on_meta`.
-    """
-    importlib.import_module("torch._dynamo")
-    with _without_data(model) as state, _quiet_eval(model, gradients=True):
-        dtype = next((t.dtype for t in state if t.is_floating_point()), torch.float32)
-        x = torch.empty(shape, device="meta", dtype=dtype)
-        forward = _Observer([x, *state])
-        with forward:
-            out = model(x)
-        outputs = [
-            leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.requires_grad
-        ]
-        counter = FlopCounterMode(display=False, custom_mapping=_GRADIENTS | _VECTORS)
-        backward = _Observer([x, *state])
-        if outputs:
-            with counter, backward:
-                torch.autograd.backward(outputs, [torch.empty_like(leaf) for leaf in outputs])
-    unknown = tuple(sorted(forward.unknown | backward.unknown))
-    return Backward(counter.get_total_flops() // 2, forward.foretold, unknown)
 
 
 # -- fvcore, on a traced forward -------------------------------------------------------------
@@ -312,7 +265,7 @@ def traced(model: nn.Module, shape: tuple[int, ...]) -> Tally:
         torch.zeros(0),
     )
     x = torch.zeros(shape, device=like.device, dtype=like.dtype)
-    with _quiet_eval(real), _slow_multihead(), _tensors_alone(real):
+    with quiet_eval(real), _slow_multihead(), _tensors_alone(real):
         analysis = JitModelAnalysis(real, (x,))
         analysis.clear_op_handles().set_op_handle(**COST_RULES)
         analysis.set_op_handle(**dict.fromkeys(FREE))
