@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,20 +14,32 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """A variant as plain data.
+class Facts:
+    """What is known of a variant beside its spec.
 
-    fields: of `BackboneSpec`, with the stages as dicts of `StageSpec`.  The others are those of
-    `specs.variants.Variant`.
+    params, macs: the exact counts.  source: the paper and the file.  official: name of its config
+    in the authors' repository.  drop_path: rate of the paper's training.  note: what a reader has
+    to know.
     """
 
-    fields: dict[str, Any]
     params: int
     macs: int
     source: str
     official: str | None = None
     drop_path: float | None = None
     note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Facts):
+    """A variant as plain data: the fields of `BackboneSpec`, stages as dicts of `StageSpec`."""
+
+    fields: dict[str, Any]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The fields of `Facts` by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Facts)}
 
 
 class Family:

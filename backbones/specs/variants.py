@@ -11,26 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backbones.families import cswin, dat, maxvit, nat, ours, pale, pvt, shuffle, swin, twins
-from backbones.families.family import Row
+from backbones.families.family import Facts, Row
 from backbones.specs.spec import BackboneSpec, StageSpec
 from transom.errors import SpecError, nearest, one_line
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
-    """A named spec with its exact parameters and MACs, and its source.
-
-    official: name of its config in the authors' repository.  drop_path: rate of the paper's
-    training.
-    """
+class Variant(Facts):
+    """A named spec with its exact parameters and MACs, and its source."""
 
     spec: BackboneSpec
-    params: int
-    macs: int
-    source: str
-    official: str | None = None
-    drop_path: float | None = None
-    note: str = ""
 
     def __post_init__(self) -> None:
         for field in ("params", "macs"):
@@ -51,10 +41,7 @@ ALIASES = {
 
 def _variant(row: Row) -> Variant:
     stages = tuple(StageSpec(**stage) for stage in row.fields["stages"])
-    return Variant(
-        spec=BackboneSpec(**{**row.fields, "stages": stages}), params=row.params, macs=row.macs,
-        source=row.source, official=row.official, drop_path=row.drop_path, note=row.note,
-    )  # fmt: skip
+    return Variant(spec=BackboneSpec(**{**row.fields, "stages": stages}), **row.facts)
 
 
 FAMILIES = (swin, cswin, pale, shuffle, maxvit, pvt, twins, nat, dat, ours)
