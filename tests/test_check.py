@@ -54,7 +54,12 @@ def failures(subject, only=None):
 # -- what is right passes ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+LATER = ("axial", "cosine", "full", "halo", "shuffle")  # whose code the others run, too
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LATER)) for n in BUILT_IN]
+)
 def test_built_in_mixers_pass(name):
     for index in (0, 1):
         mixer = attention.create(name, dim=16, heads=2, index=index)

@@ -35,9 +35,10 @@ def test_every_variant_is_registered_under_a_prefix():
 
 
 def of_any_size(name: str) -> Any:
-    """The large ones, of which each takes seconds, are in the slow tier."""
-    large = {"b", "l"} & set(name.split("_")[2:3])
-    return pytest.param(name, marks=pytest.mark.slow) if large else name
+    """Of a paper's variants the first is a fast test; each takes seconds."""
+    sources = {ours.PREFIX + n: variants.get(n).source for n in variants.names()}
+    later = name in sources and name != next(n for n in sources if sources[n] == sources[name])
+    return pytest.param(name, marks=pytest.mark.slow) if later else name
 
 
 @pytest.mark.parametrize("name", map(of_any_size, NAMES))
