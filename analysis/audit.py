@@ -11,11 +11,13 @@ Conventions.  Swin V2's published FLOPs leave out log-CPB, as the authors' `flop
 are no multiply-adds, but some figures fit better with them: per element, 5 of a layer norm and 2
 of a batch norm in Pale's classification figures (5 and 5 in its dense ones, heads left out) and in
 Swin's dense ones, heads included.  No paper says so: of several ways to count, these were chosen
-by how many figures they meet.  They move a count by less than 0.6%.  All others are plain
-multiply-adds, but for those of Twins (ours and timm's models), which leave out the two products of
-every attention, inside windows too.  Dense rows add the heads of analysis/papers/dense_heads.py.
-second_hand marks what is a transcription of the paper's tables, unconfirmed what is not found where
-it is said to stand.
+by how many figures they meet.  They move a count by less than 0.6%.  ViT's, DeiT's and MLP-Mixer's
+figures are from tools that count 5 of a layer norm, MSG's `flops()` counts 1, and 2 where maps
+merge; the final norm is that of all tokens, where ours norms only the token that it pools.  All
+others are plain multiply-adds, but for those of Twins (ours and timm's models), which leave out
+the two products of every attention, inside windows too.  Dense rows add the heads of
+analysis/papers/dense_heads.py.  second_hand marks what is a transcription of the paper's tables,
+unconfirmed what is not found where it is said to stand.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
   formula  the paper's, or ours where none is published (analysis/counting/paper_formulas.py)
   exact    what the mixer states: projection, mixing, position and padding
-  fvcore   the operators of a traced forward       torch  torch's counter on the meta device
+  fvcore   the operators of a traced forward       torch  torch's counter in a second forward
 
 agree: exact = fvcore = torch, and formula = projection + mixing where the sizes divide.
 """
@@ -38,7 +38,9 @@ LOOK = Look(
            "formula_source", "projection", "mixing"),
     bad=lambda key, value: key == "agree" and value is False,
 )  # fmt: skip
+BYTES_A_MAC = 32  # more than any mixer needs, so that only those that might be refused are asked
 SIZES = ((56, 56), (28, 14), (30, 45), (5, 9))  # two that windows of 7 divide, two that they do not
+VARIED = ((28, 14), (15, 22))  # of an option that is varied: windows of 7 divide only the first
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,9 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--sizes", nargs="+", type=cli.image_size, metavar="SIZE",
         help="grids in tokens: 56, or 14x28 with the height first (default: 56; with --all or "
-        "--mixer 56 28x14 30x45 5x9; options that --all varies: 28x14 30x45)",
+        "--mixer 56 28x14 30x45 5x9; for an option that --all varies 28x14, and 15x22 where it has "
+        "pads; where even and odd blocks differ, the even one on 28x14, the odd one on 15x22)",
     )  # fmt: skip
-    add("--all", action="store_true", help="every mixer on four grids, its options varied on two")
+    add("--all", action="store_true", help="every mixer, and its options varied; see --sizes")
     add("--dim", type=cli.count_from_one, default=96, help="channels (default 96)")
     add("--heads", type=cli.count_from_one, default=4, help="heads (default 4)")
     add(
@@ -78,6 +81,8 @@ def variations(name: str) -> Iterator[MixerConfig]:
         elif field.name == "size":
             h, w = getattr(default, field.name)
             values = [(h, 2 * w)]
+        elif field.name == "hidden":
+            values = [16]
         else:
             values = [v for v in getattr(read, "allowed", ()) if v != field.default]
         for value in values:
@@ -101,16 +106,19 @@ def measure(
     with torch.device("meta"):
         mixer = build(config, dim=dim, heads=heads, index=index)
     shape = (1, h, w, dim)
-    torch_tally = counters.on_meta(mixer, shape)
-    weights = sum(p.numel() * p.element_size() for p in mixer.parameters())
-    if refused := Budget(max_memory, float("inf")).refuses(weights, torch_tally):
-        raise SpecError(f"{config} on a {h}x{w} grid: {refused}; choose smaller --sizes")
-    fvcore_tally = counters.traced(mixer, shape)
-    formula = paper_formulas.formula(config, h, w, dim, index)
     try:
         cost = mixer.cost(h, w)
     except NotImplementedError:
         cost = None
+    if cost is None or BYTES_A_MAC * cost.total > max_memory:
+        torch_tally = counters.on_meta(mixer, shape)
+        weights = sum(p.numel() * p.element_size() for p in mixer.parameters())
+        if refused := Budget(max_memory, float("inf")).refuses(weights, torch_tally):
+            raise SpecError(f"{config} on a {h}x{w} grid: {refused}; choose smaller --sizes")
+    else:
+        torch_tally = counters.computed(mixer, shape)
+    fvcore_tally = counters.traced(mixer, shape)
+    formula = paper_formulas.formula(config, h, w, dim, index)
     counts = {fvcore_tally.macs[""], torch_tally.macs[""]} | ({cost.total} if cost else set())
     agree = len(counts) == 1 and not (fvcore_tally.uncounted or torch_tally.uncounted)
     if formula and formula.divides and cost:
@@ -129,6 +137,22 @@ def measure(
     }  # fmt: skip
 
 
+def _places(
+    config: MixerConfig, sizes: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int, int]]:
+    """(h, w, index of the block) of every row of a mixer on these grids."""
+    return ((h, w, i) for h, w in sizes for i in ((0, 1) if alternates(config) else (0,)))
+
+
+def _varied(config: MixerConfig, dim: int) -> list[tuple[int, int, int]]:
+    """As `_places`, of an option that is varied: a grid that divides and one that does not."""
+    if alternates(config):
+        return [(h, w, i) for i, (h, w) in enumerate(VARIED)]
+    formula = paper_formulas.formula(config, *VARIED[1], dim)
+    everywhere = formula is not None and formula.divides  # as it does on the other grid
+    return list(_places(config, VARIED[:1] if everywhere else VARIED))
+
+
 def rows_of(
     mixers: Sequence[str], sizes: Sequence[tuple[int, int]], *, every_option: bool, dim: int,
     heads: int, max_memory: int,
@@ -138,8 +162,8 @@ def rows_of(
     Args:
         mixers: notations; none: every mixer with its defaults, or with `every_option` each option
             varied.
-        sizes: grids (h, w) in tokens; none: 56x56, and four grids where more is asked for, two for
-            a varied option.
+        sizes: grids (h, w) in tokens; none: 56x56, and four grids where more is asked for, one or
+            two for a varied option.
         every_option: see `mixers`.
         dim: channels.
         heads: heads.
@@ -159,12 +183,11 @@ def rows_of(
     for config in configs:
         config.check(dim, heads)
     several = SIZES if mixers or every_option else SIZES[:1]
-    jobs = [
-        (config, h, w, index)
-        for config in configs
-        for h, w in sizes or (SIZES[1:3] if every_option and config.options() else several)
-        for index in ((0, 1) if alternates(config) else (0,))
-    ]
+    jobs = []
+    for config in configs:
+        varied = every_option and bool(config.options()) and not sizes
+        places = _varied(config, dim) if varied else _places(config, sizes or several)
+        jobs += [(config, h, w, index) for h, w, index in places]
     return [
         measure(config, h, w, dim=dim, heads=heads, index=index, max_memory=max_memory)
         for config, h, w, index in Bar(jobs, unit="row")
@@ -206,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
         bad = sum(not row["agree"] for row in rows)
         verdict = "all agree" if not bad else f"{bad} do not agree"
         shown = rows if args.all or args.mixer else [short(row) for row in rows]
-        more = "" if args.all or args.mixer else "; --all varies every option on four grids"
+        more = "" if args.all or args.mixer else "; --all varies every option, on more grids"
         verdict = f"{len(rows)} rows: {verdict}{more}"
         text = "\n".join([*example(), "", table.grid(shown, style, LOOK), "", verdict])
     cli.emit(text, args)

@@ -35,8 +35,8 @@ Each takes --help.  Weights are random unless --weights names a file.
 exit code: 0 written, 2 the request cannot be answered"""
 
 MIXERS = (
-    "window", "shuffle", "neighbourhood", "halo", "cross", "pale", "axial",
-    "axial:order=sequential", "axial_deeplab:span=9", "sra:ratio=8", "deformable", "full",
+    "window", "messenger", "shuffle", "neighbourhood", "halo", "cross", "pale", "axial",
+    "axial_deeplab:span=9", "sra:ratio=8", "deformable", "full",
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from analysis.counting.scaling import Number, Row, Series
 from analysis.pictures import draw_curves, figure_style
 from attention.configs.notation import parse as parse_mixer
 from backbones.specs.notation import parse as parse_backbone
-from backbones.specs.spec import StageSpec
+from backbones.specs.stage import StageSpec
 from transom import cli, files, table
 from transom.errors import SpecError
 from transom.fields import read_count

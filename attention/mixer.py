@@ -12,6 +12,7 @@ from attention.cost import Cost
 from attention.execution import chunks
 from attention.execution.dispatch import Executable
 from attention.geometry import inputs
+from transom.errors import SpecError
 
 
 class TokenMixer(Executable):
@@ -19,7 +20,8 @@ class TokenMixer(Executable):
 
     A mixer pads, shifts and masks by itself, and holds no norm, MLP or residual; the shapes of
     its parameters do not depend on h and w.  A subclass defines either `forward`, or `run`, which
-    several backends can execute.
+    several backends can execute.  One whose config says `takes_tokens` also mixes tokens that
+    have no place on the map (class tokens, registers, messengers), and then returns both.
 
     Args:
         config: the mixer's configuration.
@@ -47,20 +49,26 @@ class TokenMixer(Executable):
 
         Args:
             x: (b, h, w, dim), floating point, h and w from 1; b may be 0.
+            args: (b, t, dim), tokens beside the map, where the config says `takes_tokens`.
 
         Returns:
-            (b, h, w, dim).
+            (b, h, w, dim); with tokens a pair of it and (b, t, dim).
 
         Raises:
             SpecError: for any other input, in one line.
         """
         inputs.check(x, self.config, inputs.MAP, self.dim)
+        if args and self.config.takes_tokens:
+            inputs.check_tokens(args[0], x, self.config, self.dim)
+        elif args and type(self).forward is Executable.forward:
+            raise SpecError(f"{self.config} takes no tokens beside its map")
         return super().__call__(x, *args, **kwargs)
 
     def cost(self, h: int, w: int) -> Cost:
         """Exact multiply-adds of one image on an (h, w) map, padding and shift included.
 
-        Optional: a mixer without it is counted, but by no formula.
+        Optional: a mixer without it is counted, but by no formula.  One that takes tokens beside
+        the map has a third argument, their number, which is 0 by default.
 
         Args:
             h, w: rows and columns of the map.
@@ -69,6 +77,18 @@ class TokenMixer(Executable):
             The cost in MACs.
         """
         raise NotImplementedError
+
+    def exchange(self, tokens: Tensor, h: int, w: int) -> Tensor:
+        """What the tokens beside a map exchange after the mixer's residual; here nothing.
+
+        Args:
+            tokens: (b, t, dim).
+            h, w: rows and columns of the map.
+
+        Returns:
+            (b, t, dim).
+        """
+        return tokens
 
     def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
         """The tokens that may influence the output at one position, by integer arithmetic.

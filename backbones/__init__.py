@@ -15,7 +15,8 @@ _require("attention")
 
 from backbones.specs.construct import from_dict  # noqa: E402
 from backbones.specs.notation import parse  # noqa: E402
-from backbones.specs.spec import BackboneSpec, StageSpec  # noqa: E402
+from backbones.specs.spec import BackboneSpec  # noqa: E402
+from backbones.specs.stage import StageSpec  # noqa: E402
 from transom.errors import SpecError  # noqa: E402
 
 if TYPE_CHECKING:

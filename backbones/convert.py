@@ -1,4 +1,4 @@
-"""Converts weights of Swin, Swin V2, Swin-MLP and CSWin to a .safetensors file of ours.
+"""Converts weights of other repositories, such as Swin's or timm's ViT, to a file of ours.
 
 The state dict in a file is found by its structure, the library by the keys, and the backbone by
 the shapes; what these do not tell is asked for by name.  Nothing in a file is ever run, and
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from backbones.weights.key_rules import METHODS, PARTIAL, SOURCES, TARGETS
+from backbones.names.key_rules import METHODS, PARTIAL, SOURCES, TARGETS
 from transom import cli, files
 from transom.errors import SpecError, printable
 from transom.fields import read_number, read_size
@@ -23,6 +23,7 @@ EPILOG = """examples:
   python -m backbones.convert swin.pth --spec swin_t/3=pale --partial replaced --to hybrid.safetensors
   python -m backbones.convert ours.safetensors --as torchvision --to theirs.safetensors
   python -m backbones.convert hf:timm/swin_tiny_patch4_window7_224.ms_in1k --spec swin_t --to s.safetensors
+  python -m backbones.convert deit_tiny_patch16_224.pth --img-size 384 --to deit_384.safetensors
 
 --check compares before anything is resized: the source's library and ours on one input, or ours
 with the input and logits of a .safetensors file.

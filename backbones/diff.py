@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from backbones.specs.notation import parse
-from backbones.specs.spec import BackboneSpec, StageSpec, fields_of
+from backbones.specs.spec import BackboneSpec, fields_of
+from backbones.specs.stage import StageSpec
 from transom import cli, table
 from transom.fields import write
 

@@ -16,7 +16,8 @@ from dataclasses import replace
 from typing import Any
 
 from backbones.specs.notation import parse
-from backbones.specs.spec import BackboneSpec, StageSpec
+from backbones.specs.spec import BackboneSpec
+from backbones.specs.stage import StageSpec
 from backbones.specs.writing import to_notation
 from transom import cli, table
 from transom.errors import SpecError, one_line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 from backbones.specs import aliases, variants
 from backbones.specs.notation import parse
@@ -34,19 +35,29 @@ def strip(spec: BackboneSpec, img_size: tuple[int, int]) -> str:
     lines = [
         f"{table.plain(spec.name)} at {h}x{w}: {overall.params:,} parameters, "
         f"{overall.macs:,} MACs",
-        f"{spec.stem} stem /{spec.patch_size}, {spec.downsample} downsampling, {spec.norm} norm, "
-        f"{spec.position} position",
-        "",
-    ]
+        ", ".join(_body(spec)), "",
+    ]  # fmt: skip
     for i, (stage, (rows, cols)) in enumerate(zip(spec.stages, spec.grids(img_size), strict=True)):
         bar = "=" * max(1, round(WIDEST * stage.dim / widest))
         blocks = "".join(letters[config] for config, _ in stage.blocks())
-        share = sizes[i].macs / overall.macs
+        share, beside = sizes[i].macs / overall.macs, stage.tokens_beside(rows, cols)
+        blocks += f", and {beside} beside the map" if beside else ""
         lines.append(
             f"stage {i + 1}  {f'{rows}x{cols}':>9}  {bar:<{WIDEST}}  {stage.dim:>5} channels  "
             f"{stage.heads:>3} heads  {share:>4.0%} of MACs  blocks {blocks}"
         )
     return "\n".join([*lines, "", *(f"{letters[c]} = {c}" for c in configs)])
+
+
+def _body(spec: BackboneSpec) -> Iterator[str]:
+    """What all stages share."""
+    yield f"{spec.stem} stem /{spec.patch_size}"
+    if len(spec.stages) > 1 or spec.first_downsample:
+        yield f"{spec.downsample} downsampling"
+    yield f"{spec.norm} norm"
+    yield f"{spec.position} position"
+    if spec.pool != "mean":
+        yield f"{spec.pool} pooling"
 
 
 def _letter(i: int) -> str:

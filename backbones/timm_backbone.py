@@ -159,17 +159,15 @@ class TimmBackbone(HierarchicalBackbone):
         if output_fmt != "NCHW":
             raise SpecError(f"output_fmt={output_fmt!r}: maps are NCHW")
         take, deepest = feature_take_indices(len(self.stages), indices)
-        x, found, last = self.stem(x), [], len(self.stages) - 1  # (b, c, h, w)
-        for i, stage in enumerate(self.stages):
-            if stop_early and i > deepest:
-                break
-            x = stage(x)  # (b, c, h, w), h and w halved after the first stage
+        found, last = [], len(self.stages) - 1
+        for i, (level, tokens) in enumerate(self._run_stages(self.stem(x))):
             if i in take:
                 final = norm and i == last and self.out_norms is None
-                found.append(self._normed(x) if final else self._level(i, x))
-        if intermediates_only:
-            return found
-        return (x if stop_early and deepest < last else self._normed(x)), found
+                found.append(self._normed(level) if final else self._level(i, level))
+            x = level if i < last else self._normed(self._to_pool(level, tokens))
+            if stop_early and i == deepest:
+                break
+        return found if intermediates_only else (x, found)
 
     # -- editing -------------------------------------------------------------------------
 
@@ -226,10 +224,12 @@ class TimmBackbone(HierarchicalBackbone):
         except ValueError as error:
             raise SpecError(f"img_size={img_size!r}: expected {error}") from None
         self.spec = edit(self.spec, self.spec.name, img_size=size)
-        if self.stem.position is not None:
-            grid = self.spec.stem_grid(size)
-            moved = F.interpolate(self.stem.position.detach(), grid, mode="bicubic")
-            self.stem.position = nn.Parameter(moved)
+        grids = [self.spec.stem_grid(size), *self.spec.grids(size)]
+        modes = ["bicubic", *("bilinear" for _ in self.stages)]
+        for part, grid, mode in zip((self.stem, *self.stages), grids, modes, strict=True):
+            if part.position is not None:
+                moved = F.interpolate(part.position.detach(), grid, mode=mode)
+                part.position = nn.Parameter(moved)
 
 
 def _dropout(rate: Any) -> nn.Module:

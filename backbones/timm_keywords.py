@@ -16,7 +16,8 @@ from attention.configs.softmax import SoftmaxConfig
 from attention.configs.windows import WindowConfig
 from backbones.specs import variants
 from backbones.specs.construct import from_dict
-from backbones.specs.spec import BackboneSpec, StageSpec, fields_of
+from backbones.specs.spec import BackboneSpec, fields_of
+from backbones.specs.stage import StageSpec
 from backbones.specs.writing import difference, to_notation
 from transom.errors import SpecError, nearest, one_line
 from transom.fields import read_flag, read_number

@@ -43,11 +43,14 @@ def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     feature_cfg = {
         "out_indices": kwargs.pop("out_indices", levels), "flatten_sequential": True,
     }  # fmt: skip
-    if kwargs.get("features_only") and parse(kwargs["spec"]).out_norms:
+    spec = parse(kwargs["spec"])
+    handed_on = spec.pool == "token" or any(map(spec.goes_on, range(len(spec.stages))))
+    if kwargs.get("features_only") and (spec.out_norms or handed_on):
         kind = kwargs.setdefault("feature_cls", "getter")
         if kind not in ("getter", FeatureGetterNet):
+            what = "out_norms are not" if spec.out_norms else "tokens stand beside them"
             raise SpecError(
-                f"feature_cls={kind!r}: it takes maps between the stages, where out_norms are not; "
+                f"feature_cls={kind!r}: it takes maps between the stages, where {what}; "
                 "leave it out, or say 'getter'"
             )
     return build_model_with_cfg(
@@ -59,7 +62,7 @@ def _cfg(spec: BackboneSpec) -> dict[str, Any]:
     return {
         "url": "", "num_classes": spec.num_classes,
         "input_size": (spec.in_channels, *spec.img_size),
-        "pool_size": spec.grids(spec.img_size)[-1], "crop_pct": 0.9,
+        "pool_size": spec.pooled_grid(spec.img_size), "crop_pct": 0.9,
         "interpolation": "bicubic", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
         "fixed_input_size": False, "first_conv": "stem.conv", "classifier": "head",
     }  # fmt: skip
@@ -68,10 +71,7 @@ def _cfg(spec: BackboneSpec) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs(
     {
         "transom.untrained": _cfg(variants.get("swin_t").spec),
-        **{
-            f"{PREFIX}{name}.untrained": _cfg(variants.get(name).spec)
-            for name in variants.names()
-        },
+        **{f"{PREFIX}{name}.untrained": _cfg(variants.get(name).spec) for name in variants.names()},
     }
 )
 

@@ -411,8 +411,10 @@ def test_a_mixer_tries_the_kernel_by_itself(name, runs, monkeypatch):
     monkeypatch.setattr(autotune, "seconds", lambda call, on: clock[call.args[0].name])
     monkeypatch.setattr(dispatch, "TRIED_ON", (DEVICE,))
     if DEVICE == "cpu":  # as on a GPU
-        monkeypatch.setattr(dispatch, "_rules", lambda module, x, asked: dispatch._on_gpu(
-            module, x) if asked == "auto" else backends.Choice(backends.REFERENCE, ""))  # fmt: skip
+        monkeypatch.setattr(dispatch, "_rules", lambda module, x, tokens, asked: (
+            dispatch._on_gpu(module, x, tokens) if asked == "auto"
+            else backends.Choice(backends.REFERENCE, "")
+        ))  # fmt: skip
     mixer = randomise(attention.create(name, dim=64, heads=4, index=1), 0).to(DEVICE)
     x = torch.randn(1, 5, 7, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     with warnings.catch_warnings():

@@ -130,7 +130,7 @@ class Branch(NamedTuple):
         """(b, h, w, c) -> (b, P, c), zeros where no token is."""
         out = x.new_zeros(x.shape[0], self.rows.total * self.cols.total, x.shape[3])
         at = self.real().nonzero().flatten()
-        return out.index_copy(1, at, x.reshape(x.shape[0], -1, x.shape[3]))
+        return out.index_copy(1, at, x.flatten(1, 2))
 
     def crop(self, x: torch.Tensor) -> torch.Tensor:
         """(b, P, c) -> (b, h, w, c)"""
@@ -148,6 +148,7 @@ ELSEWHERE = {  # mixers that are no groups of tokens
     "neighbourhood": naive_neighbours,
     "sra": naive_sra,
 }
+PAD_FIRST = ("window", "cosine", "shuffle", "messenger")  # whose pads are projected
 SAMPLED = ("deformable",)  # whose keys depend on the data, so that a region is an upper bound
 
 
@@ -159,6 +160,8 @@ def layers(mixer, h: int, w: int) -> list[list[Branch]]:
     if kind in ("window", "cosine"):
         sh, sw = (gh // 2, gw // 2) if odd and config.shift else (0, 0)
         return [[Branch(contiguous(h, gh, sh), contiguous(w, gw, sw), "branch.")]]
+    if kind == "messenger":  # without messengers: windows that are never shifted
+        return [[Branch(contiguous(h, gh), contiguous(w, gw), "branch.")]]
     if kind == "shuffle":
         cut = interlaced if odd else contiguous
         if odd and config.interval:
@@ -261,7 +264,7 @@ def forward(mixer, x: torch.Tensor) -> torch.Tensor:
             x = _token_mlp(p, branches[0], x, mixer.heads)
         elif kind == "pale":
             x = _pale(p, branches, x, mixer)
-        elif kind in ("window", "cosine", "shuffle"):
+        elif kind in PAD_FIRST:
             (branch,) = branches  # pads are tokens of zeros: their q, k and v are the bias
             q, k, v = _qkv(p, "", branch.pad(x))
             x = branch.crop(_linear(p, "proj", _attend(p, branch, q, k, v, mixer)))
@@ -395,15 +398,33 @@ def _lepe(p, branch: Branch, config, v: torch.Tensor) -> torch.Tensor:
 
 
 def _token_mlp(p, branch: Branch, x: torch.Tensor, heads: int) -> torch.Tensor:
-    """weight (heads, out, in), bias (heads, out): a head is a block of channels."""
+    """weight (heads, out, in), bias (heads, out): a head is a block of channels.
+
+    With weight2 (heads, out, hidden) the first matrix is (heads, hidden, in): window by window.
+    """
     row, col = branch.spread("step")
     token = row * branch.cols.extent + col
     together = branch.same("piece")
     out = []
     for head, part in enumerate(branch.pad(x).chunk(heads, dim=-1)):
+        if "weight2" in p:
+            out.append(_hidden_mlp(p, head, token, together, part))
+            continue
         matrix = p["weight"][head][token][:, token] * together
         out.append(matrix @ part + p["bias"][head][token][:, None])
     return branch.crop(torch.cat(out, dim=-1))
+
+
+def _hidden_mlp(p, head: int, token, together, part: torch.Tensor) -> torch.Tensor:
+    """(b, P, c) of one head: every position computes the hidden values of its window again."""
+    out = []
+    for position, window in enumerate(together):
+        own = window.nonzero().flatten()
+        hidden = p["weight"][head][:, token[own]] @ part[:, own] + p["bias"][head][:, None]
+        hidden = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2  # (b, hidden, c)
+        second = p["weight2"][head][token[position]]  # (hidden,)
+        out.append(second @ hidden + p["bias2"][head][token[position]])
+    return torch.stack(out, dim=1)
 
 
 # -- the cost --------------------------------------------------------------------------------
@@ -419,6 +440,10 @@ def cost(mixer, h: int, w: int) -> tuple[int, int, int, int]:
         for branch in branches:
             width, heads = c // branch.share, mixer.heads // branch.share
             real, computed = branch.real(), branch.same("piece")
+            if hidden := getattr(mixer.config, "hidden", None):  # to and from, every position
+                mixing += 2 * hidden * width * len(real)
+                padding += 2 * hidden * width * int((~real).sum())
+                continue
             products = width if kind == "token_mlp" else 2 * width  # per pair: q k and a v
             mixing += products * int(computed.sum())
             padding += products * int((computed & ~(real[:, None] & real)).sum())
@@ -434,7 +459,7 @@ def cost(mixer, h: int, w: int) -> tuple[int, int, int, int]:
                 offsets = (2 * branch.rows.extent - 1) * (2 * branch.cols.extent - 1)
                 position += offsets * (2 * 512 + 512 * heads)
         pads = int((~branches[0].real()).sum())
-        if kind in ("window", "cosine", "shuffle"):
+        if kind in PAD_FIRST:
             projection += 4 * c * c * (h * w + pads)
             padding += 4 * c * c * pads
         elif kind == "pale":

@@ -20,7 +20,7 @@ from backbones.specs.spec import (
 
 BUILT_IN = (
     "window", "cosine", "axial", "axial_deeplab", "cross", "pale", "shuffle", "sra", "token_mlp",
-    "full", "halo", "neighbourhood",
+    "full", "halo", "neighbourhood", "messenger",
 )  # fmt: skip
 VALUES = {
     "kernel": [1, 3, 13],
@@ -36,6 +36,8 @@ VALUES = {
     "ratio": [1, 2, (2, 5), "3x4", 8],
     "pool": [None, 7, "2x3"],
     "remainder": ["drop", "pad"],
+    "region": [1, 2, 4],
+    "hidden": [None, 3, 384],
     "along": ["both", "height", "width"],
     "qk_scale": [None, 0.125, 1e-7, 3e30, 0.1 + 0.2],
     "pretrained_window": [None, 12, (6, 12)],
@@ -43,10 +45,10 @@ VALUES = {
 }
 
 
-def draw_mixer(rng: random.Random) -> attention.MixerConfig:
-    """A legal config of any built-in mixer: what is refused is drawn again."""
+def draw_mixer(rng: random.Random, *names: str) -> attention.MixerConfig:
+    """A legal config of any built-in mixer, or of `names`: what is refused is drawn again."""
     while True:
-        name = rng.choice(sorted(set(attention.names()) & set(BUILT_IN)))
+        name = rng.choice(names or sorted(set(attention.names()) & set(BUILT_IN)))
         fields = dataclasses.fields(config_class(name))
         options = {
             field.name: rng.choice(VALUES.get(field.name, [True, False]))
@@ -68,15 +70,19 @@ def draw_spec(rng: random.Random) -> BackboneSpec:
             continue
 
 
-def _drawn(rng: random.Random) -> BackboneSpec:
-    stages = tuple(
-        StageSpec(
-            dim=8 * rng.randint(1, 64), depth=rng.randint(1, 30), heads=rng.choice([2, 4, 8]),
-            mixers=tuple(draw_mixer(rng) for _ in range(rng.randint(1, 3))),
-            mlp_ratio=rng.choice([4, 2.5, 1 / 3]),
-        )
-        for _ in range(rng.randint(2, 5))
+def _drawn_stage(rng: random.Random, *mixers: attention.MixerConfig) -> StageSpec:
+    mixers = mixers or tuple(draw_mixer(rng) for _ in range(rng.randint(1, 3)))
+    taken = any(mixer.takes_tokens for mixer in mixers)
+    return StageSpec(
+        dim=8 * rng.randint(1, 64), depth=rng.randint(1, 30), heads=rng.choice([2, 4, 8]),
+        mixers=mixers, mlp_ratio=rng.choice([4, 2.5, 1 / 3]),
+        tokens=rng.choice([0, 1, 5]) if taken else 0,
     )  # fmt: skip
+
+
+def _drawn(rng: random.Random) -> BackboneSpec:
+    going_on = [draw_mixer(rng, "messenger")] if rng.random() < 0.5 else []
+    stages = tuple(_drawn_stage(rng, *going_on) for _ in range(rng.randint(1, 5)))
     return BackboneSpec(
         name=rng.choice(["plain", "", "two words", "\u00e4\n'\"", "a/b=c"]), stages=stages,
         img_size=rng.choice([224, (64, 128), "32x16"]), in_channels=rng.randint(1, 9),
@@ -89,5 +95,6 @@ def _drawn(rng: random.Random) -> BackboneSpec:
         drop_path=rng.choice([0, 0.1, 1 / 3]), norm_after_pool=rng.random() < 0.5,
         head=rng.choice(["linear", "tanh"]), head_bias=rng.random() < 0.5,
         stem_dim=rng.choice([None, 24]), local=rng.choice([0, 0, 3, 7]),
-        norm_layer=rng.choice(["layer", "batch"]),
+        norm_layer=rng.choice(["layer", "batch"]), pool=rng.choice(["mean", "mean", "token"]),
+        token_position=rng.random() < 0.5,
     )  # fmt: skip

@@ -15,8 +15,8 @@ import torch
 import attention
 
 BUILT_IN = (
-    "axial", "axial_deeplab", "cosine", "cross", "deformable", "full", "halo", "neighbourhood",
-    "pale", "shuffle", "sra", "token_mlp", "window",
+    "axial", "axial_deeplab", "cosine", "cross", "deformable", "full", "halo", "messenger",
+    "neighbourhood", "pale", "shuffle", "sra", "token_mlp", "window",
 )  # fmt: skip
 
 OWN_OPTIONS = {
@@ -49,6 +49,8 @@ OPTIONS = {
     "ratio": [1, 2, 2, 2, 3, 4, (1, 3), (3, 2), 8],
     "pool": [None, None, None, 1, 3, (2, 5), 7],
     "remainder": ["drop", "drop", "pad"],
+    "region": [1, 2, 2, 3],
+    "hidden": [None, None, 3, 8],
     "along": ["both", "both", "height", "width"],
 }
 
@@ -69,7 +71,10 @@ SOFTMAX = tuple(name for name in BUILT_IN if "scores" in fields_of(name))
 
 
 def fitting(config, heads: int, head_dim: int) -> tuple[int, int]:
-    """(dim, heads) that the config takes: two branches share the heads, halves a head's width."""
+    """(dim, heads) that the config takes: two branches share the heads, halves a head's width,
+    the messengers of a region a width."""
+    parts = getattr(config, "region", 1) ** 2
+    head_dim *= parts // math.gcd(parts, heads * head_dim)
     for h, d in ((heads, head_dim), (2 * heads, head_dim), (heads, 2 * head_dim)):
         try:
             config.check(h * d, h)

@@ -76,10 +76,10 @@ def test_gradient_through_views(name):
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_empty_batch(name, index):
     """A12: nothing in, nothing out, and a gradient of zero."""
-    mixer = attention.create(name, dim=8, heads=2, index=index).eval()
-    x = torch.zeros(0, 9, 8, 8, requires_grad=True)
+    mixer = attention.create(name, dim=16, heads=2, index=index).eval()
+    x = torch.zeros(0, 9, 8, 16, requires_grad=True)
     y = mixer(x)
-    assert y.shape == (0, 9, 8, 8)
+    assert y.shape == (0, 9, 8, 16)
     y.sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in mixer.parameters())
 
@@ -92,26 +92,27 @@ def refused(call, x):
 
 
 CHANNELS_FIRST = "channels first: x.permute(0, 2, 3, 1)"
-WRONG_MAPS = {  # what a mixer of 8 channels is given: what the line must say
-    (2, 8, 9, 9): f"takes (b, h, w, 8); given (2, 8, 9, 9), which looks like {CHANNELS_FIRST}",
-    (2, 49, 8): "given (2, 49, 8), which looks like tokens: x.unflatten(1, (h, w))",
-    (8,): "given (8,)", (2, 9, 9, 4): "given (2, 9, 9, 4)", (1, 2, 9, 9, 8): "(1, 2, 9, 9, 8)",
-    (2, 0, 9, 8): "given (2, 0, 9, 8): height and width from 1",
-    (2, 9, 0, 8): "given (2, 9, 0, 8): height and width from 1",
+WRONG_MAPS = {  # what a mixer of 16 channels is given: what the line must say
+    (2, 16, 9, 9): f"takes (b, h, w, 16); given (2, 16, 9, 9), which looks like {CHANNELS_FIRST}",
+    (2, 49, 16): "given (2, 49, 16), which looks like tokens: x.unflatten(1, (h, w))",
+    (16,): "given (16,)", (2, 9, 9, 4): "given (2, 9, 9, 4)",
+    (1, 2, 9, 9, 16): "(1, 2, 9, 9, 16)",
+    (2, 0, 9, 16): "given (2, 0, 9, 16): height and width from 1",
+    (2, 9, 0, 16): "given (2, 9, 0, 16): height and width from 1",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_another_shape_is_one_line(name):
     """At the door of every mixer: what is given, what is expected, and the way."""
-    mixer = attention.create(name, dim=8, heads=2).eval()
+    mixer = attention.create(name, dim=16, heads=2).eval()
     for shape, words in WRONG_MAPS.items():
         message = refused(mixer, torch.zeros(shape))
-        assert message.startswith(f"{name} takes (b, h, w, 8); given ") and words in message
-    whole = torch.zeros(2, 9, 9, 8)
+        assert message.startswith(f"{name} takes (b, h, w, 16); given ") and words in message
+    whole = torch.zeros(2, 9, 9, 16)
     assert refused(mixer, whole.int()).endswith("floating point; given torch.int32: x.float()")
     assert "given torch.bool" in refused(mixer, whole.bool())
-    assert refused(mixer, [1]) == f"{name} takes a tensor (b, h, w, 8); given list"
+    assert refused(mixer, [1]) == f"{name} takes a tensor (b, h, w, 16); given list"
 
 
 class Own(TokenMixer):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import BUILT_IN, SOFTMAX, Case, draw_config, fields_of
+from strategies import BUILT_IN, SOFTMAX, Case, draw_config, fields_of, fitting
 
 import attention
 
@@ -44,7 +44,8 @@ def dividing_case(name, seed, groups=(1, 3), index=None, **fixed):
     run = getattr(config, "interval", None) or 1  # windows that a group of one of these covers
     h, w = (run * side * rng.randint(*groups) for side in size)
     index = rng.choice([0, 1]) if index is None else index
-    return Case(str(config), 8, 2, index, h, w, seed)
+    dim, heads = fitting(config, 2, 4)
+    return Case(str(config), dim, heads, index, h, w, seed)
 
 
 def shares(mixer, branches):

@@ -349,12 +349,12 @@ def kernel(monkeypatch, timed):
     monkeypatch.setattr(fused, "supported", lambda *a, **o: None)
     rules = dispatch._rules
 
-    def on_gpu(module, x, asked):
+    def on_gpu(module, x, tokens, asked):
         if asked == "auto" and not torch.compiler.is_compiling():
             reason = dispatch.observer(module, x)
             if not reason:
-                return dispatch._on_gpu(module, x)
-        return rules(module, x, asked)
+                return dispatch._on_gpu(module, x, tokens)
+        return rules(module, x, tokens, asked)
 
     monkeypatch.setattr(dispatch, "_rules", on_gpu)
     return calls

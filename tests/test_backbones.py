@@ -155,10 +155,11 @@ def test_every_parameter_learns_from_features(family):
     assert set(gaps) == {name for name in names if name.startswith(after)}
     logits = gradient_gaps(create(family, "out_norms=true"))
     norms = {name for name in names if name.startswith("out_norms.")}
-    assert len(norms) == (0 if model.spec.stage_norms else 8) and set(logits) == norms
+    levels = 0 if model.spec.stage_norms else len(model.spec.stages)
+    assert len(norms) == 2 * levels and set(logits) == norms
 
 
-@pytest.mark.parametrize("position", ["absolute", "cpe"])
+@pytest.mark.parametrize("position", ["absolute", "absolute_stages", "cpe"])
 def test_positions_learn(position):
     assert gradient_gaps(create("swin", f"position={position}")) == []
 
@@ -232,8 +233,7 @@ def check_size(family: str, h: int, w: int) -> None:
     x = images(1, 3, h, w)
     with torch.no_grad():
         maps, logits = model.features(x), model(x)
-    for i, (found, stage) in enumerate(zip(maps, model.spec.stages, strict=True)):
-        stride = 4 * 2**i
+    for found, stage, stride in zip(maps, model.spec.stages, model.strides, strict=True):
         assert found.shape == (1, stage.dim, -(-h // stride), -(-w // stride))
         assert found.isfinite().all()
     assert logits.shape == (1, 10) and logits.isfinite().all()

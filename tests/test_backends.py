@@ -433,7 +433,9 @@ def test_every_product_is_a_layer_that_is_called(family):
     table of biases, logit scales and Swin-MLP's token matrices are no layers."""
     model, called = create(family), set()
     for name in products_of(model):
-        assert name.endswith((".table", "logit_scale", "mixer.weight", "mixer.bias"))
+        assert name.endswith((
+            ".table", "logit_scale", "mixer.weight", "mixer.bias", ".position", ".tokens", "_bias",
+        ))  # fmt: skip
     layers = {n: m for n, m in model.named_modules() if type(m) in (nn.Linear, nn.Conv2d)}
     for name, layer in layers.items():
         layer.register_forward_hook(lambda *_, name=name: called.add(name))
@@ -460,7 +462,7 @@ def test_an_adapter_on_queries_keys_and_values_learns(family):
     before = model(x).detach()
     mixer = model.stages[0].blocks[0].mixer
     holder, name = (mixer.q, "pointwise") if family == "pale" else (mixer, "qkv")
-    if family == "pvt":
+    if family in ("pvt", "pvt1"):
         name = "q"
     while not hasattr(holder, name):  # sequential layers, as axial has
         holder = holder.layers[0]

@@ -28,7 +28,7 @@ from attention.softmax.branch import Branch
 from attention.softmax.position import RelativeBias
 
 BUILT_IN = (
-    "axial", "axial_deeplab", "cosine", "cross", "deformable", "full", "halo",
+    "axial", "axial_deeplab", "cosine", "cross", "deformable", "full", "halo", "messenger",
     "neighbourhood", "pale", "shuffle", "sra", "token_mlp", "window",
 )  # fmt: skip
 HYBRIDS = [
@@ -36,6 +36,7 @@ HYBRIDS = [
     "cross:size=2x3,scores=cosine,position=log_cpb", "axial:order=sequential,position=log_cpb",
     "pale:size=3,scores=cosine,position=lepe", "shuffle:size=3x2,position=lepe",
     "token_mlp:size=3x4,shift=false", "full:position=lepe,scores=cosine",
+    "token_mlp:size=3x4,hidden=5", "messenger:size=3x2,region=2,scores=cosine,position=log_cpb",
 ]  # fmt: skip
 SLOW = ("counts", "compile", "export")  # seconds each
 QUICK = [prop.name for prop in properties.MIXER if prop.name not in SLOW]
@@ -54,7 +55,8 @@ def failures(subject, only=None):
 # -- what is right passes ----------------------------------------------------------------------
 
 
-LATER = ("axial", "cosine", "full", "halo", "shuffle")  # whose code the others run, too
+# whose code the others run, too
+LATER = ("axial", "cosine", "full", "halo", "messenger", "shuffle")
 
 
 @pytest.mark.parametrize(

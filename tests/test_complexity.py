@@ -5,10 +5,13 @@ import io
 import json
 
 import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from analysis import complexity
-from analysis.counting import paper_formulas
-from attention import SpecError, make_config, names, parse
+from analysis.counting import counters, paper_formulas
+from attention import SpecError, create, make_config, names, parse
 from attention.configs import catalogue
 
 PAPER = {"w_msa": 145108992, "msa": 2003828736}  # Swin Transformer, section 3.2
@@ -95,8 +98,25 @@ def test_variations_reach_every_option():
         "axial:order=sequential", "cross:position=none", "pale:scores=cosine",
         "pale:position=log_cpb", "shuffle:mask_padding=true", "token_mlp:size=7x14",
         "token_mlp:shift=false", "full:position=lepe", "window:qkv_bias=false",
+        "token_mlp:hidden=16", "messenger:position=none",
     ):  # fmt: skip
         assert text in texts, text
+
+
+def test_options_that_are_varied_have_few_grids(monkeypatch):
+    """Those that --sizes tells of: both blocks of a mixer that alternates, one grid that divides
+    and one that does not; the defaults on all."""
+    made = []
+    row = lambda config, h, w, **k: made.append((str(config), h, w, k["index"]))  # noqa: E731
+    monkeypatch.setattr(complexity, "measure", row)
+    complexity.rows_of((), (), every_option=True, dim=96, heads=4, max_memory=2**32)
+    of = lambda text: {row[1:] for row in made if row[0] == text}  # noqa: E731
+    every = {(h, w, i) for h, w in complexity.SIZES for i in (0, 1)}
+    assert of("window") == every and len(of("full")) == 4
+    assert of("window:scores=cosine") == {(28, 14, 0), (15, 22, 1)}
+    assert of("cross:scores=cosine") == {(28, 14, 0), (15, 22, 0)}
+    assert of("full:position=lepe") == {(28, 14, 0)}  # any grid divides
+    assert len(made) == len(set(made)) > 200
 
 
 def test_a_wrong_formula_or_count_is_exit_code_one(monkeypatch, capsys):
@@ -113,10 +133,46 @@ def test_a_wrong_formula_or_count_is_exit_code_one(monkeypatch, capsys):
     from attention.softmax.branch import Branch
 
     cost = Branch.cost
-    monkeypatch.setattr(
-        Branch, "cost", lambda self, groups: (c := cost(self, groups))._replace(mixing=c.mixing - 2)
-    )
+    less = lambda *args: (c := cost(*args))._replace(mixing=c.mixing - 2)  # noqa: E731
+    monkeypatch.setattr(Branch, "cost", less)
     assert run(capsys, *argv)[0] == 1
+
+
+@pytest.mark.parametrize(("more", "counter"), [(-1, "on_meta"), (0, "computed")])
+def test_only_what_might_not_fit_is_counted_without_data(more, counter, monkeypatch):
+    """Torch counts a mixer while it is computed, if it needs less memory for certain."""
+    used = []
+    config, needed = parse("window"), 32 * create("window", dim=16, heads=4).cost(28, 28).total
+    for name in ("on_meta", "computed"):
+        real = getattr(counters, name)
+        monkeypatch.setattr(
+            counters, name, lambda *a, _real=real, _name=name: used.append(_name) or _real(*a)
+        )
+    row = complexity.measure(
+        config, 28, 28, dim=16, heads=4, index=0, max_memory=needed + more
+    )  # fmt: skip
+    assert used == [counter]
+    assert row["agree"] and row["exact"] == row["torch"] == row["fvcore"] > 0
+
+
+@pytest.mark.parametrize("text", ["window:position=log_cpb", "pale", "full", "deformable", "sra"])
+def test_a_forward_with_data_has_the_tally_of_one_without(text):
+    mixer = create(text, dim=16, heads=4)
+    found, wanted = counters.computed(mixer, (1, 9, 8, 16)), counters.on_meta(mixer, (1, 9, 8, 16))
+    for name in ("macs", "norms", "uncounted"):
+        assert getattr(found, name) == getattr(wanted, name)
+
+
+def test_sizes_are_no_operators_of_a_traced_forward():
+    """Read while a forward is traced, they are numbers, and the tracer goes on."""
+
+    class Flat(torch.nn.Linear):
+        def forward(self, x):
+            assert torch.jit.is_tracing() and type(x.shape[0]) is type(x.size(1)) is int
+            return super().forward(x.reshape(x.shape[0] * x.size(1), -1))
+
+    tally = counters.traced(Flat(8, 4), (3, 5, 8))
+    assert tally.macs[""] == 3 * 5 * 8 * 4 and not tally.uncounted
 
 
 def test_what_does_not_fit_is_refused_before_it_runs():
@@ -135,6 +191,28 @@ def test_bad_requests(argv):
 def test_a_plug_in_has_no_formula():
     assert paper_formulas.formula(make_config("window"), 7, 7, 8).divides
     assert paper_formulas.formula(object(), 7, 7, 8) is None
+
+
+@pytest.mark.parametrize(("h", "w"), [(14, 28), (7, 7)])
+def test_windows_with_messengers_cost_what_the_paper_says(h, w):
+    """Counted by torch and stated; a mixer on its own has no messengers, and then is W-MSA."""
+    mixer = create("messenger:size=7,region=1", dim=16, heads=4).eval()
+    n = h * w // 49
+    wanted = paper_formulas.w_msa_with_messengers(h, w, 16, (7, 7))
+    assert wanted == 4 * n * 50 * 16**2 + 2 * n * 50**2 * 16
+    cost = mixer.cost(h, w, n)
+    assert cost.projection + cost.mixing == wanted
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        mixer(torch.zeros(1, h, w, 16), torch.zeros(1, n, 16))
+    assert counter.get_total_flops() == 2 * wanted
+    alone = paper_formulas.formula(mixer.config, h, w, 16)
+    assert alone == (paper_formulas.w_msa(h, w, 16, (7, 7)), "derived", True)
+
+
+def test_two_layers_over_tokens_cost_what_is_between_them():
+    """MLP-Mixer: n values of each channel between two layers, whatever the window has."""
+    found = paper_formulas.formula(parse("token_mlp:size=14,shift=false,hidden=256"), 14, 14, 512)
+    assert found == (2 * 256 * 14 * 14 * 512, "derived", True)
 
 
 def test_stripes_are_as_wide_and_high_as_their_formula_says():

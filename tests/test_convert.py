@@ -17,12 +17,12 @@ from tiny import images, randomise, state_hash
 
 import backbones
 from backbones import convert, weights
+from backbones.files.detect_source import source_of
 from backbones.files.storage import WeightsError
+from backbones.names.key_rules import FAMILIES
 from backbones.specs import construct, variants
 from backbones.specs.writing import to_toml
 from backbones.weights import resize
-from backbones.weights.detect_source import source_of
-from backbones.weights.key_rules import FAMILIES
 from backbones.weights.resize import Adapt
 
 timm = pytest.importorskip("timm")
@@ -225,6 +225,42 @@ def test_dense_cswin(tmp_path):
     assert all(distance(m, io[f"out{i}"]) <= 1 for i, m in enumerate(maps))
 
 
+MSG = "msg_t/1.dim=16/2.dim=32/3.dim=64/4.dim=128/2.depth=1/3.depth=2/4.depth=1/num_classes=5"
+
+
+@pytest.mark.parametrize("regions", [(4, 4, 2, 1), (2, 4, 1, 1), (4, 2, 2, 1)])
+def test_messengers(regions):
+    """Heads and windows are told by the tables, regions after the first stage by nothing: those
+    of the variants are taken where the first is theirs, and others need the spec."""
+    text = MSG + "".join(
+        f"/{i}=messenger:size=4,region={region}" for i, region in enumerate(regions, 1)
+    )
+    model = randomise(backbones.create(text))
+    state = weights.export(model, "msg")
+    assert source_of(state) == "msg" and state["msg_tokens"].shape == (1, regions[0] ** 2, 1, 16)
+    assert state_hash(weights.load(text, state).model) == state_hash(model)
+    assert_same_weights(weights.export(weights.load(text, state).model, "msg"), state)
+    if regions[0] == 4:
+        found = weights.load(None, state).model.spec
+        told = [stage.messenger.region for stage in found.stages]
+        assert told == [4, 4, 2, 1] and (found.stages == model.spec.stages) == (regions[1] == 4)
+    else:
+        with pytest.raises(WeightsError, match="give --spec"):
+            weights.load(None, state)
+    hybrid, report = weights.load(
+        text.replace(f"3=messenger:size=4,region={regions[2]}", "3=window:size=4"), state,
+        partial="replaced",
+    )  # fmt: skip
+    fresh = {row["tensor"] for row in report if row["status"] == "fresh"}
+    again = "stages.3.beside.tokens"  # where messengers begin anew
+    assert again in fresh and hybrid.spec.stages[3].messenger
+    assert all(name == again or name.startswith("stages.2.blocks.") for name in fresh)
+    with pytest.raises(WeightsError, match="msg_tokens is not finite"):
+        weights.load(model, {**state, "msg_tokens": state["msg_tokens"] * float("nan")})
+    with pytest.raises(WeightsError, match=r"qk_scale=0\.5.*; msg would run it as messenger"):
+        weights.export(backbones.create(text.replace("region=1", "region=1,qk_scale=0.5")), "msg")
+
+
 # -- there and back ----------------------------------------------------------------------------
 
 
@@ -290,8 +326,12 @@ def test_round_trip_of_authors(case):
 
 AUTHORS = {
     "swin_mlp": "swinmlp", "swinv2": "swinv2", "swin": "swin", "cswin": "cswin",
-    "shuffletransformer": "shuffle", "crossformer": "crossformer", "dat": "dat",
+    "shuffletransformer": "shuffle", "crossformer": "crossformer", "dat": "dat", "msg": "msg",
+    **dict.fromkeys(("pvt_tiny", "pvt_small", "pvt_medium", "pvt_large"), "pvt"),
+    **dict.fromkeys(("vit_tiny", "vit_small", "deit_tiny", "deit3_small"), "vit"),
+    "vit_base": "vit_torchvision", "mixer_s": "mixer",
 }  # fmt: skip
+FAST = ("_t", "_t_w16", "pvt_tiny", "vit_tiny_patch16_224", "mixer_s32_224")
 OF_AUTHORS = [
     (name, next(AUTHORS[start] for start in AUTHORS if name.startswith(start)))
     for name in variants.names()
@@ -300,11 +340,11 @@ OF_AUTHORS = [
 
 
 @pytest.mark.parametrize(("name", "source"), [
-    pytest.param(*case, marks=[] if case[0].endswith(("_t", "_t_w16")) else [pytest.mark.slow])
+    pytest.param(*case, marks=[] if case[0].endswith(FAST) else [pytest.mark.slow])
     for case in OF_AUTHORS
 ])  # fmt: skip
 def test_round_trip_of_variants(name, source):
-    """Ours -> the authors' names -> ours, of all their variants: the same bits."""
+    """Ours -> their names -> ours, of the authors' variants and of one map: the same bits."""
     model = randomise(backbones.create(name))
     before = state_hash(model)
     there = weights.export(model, source)
@@ -345,7 +385,7 @@ def test_what_another_library_would_run_otherwise_is_refused(edit, target, asked
     field, _, value = edit.partition("=")
     if field.isdecimal():
         stages = list(spec.stages)
-        mixers = backbones.specs.spec.read_pattern(value)
+        mixers = backbones.specs.stage.read_pattern(value)
         stages[int(field) - 1] = dataclasses.replace(stages[int(field) - 1], mixers=mixers)
         spec = dataclasses.replace(spec, stages=tuple(stages))
     else:
@@ -378,9 +418,7 @@ def test_dense_swin_of_a_detector(tmp_path, capsys):
     with pytest.raises(WeightsError, match=r"did you mean 'backbone\.'"):
         run(capsys, path, "--to", out, "--source-img-size", side, "--prefix", "backbon.")
     told = ("--to", out, "--source-img-size", side, "--format", "json")
-    named, found = (
-        run(capsys, path, *told, *prefix) for prefix in (("--prefix", "backbone."), ())
-    )
+    named, found = (run(capsys, path, *told, *prefix) for prefix in (("--prefix", "backbone."), ()))
     assert named == found
     code, text = found
     dropped = {row["from"] for row in json.loads(text)["rows"] if row["status"] == "left out"}

@@ -15,9 +15,9 @@ from tiny import error, randomise
 
 import backbones
 from backbones import weights
+from backbones.names.key_rules import find_back
 from backbones.parts.resample import CrossScale, NormCrossScale
 from backbones.specs import variants
-from backbones.weights.key_rules import find_back
 from transom.errors import SpecError
 
 GROUP, INTERVALS, DEPTHS, HEADS, WIDTH = 3, (3, 2, 1, 1), (2, 3, 2, 2), (2, 2, 4, 4), 48

@@ -9,7 +9,7 @@ import pytest
 from analysis.counting import crossings
 from analysis.counting.scaling import Series
 from attention.configs.notation import parse
-from backbones.specs.spec import StageSpec
+from backbones.specs.stage import StageSpec
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from torch import nn
 import backbones
 from attention.execution import torch_private
 from backbones import weights
+from backbones.files.detect_source import source_of
 from backbones.files.locate import locate
 from backbones.files.standins import StandIn
 from backbones.files.storage import WeightsError
-from backbones.weights.detect_source import source_of
 
 MIXERS = {"swin": "window:size=2", "swinv2": "cosine:size=2,mask_value=-100"}
 

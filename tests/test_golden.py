@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from einops import rearrange
 from safetensors.torch import load_file
 from tiny import error, state_hash
 
@@ -19,11 +20,12 @@ import attention
 import backbones
 from attention.execution import chunks
 from attention.mixers.cross import CrossMixer
+from attention.mixers.messenger import MessengerMixer
 from backbones.model.block import Block
+from backbones.names.key_rules import find
 from backbones.parts.layout import nchw, nhwc
 from backbones.parts.mlp import ReLU6MLP
 from backbones.weights import WeightsError, convert, load
-from backbones.weights.key_rules import find
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(  # of backbones; those of Axial-DeepLab's layer are in test_axial_deeplab.py
@@ -123,6 +125,32 @@ def pvt_v2_spec(args: dict) -> dict:
     }  # fmt: skip
 
 
+def pvt_spec(args: dict) -> dict:
+    """The same for PVT, whose class token stands in the last stage."""
+    fields = pvt_v2_spec(args)
+    fields["stages"][-1]["tokens"] = 1
+    own = {"stem": "patch", "downsample": "patch_norm", "mlp": "gelu", "stage_norms": False}
+    return {**fields, **own, "position": "absolute_stages", "pool": "token"}
+
+
+def msg_spec(args: dict) -> dict:
+    """The same for MSG-Transformer."""
+    stages = [
+        {
+            "dim": args["embed_dim"] * 2**i, "depth": depth, "heads": heads,
+            "mlp_ratio": args["mlp_ratio"],
+            "mixers": [f"messenger:size={args['window_size']},region={region}"],
+        }
+        for i, (depth, heads, region) in enumerate(
+            zip(args["depths"], args["num_heads"], args["shuffle_size"], strict=True)
+        )
+    ]  # fmt: skip
+    return {
+        "stages": stages, "stem": "overlap", "downsample": "conv_norm", "pool": "token",
+        **common(args),
+    }  # fmt: skip
+
+
 def maxvit_spec(args: dict) -> dict:
     """The same for MaxViT as timm has it, a block of which is two of ours."""
     config = args["cfg"]
@@ -200,6 +228,10 @@ def spec_of(case: str, about: dict) -> dict:
         return pvt_v2_spec(args)
     if family == "dat":
         return dat_spec(args)
+    if family == "pvt":
+        return pvt_spec(args)
+    if family == "msg":
+        return msg_spec(args)
     if family == "nat":
         return nat_spec(args)
     if family == "maxvit_timm":
@@ -231,10 +263,24 @@ def tokens(x: torch.Tensor) -> torch.Tensor:
 
 def as_tokens(name: str, x: torch.Tensor) -> torch.Tensor:
     """A stored map as (b, h w, c): some keep NCHW, MaxViT's attention NHWC."""
-    if x.ndim == 3:
+    if x.ndim == 3 or x.shape[2] == 17:  # MSG's windows of 4x4 with their messengers
         return x
     last = name.endswith(("attn_block", "attn_grid")) or name.startswith(NAT_MAPS)
     return x.flatten(1, 2) if last else tokens(x)
+
+
+def stage_tokens(stage, out) -> torch.Tensor:
+    """The output of one of our stages as the authors keep it, with the tokens beside the map: a
+    class token first, or the windows of every region, each with its messenger first."""
+    if isinstance(out, torch.Tensor):
+        return tokens(out)
+    x, beside = map(nhwc, out)
+    if stage.spec.messenger is None:
+        return torch.cat([beside.flatten(1, 2), x.flatten(1, 2)], 1)
+    (gh, gw), r = stage.spec.messenger.size, stage.spec.messenger.region
+    windows = rearrange(x, "b (nh gh) (nw gw) c -> b nh nw (gh gw) c", gh=gh, gw=gw)
+    both = torch.cat([beside.unsqueeze(3), windows], 3)
+    return rearrange(both, "b (rh kh) (rw kw) l c -> (b rh rw) (kh kw) l c", kh=r, kw=r)
 
 
 NAT_MAPS = ("feature.patch_embed", "feature.level")  # stored channels last
@@ -270,7 +316,7 @@ def errors(model, io: dict[str, torch.Tensor]) -> dict[str, float]:
     seen: dict[str, torch.Tensor] = {}
     hooks = [
         stage.register_forward_hook(
-            lambda _, __, out, i=i: seen.update({f"feature.stage{i}": tokens(out)})
+            lambda stage, _, out, i=i: seen.update({f"feature.stage{i}": stage_tokens(stage, out)})
         )
         for i, stage in enumerate(model.stages) if f"feature.stage{i}" in io
     ]  # fmt: skip
@@ -291,6 +337,8 @@ def errors(model, io: dict[str, torch.Tensor]) -> dict[str, float]:
                 )
             )
         )
+    if "feature.norm" in io and model.spec.pool == "token":
+        io["feature.norm"] = io["feature.norm"][:, :, 0]  # ours norms what is pooled
     if "feature.norm" in io:
         hooks.append(
             model.norm.register_forward_hook(
@@ -371,9 +419,9 @@ def test_the_stored_files_are_the_recorded_ones(case):
 
 def test_every_family_is_here():
     assert {case.split("/")[0] for case in CASES} == {
-        "swin", "swinv2", "swinmlp", "cswin", "shuffle", "pvt", "maxvit", "dat", "nat",
+        "swin", "swinv2", "swinmlp", "cswin", "shuffle", "pvt", "maxvit", "dat", "nat", "msg",
     }  # fmt: skip
-    assert len(CASES) == 14
+    assert len(CASES) == 17
 
 
 def test_stripe_that_covers_its_map_becomes_full():
@@ -492,6 +540,34 @@ def tables_by_query(state):
         state[key] = state[key].flip(1, 2)
 
 
+def messenger_biases_exchanged(state):
+    """The bias of the messenger as a query for the one as a key."""
+    for key in [k for k in state if k.endswith("rel_pos_msg")]:
+        state[key] = state[key].flip(1)
+
+
+def messengers_transposed(state):
+    """The learned messengers of a region read by columns."""
+    side = round(state["msg_tokens"].shape[1] ** 0.5)
+    grid = state["msg_tokens"].unflatten(1, (side, side))
+    state["msg_tokens"] = grid.transpose(1, 2).flatten(1, 2).contiguous()
+
+
+def token_position_last(state):
+    """The position of the class token read from the end."""
+    state["pos_embed4"] = state["pos_embed4"].roll(-1, dims=1)
+
+
+def positions_transposed(state):
+    """The positions of every stage read by columns."""
+    for key in [k for k in state if k.startswith("pos_embed")]:
+        tokens = int(key == "pos_embed4")
+        first, of_map = state[key][:, :tokens], state[key][:, tokens:]
+        side = round(of_map.shape[1] ** 0.5)
+        of_map = of_map.unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2)
+        state[key] = torch.cat([first, of_map], 1)
+
+
 STATE_MISTAKES = [
     ("swin/sq64_w4", swap_queries_and_keys),
     ("swin/ns64x128_w4", transpose_tables),
@@ -515,6 +591,16 @@ STATE_MISTAKES = [
     ("maxvit/tf_sq64_w4", heads_before_kinds),
     ("pvt/v2_ns72x80", swap_keys_and_values),
     ("pvt/v2_ns72x80", reductions_transposed),
+    ("pvt/v1_sq64", swap_keys_and_values),
+    ("pvt/v1_sq64", reductions_transposed),
+    ("pvt/v1_sq64", token_position_last),
+    ("pvt/v1_sq64", positions_transposed),
+    ("msg/sq128_w4", swap_queries_and_keys),
+    ("msg/sq128_w4", transpose_tables),
+    ("msg/sq128_w4", messenger_biases_exchanged),
+    ("msg/sq128_w4", messengers_transposed),
+    ("msg/sq64_w4_3stage", messenger_biases_exchanged),
+    ("msg/sq64_w4_3stage", messengers_transposed),
 ]
 SPEC_MISTAKES = [
     ("nat/dinat_ns56x72_k5", "without dilation", with_option("dilation=2", "dilation=1")),
@@ -543,6 +629,11 @@ SPEC_MISTAKES = [
     ("pvt/v2_ns72x80", "padded remainder", with_option("sra:", "sra:remainder=pad,")),
     ("pvt/v2_ns72x80", "a ReLU", with_field(mlp="relu_conv")),
     ("pvt/v2_ns72x80", "stem pads less", with_field(stem="overlap")),
+    ("pvt/v1_sq64", "the map is pooled", with_field(pool="mean")),
+    ("pvt/v1_sq64", "another gelu", with_field(mlp="gelu_tanh")),
+    ("msg/sq128_w4", "the map is pooled", with_field(pool="mean")),
+    ("msg/sq128_w4", "no exchange in a stage", with_option("region=2", "region=1")),
+    ("msg/sq128_w4", "stem pads more", with_field(stem="overlap_same")),
 ]
 
 
@@ -596,6 +687,34 @@ def local_alone(self, x):
 def test_detects_a_local_convolution_elsewhere(case, wrong, monkeypatch):
     monkeypatch.setattr(Block, "forward", wrong)
     assert max(errors(*build(case)).values()) > 2
+
+
+def silent(mixer, tokens, h, w):
+    return tokens
+
+
+def by_columns(mixer, tokens, h, w):
+    """Parts of the channels go to the windows of a region column by column."""
+    r, (rows, columns) = mixer.config.region, mixer.config.windows(h, w)
+    x = tokens.unflatten(1, (rows, columns)).unflatten(3, (r, r, -1))
+    x = x.transpose(3, 4).flatten(3).flatten(1, 2)  # (b, n, c)
+    return exchange(mixer, x, h, w)
+
+
+def twice(mixer, tokens, h, w):
+    """Which brings every part back."""
+    return exchange(mixer, exchange(mixer, tokens, h, w), h, w)
+
+
+exchange = MessengerMixer.exchange
+
+
+@pytest.mark.parametrize("wrong", [silent, by_columns, twice])
+@pytest.mark.parametrize("case", ["msg/sq128_w4", "msg/sq64_w4_3stage"])
+def test_detects_another_exchange_of_messengers(case, wrong, monkeypatch):
+    monkeypatch.setattr(MessengerMixer, "exchange", wrong)
+    found = errors(*build(case))
+    assert max(e for name, e in found.items() if name.startswith("logits")) > 2
 
 
 def test_detects_activations_without_a_ceiling(monkeypatch):

@@ -28,7 +28,8 @@ from attention.configs import registry
 from backbones import diff, fit, show
 from backbones.model.sizes import stage_sizes, total
 from backbones.specs import aliases, variants
-from backbones.specs.spec import BackboneSpec, StageSpec, fields_of
+from backbones.specs.spec import BackboneSpec, fields_of
+from backbones.specs.stage import StageSpec
 from backbones.specs.writing import to_notation, to_toml
 from transom.errors import SpecError
 
@@ -589,7 +590,8 @@ def test_stages_are_cut_or_continued(count):
 # -- show ------------------------------------------------------------------------------------
 
 LINE = re.compile(
-    r"stage (\d)\s+(\d+)x(\d+)\s+(=+)\s+(\d+) channels\s+(\d+) heads\s+(\d+)% of MACs  blocks (.*)"
+    r"stage (\d)\s+(\d+)x(\d+)\s+(=+)\s+(\d+) channels\s+(\d+) heads\s+(\d+)% of MACs  blocks "
+    r"(.*?)(?:, and \d+ beside the map)?$"
 )
 
 
@@ -813,6 +815,7 @@ def test_one_budget_is_given(argv, capsys):
 @pytest.mark.parametrize("text", [
     "1=neighbourhood:kernel=7/3=sra:ratio=2+window",
     "1=halo:block=4,radius=2/2=deformable:kernel=3/3=axial_deeplab:span=14+pale:size=2",
+    "2=messenger:size=2,region=2+window:size=2/4=full+sra:ratio=1/4.tokens=2/pool=token",
 ])  # fmt: skip
 def test_hybrids_of_old_and_new_learn(text):
     """Twenty steps on eight images: the loss falls to less than half."""

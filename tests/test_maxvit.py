@@ -13,12 +13,12 @@ import backbones
 from analysis.papers import dense_heads
 from backbones import convert, weights
 from backbones.export import one_graph
+from backbones.names.key_rules import find_back
 from backbones.parts.head import TanhLayer
 from backbones.parts.mbconv import MBConv
 from backbones.parts.mlp import DropPath
 from backbones.specs import variants
 from backbones.weights import Adapt, reference_models
-from backbones.weights.key_rules import find_back
 from training.objectives.simmim import MaskedImages
 from transom.errors import SpecError
 

@@ -11,8 +11,8 @@ import torch
 from tiny import error, images, randomise, state_hash
 
 import backbones
+from backbones.names.key_rules import SOURCES, find
 from backbones.weights import WeightsError, load
-from backbones.weights.key_rules import SOURCES, find
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
@@ -181,6 +181,56 @@ def test_key_bias_is_refused():
     with pytest.raises(WeightsError, match="key bias"):
         load(ours, state, source="torchvision")
     assert state_hash(ours) == before
+
+
+def small_vit(**fields):
+    from timm.models.vision_transformer import VisionTransformer
+
+    body = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    return VisionTransformer(**body, num_classes=10, **fields)
+
+
+def small_mixer():
+    from timm.models.mlp_mixer import MlpMixer
+
+    return MlpMixer(img_size=32, patch_size=8, num_blocks=2, embed_dim=24, num_classes=10)
+
+
+def small_vit_of_torchvision():
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(32, 8, 2, 3, 24, 96, num_classes=10)
+
+
+PLAIN = {  # source, peer and fields of a row with one stage of two blocks
+    "vit": ("vit", small_vit, "vit_tiny_patch16_224", {}),
+    "deit3": (
+        "vit", functools.partial(small_vit, no_embed_class=True, init_values=1e-6),
+        "deit3_small_patch16_224", {},
+    ),
+    "registers": ("vit", functools.partial(small_vit, reg_tokens=3), "vit_tiny_patch16_224",
+                  {"tokens": 4}),
+    "torchvision": ("vit_torchvision", small_vit_of_torchvision, "vit_tiny_patch16_224", {}),
+    "mixer": ("mixer", small_mixer, "mixer_s32_224",
+              {"mixers": ["token_mlp:size=4,shift=false,hidden=12"], "heads": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_plain_transformers_equal_the_peer(case):
+    """Class tokens and registers beside the map, their positions, and MLP-Mixer's two layers."""
+    source, make, name, fields = PLAIN[case]
+    peer = make()
+    state = theirs(peer)
+    spec = backbones.parse(name).to_dict()
+    spec["stages"] = [{**spec["stages"][0], "dim": 24, "depth": 2, "heads": 3, **fields}]
+    ours = backbones.create(
+        {**spec, "name": "", "img_size": (32, 32), "patch_size": 8, "num_classes": 10}
+    ).eval()
+    load(ours, state, source=source)
+    x = images(2, 3, 32, 32)
+    with torch.no_grad():
+        assert distance(ours(x), peer(x)) <= 1
 
 
 @functools.cache

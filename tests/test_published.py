@@ -32,7 +32,8 @@ def test_row_is_whole(row):
     own = lookup.find(row["backbone"]).img_size
     assert source or variants.get(row["backbone"]).spec.name == row["backbone"]  # no alias
     assert source in ("", "timm") and row["task"] in published.TASKS
-    assert row[published.RANKED_BY[row["task"]]] is not None
+    ranked = row[published.RANKED_BY[row["task"]]] is not None
+    assert ranked == (row["pretrain"] != "no weights")
     assert row["source"] and row["pretrain"] and min(row["img_size"]) >= 224
     assert row["second_hand"] in ("no", "all", *published.NUMBERS)
     if row["task"] == "imagenet":
@@ -50,6 +51,15 @@ def test_every_variant_of_a_paper_has_its_figures():
     papers = {n for n in variants.names() if variants.get(n).source != ours.OURS}
     found = {row["backbone"] for row in ROWS if row["task"] == "imagenet"}
     assert {name for name in found if ":" not in name} == papers
+
+
+def test_what_has_no_weights_is_said_in_the_source():
+    """timm counts some models of which it has no weights: they have no rank."""
+    found = [row for row in ROWS if row["pretrain"] == "no weights"]
+    assert len(found) == 5
+    for row in found:
+        assert row["source"].endswith("(no released weights)") and row["flops_g"]
+        assert published.best(row["backbone"], "imagenet") is None
 
 
 def test_pale_is_labelled():
@@ -110,6 +120,9 @@ def test_dense_rows(backbone, method, schedule, wanted):
         ("swin_t", "imagenet", "top1", 81.2, "ImageNet-1K"),
         ("swin_b", "imagenet", "top1", 83.5, "ImageNet-1K"),  # not 85.2, after ImageNet-22K
         ("swin_l", "imagenet", "top1", 86.3, "ImageNet-22K"),  # nothing else was published
+        ("vit_base_patch16_224", "imagenet", "top1", 79.154, "ImageNet-1K"),
+        ("vit_tiny_patch16_224", "imagenet", "top1", 75.452, "ImageNet-21K"),
+        ("deit3_base_patch16_224", "imagenet", "top1", 83.8, "ImageNet-1K"),
         ("swin_t", "coco", "box_ap", 46.0, "ImageNet-1K"),  # not Cascade's 50.4
         ("cswin_b", "ade20k", "miou_ss", 51.1, "ImageNet-1K"),
         ("pale_s", "ade20k", "miou_ms", 52.2, "ImageNet-1K"),

@@ -1,12 +1,16 @@
-"""Spatial reduction, PVT v2 and Twins: the cells of keys, timm's models and their files."""
+"""Spatial reduction, PVT and Twins: the cells of keys, models of timm and transformers, and their
+files."""
 
 from __future__ import annotations
 
 import itertools
+import re
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from tiny import error, images, randomise, state_hash
 
@@ -14,10 +18,12 @@ import attention
 import backbones
 from attention.geometry.reduced import Reduced, pooled, strided
 from backbones import convert, weights
+from backbones.files.detect_source import source_of
+from backbones.files.storage import WeightsError
 from backbones.model.block import Block
 from backbones.model.stage import Stage
 from backbones.parts.layout import nchw, nhwc
-from backbones.weights.detect_source import source_of
+from backbones.weights import Adapt
 from backbones.weights.infer_spec import infer
 from backbones.weights.reference_models import reference_model
 
@@ -154,14 +160,14 @@ def kv_swapped(ours):
 def cpe_first(ours):
     """Positions before the first block of a stage instead of after it."""
 
-    def run(stage, x, again=False):
+    def run(stage, x):
         x = x + nhwc(stage.cpe(nchw(x)))
         for block in stage.blocks:
             x = block(x)
-        return stage.norm(x)
+        return (stage.norm(x),)
 
     for stage in ours.stages:
-        stage._run_blocks = lambda x, again=False, stage=stage: run(stage, x, again)
+        stage._run_blocks = lambda x, again=False, stage=stage: run(stage, x)
     return ours
 
 
@@ -248,6 +254,172 @@ def test_convert_checks_against_timm(family, tmp_path, capsys):
     assert state_hash(weights.load(None, out).model) == state_hash(ours)
 
 
+# -- the first version -------------------------------------------------------------------------
+
+PVT = "pvt_tiny/1.dim=8/2.dim=16/3.dim=20/4.dim=24/4.heads=4/1.depth=1/3.depth=2/num_classes=5"
+TRANSFORMERS = (  # their names to those of the authors, blocks from 0 and stages from 0
+    (r"^pvt\.encoder\.patch_embeddings\.(\d)\.position_embeddings$", "pos_embed{}"),
+    (r"^pvt\.encoder\.patch_embeddings\.(\d)\.cls_token$", "cls_token"),
+    (r"^pvt\.encoder\.patch_embeddings\.(\d)\.projection", "patch_embed{}.proj"),
+    (r"^pvt\.encoder\.patch_embeddings\.(\d)\.layer_norm", "patch_embed{}.norm"),
+    (r"^pvt\.encoder\.block\.(\d)", "block{}"),
+    (r"^pvt\.encoder\.layer_norm", "norm"), (r"^classifier", "head"),
+    (r"layer_norm_(\d)", r"norm\1"), (r"mlp\.dense(\d)", r"mlp.fc\1"),
+    (r"attention\.output\.dense", "attn.proj"),
+    (r"attention\.self\.sequence_reduction", "attn.sr"),
+    (r"attention\.self\.layer_norm", "attn.norm"), (r"attention\.self\.query", "attn.q"),
+)
+
+
+def in_authors_names(state):
+    """Weights of transformers' PVT, whose keys and values are two matrices."""
+    out = {}
+    for key, tensor in state.items():
+        for pattern, name in TRANSFORMERS:
+            if match := re.search(pattern, key):
+                stage = str(int(match[1]) + 1) if "{}" in name else ""
+                key = key.replace(match[0], match.expand(name.replace("{}", stage)))
+        out[key] = tensor
+    for key in [key for key in out if ".self.key." in key]:
+        values = out.pop(key.replace(".key.", ".value."))
+        joined = key.replace("attention.self.key", "attn.kv")
+        out[joined] = torch.cat([out.pop(key), values])
+    return out
+
+
+def first_version(size: int, seed: int = 1):
+    """(weights in the authors' names, transformers' model of images of this size), float64."""
+    transformers = pytest.importorskip("transformers", reason="pip install transformers")
+    spec = backbones.parse(PVT)
+    model = transformers.PvtForImageClassification(transformers.PvtConfig(
+        image_size=size, hidden_sizes=[s.dim for s in spec.stages], num_labels=5,
+        depths=[s.depth for s in spec.stages], num_attention_heads=[s.heads for s in spec.stages],
+    ))  # fmt: skip
+    for name, part in model.named_modules():  # of all norms they take one eps, the authors two
+        if isinstance(part, torch.nn.LayerNorm) and ("patch" in name or "self" in name):
+            part.eps = 1e-5
+    randomise(model, seed).double()
+    return in_authors_names(model.state_dict()), model
+
+
+def resize_positions(model, old, new):
+    """Positions of every stage for images of another size, as `_get_pos_embed` of the authors'
+    pvt.py interpolates them; that of the class token stays."""
+    for i, part in enumerate(model.pvt.encoder.patch_embeddings):
+        position = part.position_embeddings.data
+        first, of_map = position.split([int(i == 3), position.shape[1] - int(i == 3)], dim=1)
+        grids = [[side // (4 * 2**i) for side in size] for size in (old, new)]
+        picture = of_map.reshape(1, *grids[0], -1).permute(0, 3, 1, 2)
+        picture = F.interpolate(picture, grids[1], mode="bilinear")
+        of_map = picture.flatten(2).transpose(1, 2)
+        part.position_embeddings.data = torch.cat([first, of_map], 1)
+
+
+def logits_and_gradient(model, x, seed: int = 9):
+    image = x.clone().requires_grad_()
+    logits = model(image)
+    logits = getattr(logits, "logits", logits)
+    (grad,) = torch.autograd.grad((logits * images(*logits.shape, seed=seed)).sum(), image)
+    return logits.detach(), grad
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (32, 128)])
+def test_the_first_version_equals_transformers(size):
+    """Logits and the gradient of the image, in float64; at another size than the weights' with
+    positions that are resized bilinear, by the model as it runs and by Adapt."""
+    state, theirs = first_version(64)
+    ours, built = (
+        backbones.create(f"{PVT}/img_size={h}x{w}").double().eval() for h, w in ((64, 64), size)
+    )
+    weights.load(ours, state)
+    how = Adapt(resize="bicubic", grid=(16, 16))  # 8x32 positions are as many
+    weights.load(built, state, how=how)
+    resize_positions(theirs, (64, 64), size)
+    wanted = logits_and_gradient(theirs, x := images(2, 3, *size).double())
+    for model in (ours, built):
+        for found, theirs_ in zip(logits_and_gradient(model, x), wanted, strict=True):
+            assert error(found, theirs_) <= 1e-12 * max(1.0, float(theirs_.abs().amax()))
+
+
+def test_files_of_the_first_version():
+    """There and back; the source is known by its keys, the image size by the positions, and the
+    class token is the last stage's."""
+    state, _ = first_version(64)
+    ours = weights.load(PVT + "/img_size=64", state).model.double()
+    weights.load(ours, state)
+    assert source_of(state) == "pvt"
+    written = weights.export(ours, "pvt")
+    assert written.keys() == state.keys()
+    assert all(torch.equal(written[key], tensor) for key, tensor in state.items())
+    found = infer(state, "pvt", heads=[1, 2, 5, 4])
+    assert found.stages == ours.spec.stages and found.img_size == (64, 64)
+    with pytest.raises(WeightsError, match=r"give --heads \(or --spec"):
+        infer(state, "pvt")
+    with torch.device("meta"):
+        for name in ("pvt_tiny", "pvt_large"):
+            model = backbones.create(name, num_classes=3)
+            assert infer(weights.export(model, "pvt"), "pvt").stages == model.spec.stages
+        two = backbones.create(PVT + "/4.tokens=2")
+    with pytest.raises(WeightsError, match="2 tokens beside the map; pvt has one"):
+        weights.export(two, "pvt")
+
+
+def test_oblong_positions_of_the_first_version():
+    """224x288 pixels: the last map and its class token, 7x9 and 1, are as many as 8x8."""
+    spec = backbones.parse(PVT + "/img_size=224x288")
+    ours = randomise(backbones.create(spec), 1)
+    state = weights.export(ours, "pvt")
+    assert state["pos_embed4"].shape[1] == 64
+    assert state_hash(weights.load(spec, state).model) == state_hash(ours)
+    square = weights.load(PVT, state, how=Adapt(resize="bicubic", grid=(56, 72))).model
+    for name in ("stages.0.position", "stages.3.position"):
+        wanted = F.interpolate(ours.get_parameter(name), square.get_parameter(name).shape[2:],
+                               mode="bilinear")  # fmt: skip
+        assert error(square.get_parameter(name), wanted) <= 1e-6
+    assert torch.equal(square.stages[3].beside.position, ours.stages[3].beside.position)
+
+
+def test_a_failed_load_of_the_first_version():
+    """A NaN, another shape or nothing, of the class token and of positions: nothing moves."""
+    state, _ = first_version(64)
+    ours = weights.load(PVT + "/img_size=64", state).model
+    before = state_hash(ours)
+    for key in ("cls_token", "pos_embed1", "pos_embed4", "block1.0.attn.sr.weight"):
+        good = state[key]
+        broken = {"not finite": good.clone(), "has shape": torch.cat([good, good])}
+        broken["not finite"].view(-1)[0] = float("nan")
+        for said, tensor in broken.items():
+            with pytest.raises(WeightsError, match=said) as info:
+                weights.load(ours, {**state, key: tensor})
+            assert key in str(info.value) and "\n" not in str(info.value)
+        with pytest.raises(WeightsError, match="nothing for stages"):
+            weights.load(ours, {k: t for k, t in state.items() if k != key}, "pvt")
+    with pytest.raises(WeightsError, match="another image size is resized by how=Adapt"):
+        weights.load(PVT + "/img_size=96", state)
+    assert state_hash(ours) == before
+
+
+@pytest.mark.parametrize(
+    ("edit", "fresh"),
+    [
+        ("4.tokens=0/pool=mean", None), ("4.tokens=2", r"stages\.3\.beside\."),
+        ("token_position=false", None), ("position=none", None),
+        ("img_size=96", r"stages\.[0123]\.position"),
+        ("2=full", r"stages\.1\.blocks\.\d\.mixer\."),
+    ],
+)
+def test_what_differs_from_the_first_version_starts_fresh(edit, fresh):
+    model = randomise(backbones.create(PVT + "/img_size=64"), 1)
+    fields = {f.partition("=")[0]: f for f in f"{PVT}/img_size=64/{edit}".split("/")[1:]}
+    asked = "/".join(["pvt_tiny", *fields.values()])
+    other, report = weights.load(asked, weights.export(model, "pvt"), partial="replaced")
+    new = {row["tensor"] for row in report if row["status"] == "fresh"}
+    assert bool(new) == (fresh is not None) and all(re.match(fresh, name) for name in new)
+    loaded = {row["tensor"] for row in report if row["status"] == "loaded"}
+    assert loaded | new == other.state_dict().keys()
+    assert all(torch.equal(other.state_dict()[n], model.state_dict()[n]) for n in loaded)
+
+
 # -- the words of the spec ---------------------------------------------------------------------
 
 
@@ -325,8 +497,8 @@ def test_costs_of_the_words():
         twins = backbones.create("twins_svt_s")
         parts = {part.module: part.macs for part in twins.cost(64, 64)}
         assert parts["stages.1.cpe"] == 9 * 8 * 8 * 128
-        stage = Stage(twins.spec.stages[0], backbones.parse("pvt_v2_b0"), inputs=None,
-                      drop_path=[0.0, 0.0])  # fmt: skip
+        mixed = replace(backbones.parse("pvt_v2_b0"), stages=twins.spec.stages)
+        stage = Stage(mixed, 0, inputs=None, drop_path=[0.0, 0.0])
     mlp = {part.module: part.macs for part in stage.cost(16, 8, (16, 8))}["blocks.0.mlp"]
     assert mlp == 16 * 8 * (2 * 64 * 256 + 9 * 256)
 

@@ -19,7 +19,7 @@ from analysis import regions
 from analysis.models import footprint, maps
 from analysis.pictures import draw_maps, figure_style, studies, views
 from attention import SpecError, make_config, names, parse
-from backbones.specs.spec import read_pattern
+from backbones.specs.stage import read_pattern
 
 SMALL = "swin_t/1.dim=8/1.heads=2/2.dim=8/2.heads=2/3.dim=8/3.heads=2/3.depth=2/4.dim=8/4.heads=2"
 SMALL += "/img_size=64"
@@ -87,6 +87,11 @@ def test_every_softmax_mixer_has_a_mask():
             assert found.masked.any() == (name in ("window", "cosine"))
 
 
+def test_messengers_change_no_mask():
+    (found,) = maps.masks(parse("messenger:size=3"), (7, 8))
+    assert not found.masked.any() and len(found.masked) == 9
+
+
 # -- footprints ------------------------------------------------------------------------------
 
 
@@ -97,6 +102,20 @@ def chain(name, depth):
     return [tiny.randomise(mixer, seed=i).double().eval() for i, mixer in enumerate(mixers)]
 
 
+def run_chain(mixers, x):
+    """Their residuals on a map (b, h, w, c), with messengers where they have some."""
+    (h, w), config = x.shape[1:3], mixers[0].config
+    if not hasattr(config, "windows"):
+        for mixer in mixers:
+            x = x + mixer(x)
+        return x
+    tokens = torch.randn(1, math.prod(config.windows(h, w)), 8, dtype=torch.float64)
+    for mixer in mixers:
+        of_map, of_tokens = mixer(x, tokens)
+        x, tokens = x + of_map, mixer.exchange(tokens + of_tokens, h, w)
+    return x
+
+
 MIXERS = [
     "window:size=3", "window:size=2x3,mask_padding=true", "cosine:size=3", "shuffle:size=3",
     "shuffle:size=2,interval=2,mask_padding=true",
@@ -104,19 +123,17 @@ MIXERS = [
     "token_mlp:size=3", "full", "window:size=3,shift=false", "sra:ratio=2",
     "sra:ratio=4x3,remainder=pad", "sra:pool=2", "axial_deeplab:span=3", "axial_deeplab",
     "neighbourhood:kernel=3", "neighbourhood:kernel=3,dilation=2", "halo:block=3,radius=1",
+    "messenger:size=2,region=2", "messenger:size=3x2,region=1",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("blocks", [1, 2])  # a messenger that has read goes to the second
 @pytest.mark.parametrize("name", MIXERS)
 def test_footprint_is_the_support_of_the_gradient(name, blocks):
     mixers = chain(name, blocks)
     for grid, query in (((7, 8), (1, 2)), ((6, 9), (5, 8)), ((9, 5), (4, 2))):
         x = torch.randn(1, *grid, 8, dtype=torch.float64, requires_grad=True)
-        y = x
-        for mixer in mixers:
-            y = y + mixer(y)
-        out = y[0, query[0], query[1]]
+        out = run_chain(mixers, x)[0, query[0], query[1]]
         (gradient,) = torch.autograd.grad(out @ torch.randn_like(out), x)
         steps = footprint.pattern_steps(read_pattern(name), blocks, grid)
         assert torch.equal(gradient[0].abs().sum(-1) > 0, footprint.footprint(steps, query))
@@ -145,6 +162,17 @@ def test_a_block_reads_its_own_token(cpe):
     wanted = torch.zeros(5, 6, dtype=torch.bool)
     wanted[slice(1, 4) if cpe else 2, slice(2, 5) if cpe else 3] = True
     assert torch.equal(seen, wanted)
+
+
+@pytest.mark.parametrize(("name", "of_map"), [("full", 56), ("sra:ratio=3", 36), ("axial", 0)])
+def test_class_tokens_and_the_map_read_each_other(name, of_map):
+    """A class token reads what keys are made of, and itself alone where the mixer takes none."""
+    mixer = attention.create(name, dim=8, heads=2)
+    step = footprint.mixer_step(mixer, (7, 8), tokens=3)
+    taken = mixer.config.takes_tokens
+    assert step.read((6, 7))[56:].tolist() == [taken] * 3
+    assert step.read(1)[56:].tolist() == [taken, True, taken]
+    assert int(step.read(1)[:56].sum()) == of_map and len(step.nodes) == 59
 
 
 @pytest.mark.parametrize("side", [0, 3, 5])
@@ -215,7 +243,7 @@ def test_first_seen_nests():
     "family",
     [
         "swin", "cswin", "pale", "hybrid", "shuffletransformer", "crossformer", "maxvit", "pvt",
-        "twins",
+        "twins", "msg", "vit", "pvt1",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("position", ["none", "cpe", "cpe_once"])
@@ -236,6 +264,52 @@ def test_a_backbones_footprint_is_its_gradient(family, position):
         assert torch.equal(maps.field(features, x, stage, family) > 0, seen)
         if stage == 1 and family == "swin" and position == "none":
             assert not seen.all()
+
+
+BESIDE = {  # what passes through the tokens beside the map, or does not
+    "msg": "msg_t/img_size=96x80/1.depth=2/1=messenger:size=3,region=2/2.depth=1/"
+    "2=messenger:size=3,region=2/3.depth=1/3=messenger:size=3,region=1/stages=3",
+    "one block": "msg_t/img_size=96x80/1.depth=1/1=messenger:size=3,region=2/2.depth=1/"
+    "2=messenger:size=3,region=1/stages=2",
+    "ends": "msg_t/img_size=64/1.depth=2/1=messenger:size=3,region=2/2.depth=1/"
+    "2=window:size=2/stages=2/pool=mean",
+    "local": "msg_t/img_size=64/1.depth=3/1=messenger:size=3,region=2+window:size=2/2.depth=1/"
+    "2=messenger:size=3,region=1/local=3/stages=2/downsample=norm_conv",
+    "bottlenecks": "msg_t/img_size=64/patch_size=8/1.depth=2/1=messenger:size=2,region=2/2.depth=1/"
+    "2=messenger:size=2,region=1/stages=2/downsample=merge",
+    "class tokens": "vit_tiny_patch16_224/patch_size=8/img_size=48x40/1.depth=2/1.tokens=3",
+    "windows first": "vit_tiny_patch16_224/patch_size=8/img_size=48x40/1.depth=3/1.tokens=3/"
+    "1=window:size=2+full",
+    "late": "swin_t/img_size=64/stages=2/pool=token/1.depth=1/1=window:size=2/2.depth=3/2.tokens=2/"
+    "2=window:size=2+sra:ratio=3+window:size=2",
+    "two stages": "swin_t/img_size=48x40/stages=2/1.depth=2/1.tokens=1/1=full+window:size=2/"
+    "2.depth=2/2.tokens=2/2=sra:ratio=4/pool=token",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_the_tokens_beside_a_map_carry_is_in_the_footprint(case):
+    """Of the corners and the centre of every stage's map, and of the logits."""
+    stages = range(1, len(backbones.parse(BESIDE[case]).stages) + 1)
+    narrow = "".join(f"/{i}.dim={8 * i}/{i}.heads=2" for i in stages)
+    spec = backbones.parse(f"{BESIDE[case]}{narrow}/num_classes=5")
+    model = tiny.randomise(backbones.create(spec)).double().eval()
+    steps = footprint.backbone_steps(spec)
+    x = torch.randn(1, 3, *spec.img_size, dtype=torch.float64, requires_grad=True)
+
+    def reached(out):
+        (grad,) = torch.autograd.grad(
+            out @ torch.randn_like(out), x, retain_graph=True, materialize_grads=True
+        )
+        return grad[0].abs().amax(0) > 0
+
+    for stage, level in enumerate(model.features(x), start=1):
+        own = [step for step in steps if step.stage <= stage]
+        h, w = level.shape[2:]
+        for i, j in ((0, 0), (h // 2, w // 2), (h - 1, w - 1)):
+            assert torch.equal(reached(level[0, :, i, j]), footprint.footprint(own, (i, j)))
+    seen = footprint.footprint([*steps, footprint.head_step(spec)], (0, 0))
+    assert torch.equal(reached(model(x)[0]), seen)
 
 
 # -- reach -----------------------------------------------------------------------------------
@@ -268,8 +342,29 @@ def test_blocks_to_see_all_is_brute_force(pattern, grid):
     assert footprint.blocks_to_see_all(stage, grid) == brute(stage, grid)
 
 
-def test_reach_is_the_footprint_of_every_token():
-    spec = backbones.parse(SMALL + "/1=window:size=4/2=cross:size=1")
+@pytest.mark.parametrize(
+    ("pattern", "grid", "blocks"),
+    [("messenger:size=3,region=2", (5, 6), 2), ("messenger:size=3,region=1", (5, 6), None),
+     ("messenger:size=2,region=2+window:size=2", (8, 6), 7), ("messenger:size=2,region=2", (4, 6),
+     None), ("messenger:size=6,region=2", (5, 6), 1)],
+)  # fmt: skip
+def test_messengers_bring_the_rest_of_their_map(pattern, grid, blocks):
+    """A block reads it, the next window hears of it."""
+    stage = backbones.StageSpec(dim=8, depth=2, heads=2, mixers=pattern)
+    assert footprint.blocks_to_see_all(stage, grid) == blocks
+    for n in range(1, 9):
+        steps = footprint.pattern_steps(read_pattern(pattern), n, grid)
+        places = itertools.product(*map(range, grid))
+        seen = all(footprint.footprint(steps, place).all() for place in places)
+        assert seen == (blocks is not None and n >= blocks)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [SMALL + "/1=window:size=4/2=cross:size=1", tiny.notation("msg"), tiny.notation("vit")],
+)
+def test_reach_is_the_footprint_of_every_token(text):
+    spec = backbones.parse(text)
     rows = footprint.reach(spec)
     steps = footprint.backbone_steps(spec)[1:]
     after = 0
@@ -352,9 +447,33 @@ def test_attention_put_back_is_the_dense_softmax(name, index):
         parts = [maps.attention_of(call, (i, j)) for call in calls]
         given = torch.cat([part[0].flatten(1) for part in parts])
         pads = torch.cat([part[1] for part in parts])
+        assert not any(part[2].any() for part in parts)  # no tokens beside the map
         assert torch.allclose(given.sum(-1) + pads, torch.ones(2, dtype=torch.float64))
         found = torch.cat([given, pads[:, None]], -1)
         assert tiny.error(found, wanted[:, i * grid[1] + j]) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["full", "messenger:size=3,region=1,position=none"])
+def test_attention_has_its_share_for_tokens_beside_the_map(name):
+    """Two of the whole map, or one of the window, which has pads, by a softmax of its own."""
+    mixer = tiny.randomise(attention.create(name, dim=8, heads=2)).double().eval()
+    gh, gw = getattr(mixer.config, "size", (7, 8))
+    x = torch.randn(1, 7, 8, 8, dtype=torch.float64)
+    tokens = torch.randn(1, 2 if name == "full" else 9, 8, dtype=torch.float64)
+    before = mixer(x, tokens)
+    with torch.no_grad(), maps.record_attention(mixer) as calls:
+        mixer(x, tokens)
+    given, pads, beside = maps.attention_of(calls[0], (6, 7))  # the last of the last window
+    own = tokens[0] if name == "full" else tokens[0, -1:]
+    cut = x[0, 6 // gh * gh :, 7 // gw * gw :].flatten(0, 1)
+    q, k, _ = mixer.project(torch.cat([own, cut, x.new_zeros(gh * gw - len(cut), 8)]))
+    at = len(own) + len(cut)
+    weights = torch.einsum("md,nmd->mn", q[at - 1].view(2, 4), k.view(-1, 2, 4)).div(2).softmax(-1)
+    assert tiny.error(beside, weights[:, : len(own)].sum(-1)) < 1e-12
+    assert tiny.error(pads, weights[:, at:].sum(-1)) < 1e-12
+    assert tiny.error(given[:, 6, 7], weights[:, at - 1]) < 1e-12
+    assert tiny.error(given.sum((1, 2)), weights[:, len(own) : at].sum(-1)) < 1e-12
+    assert torch.equal(mixer(x, tokens)[0], before[0]) and len(calls) == 1  # it has stopped
 
 
 def test_listening_leaves_the_model_alone():
@@ -430,6 +549,8 @@ COMMANDS = {
     "bias-many": ["--backbone", SMALL.replace("1.dim=8/1.heads=2", "1.dim=24/1.heads=12")],
     "attention": ["--backbone", SMALL + "/2=pale:size=2", "--stage", "2", "--query", "0,7"],
     "attention-wide": ["--backbone", SMALL, "--img-size", "50x70", "--block", "2"],
+    "attention-beside": ["--backbone", tiny.notation("vit"), "--query", "0,7"],
+    "footprint-beside": ["--backbone", tiny.notation("msg"), tiny.notation("vit")],
 }
 
 
@@ -544,6 +665,8 @@ def test_reach_is_a_table_csv_or_json(capsys):
         (["attention", "--backbone", SMALL, "--query", "99,0"], "outside the 16x16 map"),
         (["attention", "--backbone", SMALL, "--image", "none.png"], "--image none.png"),
         (["attention", "--backbone", SMALL + "/1=token_mlp"], "computes no softmax"),
+        (["bias", "--backbone", tiny.notation("vit")], "choose position=bias"),
+        (["attention", "--backbone", tiny.notation("pvt1")], "a mixer that does, such as window"),
     ],
 )
 def test_a_bad_request_is_one_line(argv, words, tmp_path, monkeypatch, capsys):

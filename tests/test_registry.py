@@ -44,7 +44,7 @@ def test_every_built_in_mixer_has_a_definition_and_a_source():
     assert attention.names() == tuple(sorted(BUILT_IN))
     for name in attention.names():
         assert registry.source_of(name)
-        mixer = attention.create(name, dim=8, heads=2)
+        mixer = attention.create(name, dim=16, heads=2)
         assert isinstance(mixer, attention.TokenMixer)
         assert naive.pairs(mixer, 4, 4).any()
 
@@ -103,6 +103,7 @@ def test_cosine_is_a_row_of_window():
 @pytest.mark.parametrize("typo, meant", [
     ("windows", "window"), ("cosin", "cosine"), ("axail", "axial"), ("crosss", "cross"),
     ("pail", "pale"), ("shufle", "shuffle"), ("token-mlp", "token_mlp"), ("ful", "full"),
+    ("mesenger", "messenger"),
 ])  # fmt: skip
 def test_an_unknown_name_gets_the_nearest_one(typo, meant):
     for act in (attention.parse, attention.make_config):
@@ -114,7 +115,8 @@ def test_an_unknown_name_gets_the_nearest_one(typo, meant):
 @pytest.mark.parametrize("text, meant", [
     ("window:sise=7", "size"), ("window:shft=false", "shift"), ("pale:score=cosine", "scores"),
     ("full:postion=none", "position"), ("cosine:mask_padd=true", "mask_padding"),
-    ("axial:oder=parallel", "order"),
+    ("axial:oder=parallel", "order"), ("messenger:regions=2", "region"),
+    ("token_mlp:hiden=3", "hidden"),
 ])  # fmt: skip
 def test_an_unknown_option_gets_the_nearest_one(text, meant):
     message = refused(attention.parse, text)
@@ -126,6 +128,7 @@ def test_an_unknown_option_gets_the_nearest_one(text, meant):
     ("axial", "size"), ("full", "size"), ("full", "mask_padding"), ("axial", "mask_padding"),
     ("shuffle", "shift"), ("shuffle", "mask_value"), ("pale", "shift"), ("cross", "mask_value"),
     ("token_mlp", "scores"), ("token_mlp", "qkv_bias"), ("window", "order"),
+    ("messenger", "shift"), ("messenger", "mask_padding"), ("window", "region"),
 ])  # fmt: skip
 def test_an_option_that_a_mixer_does_not_use_does_not_exist(name, option):
     message = refused(attention.make_config, name, **{option: 7})

@@ -17,7 +17,8 @@ from specs import draw_spec
 
 import backbones
 from backbones.specs import variants
-from backbones.specs.spec import BackboneSpec, SpecError, StageSpec
+from backbones.specs.spec import BackboneSpec, SpecError
+from backbones.specs.stage import StageSpec
 from transom.fields import write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,7 +63,7 @@ def test_every_field_can_be_an_edit(seed):
     edits = []
     for number, stage in enumerate(spec.stages, start=1):
         edits.append(f"{number}={stage.pattern()}")
-        for field in ("dim", "depth", "heads", "mlp_ratio"):
+        for field in ("dim", "depth", "heads", "mlp_ratio", "tokens"):
             edits.append(f"{number}.{field}={getattr(stage, field)}")
     for field in dataclasses.fields(BackboneSpec):
         if field.name not in ("name", "stages"):
@@ -204,8 +205,15 @@ def refused(what) -> str:
         ("swin_t/1=window/1.mixers=full", ["'1.mixers=full'", "earlier"]),
         ("swin_t/norm=post", ["norm='post'", "pre, res_post", "did you mean 'res_post'"]),
         ("swin_t/nrom=pre", ["'nrom'", "did you mean 'norm'", "img_size"]),
-        ("swin_t/stages=6", ["stages='6'", "from 2 to 5", "at column 8"]),
+        ("swin_t/stages=6", ["stages='6'", "from 1 to 5", "at column 8"]),
         ("swin_t/name=x", ["'name'"]),
+        ("swin_t/pool=token", ["pool=token", "last stage", "pool=mean"]),
+        ("swin_t/1.tokens=1", ["stage 1", "tokens=1", "of window", "full and sra"]),
+        ("pvt_v2_b0/4.tokens=1", ["mlp=conv", "tokens", "mlp=gelu"]),
+        ("msg_t/2=messenger:size=5", ["stage 2", "another size", "stage 1"]),
+        ("msg_t/1=messenger:region=3", ["stage 1", "64 does not divide into 9"]),
+        ("msg_t/1=messenger+messenger:region=2", ["stage 1", "one size and region"]),
+        ("msg_t/1.tokens=2", ["stage 1", "tokens=0"]),
         ("swin_t/drop_path=1", ["drop_path='1'", "below 1"]),
         ("swin_t/num_classes=-1", ["num_classes='-1'", "0 or"]),
         ("swin_t/img_size=224x224x3", ["img_size='224x224x3'", "7x14"]),
@@ -217,7 +225,7 @@ def refused(what) -> str:
         (None, ["None"]),
         ({}, ["stages"]),
         ({"stages": [{}, {}]}, ["stage 1", "mixers"]),
-        ({"stages": [{"mixers": "full"}] * 6}, ["6 stages", "2 to 5"]),
+        ({"stages": [{"mixers": "full"}] * 6}, ["6 stages", "1 to 5"]),
         ({"stages": [{"mixers": "full"}, {"mixer": "full"}]}, ["stage 2", "'mixers'"]),
         ({"name": "n", "stages": [{"mixers": "full", "dim": True}] * 2}, ["n: stage 1", "True"]),
         ({"stages": [{"mixers": "full"}] * 2, "stem": ["patch"]}, ["stem=", "patch, overlap"]),

@@ -15,14 +15,14 @@ from analysis.counting.scaling import Series
 from analysis.pictures import draw_curves
 from attention import SpecError, names, parse
 from backbones import parse as parse_backbone
-from backbones.specs.spec import StageSpec
+from backbones.specs.stage import StageSpec
 from transom import table
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPONENTS = {  # of the mixing MACs in the tokens
     "window": 1, "cosine": 1, "shuffle": 1, "token_mlp": 1, "axial": 1.5, "cross": 1.5,
     "pale": 1.5, "full": 2, "sra": 2, "neighbourhood": 1, "halo": 1,
-    "axial_deeplab": 1.5, "deformable": 2,
+    "axial_deeplab": 1.5, "deformable": 2, "messenger": 1,
 }  # fmt: skip
 DIVIDING = (224, 448, 896)  # pixels: grids that 7 divides
 
@@ -89,8 +89,8 @@ def test_a_wrong_exponent_is_seen(monkeypatch, capsys, power):
 
     cost = Branch.cost
 
-    def planted(self, groups):
-        made = cost(self, groups)
+    def planted(self, groups, tokens=0):
+        made = cost(self, groups, tokens)
         return made._replace(mixing=round(made.mixing * (groups.tokens / 3136) ** (power - 1)))
 
     monkeypatch.setattr(Branch, "cost", planted)

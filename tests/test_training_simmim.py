@@ -236,6 +236,7 @@ def test_the_probe_is_logistic_regression():
     ("argv", "said"),
     [
         (["timm:resnet18"], "timm:resnet18: simmim hides patches behind the stem"),
+        (["micro_full/2.tokens=1/pool=token"], "from the map; add /pool=mean"),
         (["micro_pale", "--recipe", "micro-simmim:mask_patch=6"], "multiple of its patch size, 4"),
         (["micro_pale", "--recipe", "simmim"], "an image of 32x32 has 1 cells"),
         (["micro_pale", "--recipe", "micro-simmim:mixup=0.8"], "simmim mixes no images"),

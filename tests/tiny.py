@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import pytest
 import torch
@@ -13,12 +14,11 @@ import backbones
 from analysis.models.influence import randomise
 
 # Two blocks a stage, so that every mixer has its even and its odd form; even heads for branches.
-_SMALL = [
-    f"{i}.{field}={value}"
+_STAGES = [
+    [f"{i}.dim={dim}", f"{i}.heads={heads}", f"{i}.depth=2"]
     for i, (dim, heads) in enumerate([(8, 2), (16, 2), (16, 4), (32, 4)], start=1)
-    for field, value in (("dim", dim), ("heads", heads), ("depth", 2))
 ]
-_SMALL += ["num_classes=10", "img_size=64"]
+_SMALL = ["num_classes=10", "img_size=64"]
 
 FAMILIES = {
     "swin": "swin_t",
@@ -41,11 +41,15 @@ FAMILIES = {
     "pvt": "pvt_v2_b0/1=sra:ratio=4/2=sra:ratio=2",
     "twins": "twins_svt_s/2=window:size=3,shift=false,position=none+sra:ratio=2/"
     "4=window:size=2,shift=false,position=none+sra:pool=2",
+    "msg": "msg_t/1=messenger:size=3,region=2/2=messenger:size=3,region=2/"
+    "3=messenger:size=3,region=2/4=messenger:size=3,region=1,position=none",  # logits read no bias
+    "vit": "vit_tiny_patch16_224/patch_size=8/1.tokens=3",  # a class token and two registers
+    "pvt1": "pvt_tiny/1=sra:ratio=4/2=sra:ratio=2",
     "hybrid": "swin_t/1=window:size=4+axial/2=cross:size=2/3=pale:size=3/4=cosine:size=2",
 }
 
 
-LATER = ("axial", "shuffle", "full", "twins", "shuffletransformer")
+LATER = ("axial", "shuffle", "full", "twins", "shuffletransformer", "pvt1")
 SOME = [  # families whose parts the fast tier has not seen in another
     pytest.param(family, marks=[pytest.mark.slow] * (family in LATER)) for family in FAMILIES
 ]
@@ -54,7 +58,9 @@ SOME = [  # families whose parts the fast tier has not seen in another
 def notation(family: str, *edits: str) -> str:
     """A small model of a family, as notation; the last edit of a field counts."""
     name, *own = FAMILIES[family].split("/")
-    by_field = {edit.partition("=")[0]: edit for edit in (*_SMALL, *own, *edits)}
+    stages = _STAGES[: len(backbones.parse(name).stages)]
+    small = (*itertools.chain(*stages), *_SMALL)
+    by_field = {edit.partition("=")[0]: edit for edit in (*small, *own, *edits)}
     return "/".join([name, *by_field.values()])
 
 

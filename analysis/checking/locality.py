@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from analysis.checking.beside import Beside
 from analysis.checking.checks import (
     FAIL,
     MEASURED,
@@ -91,14 +92,16 @@ def _measured(module: Any, x: Tensor, prefix: str) -> Result:
 def _inside(subject: Subject) -> Result:
     """Compares our mixers inside a network with their regions; measures foreign blocks."""
     inside = probes(subject.at(torch.float64), subject.input(subject.usable[-1]))
-    lines, compared, drawn = [], 0, ""
+    lines, compared, beside, drawn = [], 0, 0, ""
     for probe in inside:
         h, w = probe.x.shape[1:3]
         place = f"{probe.name} on {h}x{w}"
         if states_region(probe.module):
             compared += 1
+            beside += probe.tokens > 0
+            region = Beside(probe.module).region if probe.tokens else probe.module.region
             inputs = iter([probe.x, torch.randn_like(probe.x)])
-            if result := _against(probe.module.region, probe.run, inputs):
+            if result := _against(region, probe.run, inputs):
                 return result._replace(case=place)
             continue
         measured = _measured(probe.run, probe.x, f"{place}: ")
@@ -110,7 +113,8 @@ def _inside(subject: Subject) -> Result:
         return Result(MEASURED, "\n".join(also + lines), picture=drawn)
     if not compared:
         return Result(SKIPPED, "no block that keeps the shape of its map was found")
-    return Result(PASS, f"{compared} mixers, each on its own map")
+    still = f"; the tokens beside {beside} of them stay as they are" if beside else ""
+    return Result(PASS, f"{compared} mixers, each on its own map{still}")
 
 
 def states_region(module: Any) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from analysis.checking.axes import axes
+from analysis.checking.beside import outputs
 from analysis.checking.checks import (
     FAIL,
     MEASURED,
@@ -52,21 +53,23 @@ def any_size(subject: Subject) -> Result:
 
 SUMMED = 1e-5  # of the largest value, in float32: kernels differ in the order of their sums
 # A constant added to every key shifts all logits of a row alike, which the softmax ignores.
-# a constant that is added to all scores of a query cancels in the softmax
-KEY_BIAS = re.compile(r"(^|[._])(k(ey)?(_proj)?[._](.*\.)?|norm_scores\.|bias\.layers\.9\.)bias$")
+# a constant that is added to all scores of a query cancels in the softmax, and one that MLP-Mixer
+# adds to all channels of a token in the norms after it
+KEY_BIAS = re.compile(
+    r"(^|[._])(k(ey)?(_proj)?[._](.*\.)?|norm_scores\.|bias\.layers\.9\.)bias$|\.mixer\.bias2$"
+)
 
 
 def gradients(subject: Subject) -> Result:
     def test(size: Size) -> str:
         module, x = subject.at(torch.float64), subject.input(size, 2)
-        y = first_tensor(module(x))
-        weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=y.dtype)
+        generator, total = torch.Generator().manual_seed(3), torch.zeros(())
+        for y in (first_tensor(module(x)), *outputs(module, x)):
+            total = total + (y * torch.randn(y.shape, generator=generator, dtype=y.dtype)).sum()
         named = dict(module.named_parameters())
         if not named:
             return ""
-        grads = torch.autograd.grad(
-            (y * weights).sum(), list(named.values()), materialize_grads=True
-        )
+        grads = torch.autograd.grad(total, list(named.values()), materialize_grads=True)
         sizes = [float(grad.abs().amax()) if grad.numel() else 1.0 for grad in grads]
         if bad := [n for n, s in zip(named, sizes, strict=True) if not s < float("inf")]:
             return f"not finite: {first_names(bad)}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import inspect
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import torch
 from torch import nn
 
 import backbones
+from analysis.checking.beside import Beside, takes_tokens
 from analysis.checking.checks import MODULE_ERRORS, Size, Subject, error_text
 from analysis.checking.locality import states_region
 from analysis.models import lookup
@@ -32,6 +35,8 @@ from transom.errors import SpecError, cause_of, nearest, one_line
 LARGEST_GROUP = 24  # side of the largest published window; maps are not sized for larger ones
 LARGE = (41, 38)  # holds two windows of 19, and shows errors that small maps do not
 SMALL_IMAGES: list[Size] = [(1, 1), (33, 47), (64, 96)]
+
+TOKENS = ", tokens beside the map"  # in a title
 
 Named = tuple[str, Subject]  # with a title
 
@@ -62,9 +67,12 @@ def find(
         both = (0,) if catalogue.alternates(config) is False else (0, 1)
         for index in indices or both:
             with _user_code(what):
-                ours = build(config, dim=dim, heads=heads, index=index)
-                subject = mixer(ours, dim, heads, reference)
-            yield _title(what, dim, heads, index), subject
+                module: nn.Module = build(config, dim=dim, heads=heads, index=index)
+                subject = mixer(module, dim, heads, reference)
+                beside = with_tokens(module, dim)
+            title = _title(what, dim, heads, index)
+            yield title, subject
+            yield from ((title + TOKENS, made) for made in beside)
     elif not (colon or variants.known(what)) and difflib.get_close_matches(what, names(), n=1):
         parse(what)  # a misspelt mixer: its error names the nearest
     elif not colon or "/" in what or head in ("timm", "torchvision"):
@@ -82,7 +90,10 @@ def find(
                     factory, what, options, parameters, dim=dim, heads=heads, index=index
                 )
                 subject = mixer(module, dim, heads, reference)
-            yield _title(what, dim, heads, index), subject
+                beside = with_tokens(module, dim)
+            title = _title(what, dim, heads, index)
+            yield title, subject
+            yield from ((title + TOKENS, made) for made in beside)
 
 
 @contextlib.contextmanager
@@ -170,6 +181,14 @@ def mixer(
         reason = cause_of(error)[:120]
         subject.no_reference = f"not the parameters of {claimed}: {reason}"
     return subject
+
+
+def with_tokens(module: nn.Module, dim: int) -> list[Subject]:
+    """A mixer with tokens beside its map as another subject, if it takes some."""
+    if not takes_tokens(module):
+        return []
+    made = mixer(Beside(copy.deepcopy(module)), dim)
+    return [replace(made, no_reference="it is compared on its map alone")]
 
 
 def _load(what: str) -> tuple[Any, str]:
@@ -269,7 +288,13 @@ def small(spec: backbones.BackboneSpec) -> backbones.BackboneSpec:
     not depend on its width."""
     spec = spec.resolve()
     stages = tuple(
-        replace(stage, dim=8 * stage.heads, depth=min(stage.depth, 2 * len(stage.mixers)))
+        replace(stage, dim=_narrow(stage), depth=min(stage.depth, 2 * len(stage.mixers)))
         for stage in spec.stages
     )
     return replace(spec, stages=stages, num_classes=min(spec.num_classes, 10))
+
+
+def _narrow(stage: backbones.StageSpec) -> int:
+    """8 channels a head; messengers exchange equal parts of them all."""
+    region = stage.messenger.region if stage.messenger else 1
+    return math.lcm(8 * stage.heads, region**2)

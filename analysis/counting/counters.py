@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
@@ -75,9 +77,29 @@ VECTORS = {  # torch's counter has no vector products
 _UNKNOWN = """
     vdot addmv addr ger outer _trilinear _cdist_forward linalg_matmul matrix_exp
     _native_multi_head_attention _transformer_encoder_layer_fwd
+    _scaled_dot_product_flash_attention_for_cpu
 """
 _SUMS = frozenset((_aten.addmm, _aten.baddbmm))
 _UNKNOWN_PRODUCTS = frozenset(_UNKNOWN.split())
+
+
+def _unknown(func: Any) -> set[str]:
+    """The name of an operator, if torch's counter would miss its products."""
+    namespace, name = func._schema.name.split("::")
+    missed = namespace not in ("aten", "prim", "prims") or name in _UNKNOWN_PRODUCTS
+    return {func._schema.name} if missed else set()
+
+
+class _Skipped(TorchDispatchMode):
+    """Records operators that the counter skips."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unknown: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.unknown |= _unknown(func)
+        return func(*args, **(kwargs or {}))
 
 
 class Observer(TorchDispatchMode):
@@ -95,11 +117,9 @@ class Observer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        namespace, name = func._schema.name.split("::")
-        if namespace not in ("aten", "prim", "prims") or name in _UNKNOWN_PRODUCTS:
-            self.unknown.add(f"{namespace}::{name}")
-        if name.startswith("grid_sampler"):
-            self.sampling.add(f"{namespace}::{name}")
+        self.unknown |= _unknown(func)
+        if func._schema.name.startswith("aten::grid_sampler"):
+            self.sampling.add(func._schema.name)
         for key, (ref, size) in list(self.live.items()):
             if ref.expired():
                 self.now -= size
@@ -170,9 +190,7 @@ def on_meta(model: nn.Module, shape: tuple[int, ...]) -> Tally:
 
     shape: (b, c, h, w) of images, or (b, h, w, c) of a mixer's map.
     """
-    # torch imports it inside a first call; up to torch 2.6 that import runs matrix products
-    importlib.import_module("torch._dynamo")
-    counter = FlopCounterMode(display=False, custom_mapping=_NORM_COSTS | VECTORS)
+    counter = _flop_counter()
     with without_data(model) as state, quiet_eval(model):
         dtype = next((t.dtype for t in state if t.is_floating_point()), torch.float32)
         x = torch.empty(shape, device="meta", dtype=dtype)
@@ -186,6 +204,33 @@ def on_meta(model: nn.Module, shape: tuple[int, ...]) -> Tally:
         shapes=shapes,
         activations=observer.activations,
     )
+    return _filled(tally, counter, model)
+
+
+def computed(model: nn.Module, shape: tuple[int, ...]) -> Tally:
+    """Counts with torch.utils.flop_counter on a real forward: `macs`, `norms` and `uncounted` of
+    `on_meta`, and `operators`, some of which have other names.
+
+    It is sooner done, because torch finds the shapes of small tensors by Python code more slowly
+    than it computes them.  Attention runs without fused kernels, which torch's counter does not
+    know on the CPU.
+    """
+    counter, real, skipped = _flop_counter(), materialised(model), _Skipped()
+    x = _zeros(real, shape)
+    with quiet_eval(real), sdpa_kernel(SDPBackend.MATH), counter, skipped:
+        real(x)
+    return _filled(Tally(uncounted=tuple(sorted(skipped.unknown))), counter, real)
+
+
+def _flop_counter() -> FlopCounterMode:
+    """Torch's counter, with our rules for norms and vectors."""
+    # torch imports it inside a first call; up to torch 2.6 that import runs matrix products
+    importlib.import_module("torch._dynamo")
+    return FlopCounterMode(display=False, custom_mapping=_NORM_COSTS | VECTORS)
+
+
+def _filled(tally: Tally, counter: FlopCounterMode, model: nn.Module) -> Tally:
+    """The tally with what torch's counter has counted in a forward of the model."""
     root = type(model).__name__
     for module, by_operator in counter.get_flop_counts().items():
         if module == "Global":
@@ -218,6 +263,15 @@ def materialised(model: nn.Module) -> nn.Module:
         for tensor in (*real.parameters(), *real.buffers()):
             tensor.zero_()
     return real
+
+
+def _zeros(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Zeros on the device and of the type of the model's first float parameter or buffer."""
+    like = next(
+        (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()),
+        torch.zeros(0),
+    )
+    return torch.zeros(shape, device=like.device, dtype=like.dtype)
 
 
 @contextlib.contextmanager
@@ -253,6 +307,28 @@ def _tensors_alone(model: nn.Module) -> Iterator[None]:
             del model.forward
 
 
+class _PlainSizes(TorchFunctionMode):
+    """Sizes of tensors are plain numbers while a forward is traced.
+
+    The tracer else records an operator for every size that is read and each sum and product of
+    sizes, with the place in the code: a quarter of its time, of which no count depends.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _READ_SIZES:
+            return func(*args, **(kwargs or {}))
+        tracer: Any = torch._C
+        state = tracer._get_tracing_state()
+        tracer._set_tracing_state(None)
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            tracer._set_tracing_state(state)
+
+
+_READ_SIZES = (Tensor.shape.__get__, Tensor.size, Tensor.numel)  # type: ignore[attr-defined]
+
+
 def traced(model: nn.Module, shape: tuple[int, ...]) -> Tally:
     """Counts with fvcore on a traced forward, by the rules of `operator_costs` only."""
     with warnings.catch_warnings():
@@ -260,12 +336,8 @@ def traced(model: nn.Module, shape: tuple[int, ...]) -> Tally:
         from fvcore.nn.jit_analysis import JitModelAnalysis
 
     real = materialised(model)
-    like = next(
-        (t for t in (*real.parameters(), *real.buffers()) if t.is_floating_point()),
-        torch.zeros(0),
-    )
-    x = torch.zeros(shape, device=like.device, dtype=like.dtype)
-    with quiet_eval(real), _slow_multihead(), _tensors_alone(real):
+    x = _zeros(real, shape)
+    with quiet_eval(real), _slow_multihead(), _tensors_alone(real), _PlainSizes():
         analysis = JitModelAnalysis(real, (x,))
         analysis.clear_op_handles().set_op_handle(**COST_RULES)
         analysis.set_op_handle(**dict.fromkeys(FREE))

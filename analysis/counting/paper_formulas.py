@@ -32,6 +32,15 @@ def w_msa(h: int, w: int, c: int, window: tuple[int, int]) -> int:
     return 4 * h * w * c**2 + 2 * window[0] * window[1] * h * w * c
 
 
+def w_msa_with_messengers(h: int, w: int, c: int, window: tuple[int, int]) -> int:
+    """MSG-Transformer, section 3: MSA in each of the windows, of its tokens and its messenger.
+
+    With n windows and t = n (M^2 + 1) tokens: 4tc^2 + 2n (M^2 + 1)^2 c.
+    """
+    n, length = h * w // (window[0] * window[1]), window[0] * window[1] + 1
+    return 4 * n * length * c**2 + 2 * n * length**2 * c
+
+
 def twice_side(c: int, window: tuple[int, int]) -> float:
     """The side of the square grid on which MSA costs twice W-MSA.
 
@@ -43,6 +52,11 @@ def twice_side(c: int, window: tuple[int, int]) -> float:
 def _window(config, h: int, w: int, c: int, index: int) -> Formula:
     divides = h % config.size[0] == 0 and w % config.size[1] == 0
     return Formula(w_msa(h, w, c, config.size), "paper", divides)
+
+
+def _messenger(config, h: int, w: int, c: int, index: int) -> Formula:
+    """A mixer alone has no messengers; with them: `w_msa_with_messengers`."""
+    return _window(config, h, w, c, index)._replace(source="derived")
 
 
 def _shuffle(config, h: int, w: int, c: int, index: int) -> Formula:
@@ -92,10 +106,15 @@ def _pale(config, h: int, w: int, c: int, index: int) -> Formula:
 
 
 def _token_mlp(config, h: int, w: int, c: int, index: int) -> Formula:
-    """M^2 h w C; an odd block has one window more along each axis that one does not cover."""
+    """M^2 h w C; an odd block has one window more along each axis that one does not cover.
+
+    Two layers with n values between them: 2 n h w C (MLP-Mixer, section 2).
+    """
     divides = h % config.size[0] == 0 and w % config.size[1] == 0
     if config.shift and index % 2:
         h, w = (n + m if n > m else n for n, m in zip((h, w), config.size, strict=True))
+    if config.hidden:
+        return Formula(2 * config.hidden * h * w * c, "derived", divides)
     return Formula(config.size[0] * config.size[1] * h * w * c, "ours", divides)
 
 
@@ -128,7 +147,7 @@ FORMULAS: dict[str, Callable[..., Formula]] = {
     "window": _window, "cosine": _window, "shuffle": _shuffle, "full": _full, "axial": _axial,
     "axial_deeplab": _axial_deeplab, "deformable": _deformable,
     "cross": _cross, "pale": _pale, "token_mlp": _token_mlp, "sra": _sra,
-    "neighbourhood": _neighbourhood, "halo": _halo,
+    "neighbourhood": _neighbourhood, "halo": _halo, "messenger": _messenger,
 }  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from statistics import linear_regression
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analysis.counting import paper_formulas
-from backbones.specs.spec import BackboneSpec, StageSpec
+from backbones.specs.spec import BackboneSpec
+from backbones.specs.stage import StageSpec
 from transom.errors import SpecError
 from transom.fields import write
 

@@ -1,11 +1,13 @@
 """Receptive fields by integer arithmetic: regions composed over blocks and stages.
 
 A backbone is a chain of steps; each states which tokens of its input map one token of its output
-map reads.  Nothing is trained, run or sampled.
+map reads, and what passes through the tokens beside the maps.  Nothing is trained, run or sampled.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -14,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from analysis.models.beside import Beside, Grid, Node, begun, handed_on, kept, mixed
+from attention.configs.beside import MessengerConfig
 from attention.configs.config import MixerConfig
 from attention.factory import build
 from backbones.model.backbone import HierarchicalBackbone
@@ -22,10 +26,10 @@ from backbones.model.stage import Stage
 from backbones.parts.mbconv import MBConv, stands_between
 from backbones.parts.resample import Strided, Window, Windows
 from backbones.specs.construct import edit
-from backbones.specs.spec import BackboneSpec, StageSpec
+from backbones.specs.spec import BackboneSpec
+from backbones.specs.stage import StageSpec
 from transom.errors import SpecError
 
-Grid = tuple[int, int]
 BITS = np.array([n.bit_count() for n in range(256)], dtype=np.uint8)
 MOST_TOKENS = 2**14  # of the finest map; a pair takes a bit, 2**28 bits are 32 MB
 
@@ -34,7 +38,8 @@ class Step(NamedTuple):
     """One layer of a chain.
 
     before, after: (h, w) of its input and output.  stage: from 1; 0 is the stem.  reads(query):
-    (h, w) bool of the input, what one token of the output reads.
+    (h, w) bool of the input, what one token of the output reads.  beside: the tokens beside both
+    maps.  The nodes of a map are its tokens row by row, and then those beside it.
     """
 
     stage: int
@@ -42,15 +47,36 @@ class Step(NamedTuple):
     before: Grid
     after: Grid
     reads: Callable[[Grid], Tensor]
+    beside: Beside = Beside()
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Those of the output."""
+        h, w = self.after
+        return [*itertools.product(range(h), range(w)), *range(self.beside.after)]
+
+    def read(self, node: Node) -> Tensor:
+        """(nodes of the input,) bool: what a node of the output reads."""
+        if isinstance(node, tuple):
+            places = self.reads(node)
+        elif self.beside.places is None:
+            places = torch.zeros(self.before, dtype=torch.bool)
+        else:
+            places = self.beside.places(node)
+        return torch.cat([places.flatten(), self.beside.tokens(node)])
 
 
 # -- steps -----------------------------------------------------------------------------------
 
 
 def mixer_step(
-    mixer: Any, grid: Grid, *, stage: int = 1, block: int | None = 1, cpe: bool = False
-) -> Step:
-    """A block's step up to its mixer: the region, the residual, and the 3x3 kernel of a cpe."""
+    mixer: Any, grid: Grid, *, stage: int = 1, block: int | None = 1, cpe: bool = False,
+    tokens: int = 0,
+) -> Step:  # fmt: skip
+    """A block's step up to its mixer: the region, the residual, and the 3x3 kernel of a cpe.
+
+    tokens: beside the map.
+    """
 
     def reads(query: Grid) -> Tensor:
         try:
@@ -59,10 +85,20 @@ def mixer_step(
             raise SpecError(f"{mixer.config}: this mixer states no region") from None
         seen[query] = True
         if cpe:
-            seen = F.max_pool2d(seen[None].float(), 3, stride=1, padding=1)[0] > 0
+            seen = _around(seen)
         return seen
 
-    return Step(stage, block, grid, grid, reads)
+    if not tokens:
+        return Step(stage, block, grid, grid, reads)
+    beside = mixed(mixer, grid, tokens)
+    if cpe and (places := beside.places) is not None:
+        beside = beside._replace(places=lambda i: _around(places(i)))
+    return Step(stage, block, grid, grid, reads, beside)
+
+
+def _around(seen: Tensor) -> Tensor:
+    """(h, w) bool: what a 3x3 kernel reads for the tokens of (h, w)."""
+    return F.max_pool2d(seen[None].float(), 3, stride=1, padding=1)[0] > 0
 
 
 def conv_step(layer: nn.Module, before: Grid, after: Grid, stage: int) -> Step:
@@ -93,26 +129,37 @@ def window_step(
 
 
 def block_steps(
-    mixer: Any, spec: BackboneSpec, grid: Grid, *, stage: int = 1, block: int = 1
-) -> list[Step]:
-    """The steps of a block of a spec: its mixer, and the convolutions that it has beside it."""
+    mixer: Any, spec: BackboneSpec, grid: Grid, *, stage: int = 1, block: int = 1,
+    tokens: int = 0,
+) -> list[Step]:  # fmt: skip
+    """The steps of a block of a spec: its mixer, and the convolutions that it has beside it.
+
+    tokens: beside the map, which convolutions leave as they are.
+    """
     after = spec.position == "cpe_once" and block == 1
     sides = [spec.local, 3 * ("conv" in spec.mlp), 3 * after]
     sides = [side for side in sides if side]
-    steps = [whole_step(grid, grid, stage)] if stands_between(spec, block - 1) else []
-    steps.append(mixer_step(mixer, grid, stage=stage, block=None, cpe=spec.position == "cpe"))
-    for side in sides:
-        windows = (Window(side, 1, side // 2),) * 2
-        steps.append(window_step(windows, grid, grid, stage))
+    first = [whole_step(grid, grid, stage)] if stands_between(spec, block - 1) else []
+    cpe = spec.position == "cpe"
+    mixes = mixer_step(mixer, grid, stage=stage, block=None, cpe=cpe, tokens=tokens)
+    windows = [(Window(side, 1, side // 2),) * 2 for side in sides]
+    last = [window_step(window, grid, grid, stage) for window in windows]
+    first, last = ([s._replace(beside=kept(tokens)) for s in part] for part in (first, last))
+    steps = [*first, mixes, *last]
     return [*steps[:-1], steps[-1]._replace(block=block)]  # it ends with the last
 
 
 def pattern_steps(mixers: Sequence[MixerConfig], blocks: int, grid: Grid) -> list[Step]:
     """Steps of `blocks` blocks that follow a pattern of mixers on one map, at any width."""
-    stage = StageSpec(dim=8, depth=blocks, heads=2, mixers=tuple(mixers))
+    parts = [config.region**2 for config in mixers if isinstance(config, MessengerConfig)]
+    dim = math.lcm(8, *parts)  # of which messengers exchange parts
+    stage = StageSpec(dim=dim, depth=blocks, heads=2, mixers=tuple(mixers))
     with torch.device("meta"):
-        built = [build(config, dim=8, heads=2, index=index) for config, index in stage.blocks()]
-    return [mixer_step(mixer, grid, block=i) for i, mixer in enumerate(built, start=1)]
+        built = [build(config, dim=dim, heads=2, index=index) for config, index in stage.blocks()]
+    tokens = stage.tokens_beside(*grid)
+    return [
+        mixer_step(mixer, grid, block=i, tokens=tokens) for i, mixer in enumerate(built, start=1)
+    ]
 
 
 def backbone_steps(spec: BackboneSpec, img_size: Grid | None = None) -> list[Step]:
@@ -127,10 +174,37 @@ def backbone_steps(spec: BackboneSpec, img_size: Grid | None = None) -> list[Ste
         grid = grids[number - 1]
         if not isinstance(stage.downsample, nn.Identity):
             steps.append(conv_step(stage.downsample, before, grid, number))
-        before = grid
+        steps[-1] = steps[-1]._replace(beside=_enters(model.spec, number, stage, before, grid))
+        before, tokens = grid, stage.spec.tokens_beside(*grid)
         for i, block in enumerate(cast("list[Block]", stage.blocks), start=1):
-            steps += block_steps(block.mixer, spec, grid, stage=number, block=i)
+            steps += block_steps(block.mixer, spec, grid, stage=number, block=i, tokens=tokens)
     return steps
+
+
+def _enters(spec: BackboneSpec, number: int, stage: Stage, before: Grid, grid: Grid) -> Beside:
+    """The tokens beside the map where a stage, from 1, begins: learned ones, or messengers that
+    its downsampling reads as their map."""
+    if number == 1:
+        return begun(0, stage.spec.tokens_beside(*grid))
+    last = spec.stages[number - 2]
+    if last.messenger is None or stage.spec.messenger is None:
+        return begun(last.tokens_beside(*before), stage.spec.tokens_beside(*grid))
+    windows = last.messenger.windows(*before), stage.spec.messenger.windows(*grid)
+    return handed_on(conv_step(stage.downsample, *windows, number).reads, *windows)
+
+
+def head_step(spec: BackboneSpec, img_size: Grid | None = None) -> Step:
+    """The step after those of `backbone_steps`: the head, an output of one token, reads the last
+    map, or with pool=token the class token or all messengers."""
+    last, grid = spec.stages[-1], spec.grids(img_size or spec.img_size)[-1]
+    count, from_map = last.tokens_beside(*grid), spec.pool == "mean"
+    tokens = torch.zeros(count, dtype=torch.bool)
+    if not from_map:
+        tokens[: count if last.messenger else 1] = True
+    beside = Beside(count, 0, lambda node: tokens)
+    return Step(
+        len(spec.stages) + 1, None, grid, (1, 1), lambda query: torch.full(grid, from_map), beside
+    )
 
 
 # -- one query -------------------------------------------------------------------------------
@@ -141,16 +215,17 @@ def footprint(steps: Sequence[Step], query: Grid) -> Tensor:
     h, w = steps[-1].after
     if not (0 <= query[0] < h and 0 <= query[1] < w):
         raise SpecError(f"query {query[0]},{query[1]}: outside the {h}x{w} map, counted from 0,0")
-    seen = torch.zeros(h, w, dtype=torch.bool)
-    seen[query] = True
+    seen = torch.zeros(h * w + steps[-1].beside.after, dtype=torch.bool)
+    seen[query[0] * w + query[1]] = True
     for step in reversed(steps):
-        read = torch.zeros(step.before, dtype=torch.bool)
-        for i, j in seen.nonzero().tolist():
-            read |= step.reads((i, j))
+        h, w = step.before
+        read, nodes = torch.zeros(h * w + step.beside.before, dtype=torch.bool), step.nodes
+        for (i,) in seen.nonzero().tolist():
+            read |= step.read(nodes[i])
             if read.all():
                 break
         seen = read
-    return seen
+    return seen[: h * w].view(h, w)
 
 
 def first_seen(steps: Sequence[Step], query: Grid, after: Sequence[int]) -> Tensor:
@@ -167,48 +242,46 @@ def first_seen(steps: Sequence[Step], query: Grid, after: Sequence[int]) -> Tens
 # -- every query -----------------------------------------------------------------------------
 
 
-def identity_sets(grid: Grid) -> np.ndarray:
-    """(tokens, bytes): the set {token} for each token, as a row of bits."""
-    return np.packbits(np.eye(grid[0] * grid[1], dtype=bool), axis=1)
+def identity_sets(grid: Grid, tokens: int = 0) -> np.ndarray:
+    """(nodes, bytes): the set {token} for each token of a map, as a row of bits, and then that of
+    each of `tokens` beside it, which has seen none."""
+    return np.packbits(np.eye(grid[0] * grid[1] + tokens, grid[0] * grid[1], dtype=bool), axis=1)
 
 
 def propagated(step: Step, seen: np.ndarray) -> np.ndarray:
-    """(tokens of the output, bytes): seen sets after a step, from those of its input."""
-    h, w = step.after
+    """(nodes of the output, bytes): seen sets after a step, from those of its input."""
     unions: dict[bytes, np.ndarray] = {}  # the tokens of a window read equal sets
     rows = []
-    for i in range(h):
-        for j in range(w):
-            read = step.reads((i, j)).flatten().numpy()
-            key = read.tobytes()
-            if key not in unions:
-                unions[key] = np.bitwise_or.reduce(seen[read], axis=0)
-            rows.append(unions[key])
+    for node in step.nodes:
+        read = step.read(node).numpy()
+        key = read.tobytes()
+        if key not in unions:
+            unions[key] = np.bitwise_or.reduce(seen[read], axis=0)
+        rows.append(unions[key])
     return np.stack(rows)
 
 
-def seen_shares(seen: np.ndarray, tokens: int) -> np.ndarray:
-    """(tokens of the output,) shares of `tokens` that each has seen."""
-    return BITS[seen].sum(axis=1) / tokens
+def seen_shares(seen: np.ndarray, grid: Grid, tokens: int) -> np.ndarray:
+    """(h w,) shares of `tokens` that each token of a map has seen."""
+    return BITS[seen[: grid[0] * grid[1]]].sum(axis=1) / tokens
 
 
-def blocks_to_see_all(
-    stage: StageSpec, grid: Grid, spec: BackboneSpec | None = None
-) -> int | None:
+def blocks_to_see_all(stage: StageSpec, grid: Grid, spec: BackboneSpec | None = None) -> int | None:
     """Blocks until every token of a map has seen all of it, with the stage's pattern repeated
     beyond its depth; None if two rounds of even and odd blocks add nothing.
 
     spec: of the backbone, whose blocks may have convolutions beside their mixers.
     """
     spec = spec or BackboneSpec(stages=(stage, stage))
-    seen, unchanged = identity_sets(grid), 0
+    tokens, unchanged = stage.tokens_beside(*grid), 0
+    seen = identity_sets(grid, tokens)
     for n, (config, index) in enumerate(_endless(stage), start=1):
         with torch.device("meta"):
             mixer = build(config, dim=stage.dim, heads=stage.heads, index=index)
         seen_next = seen
-        for step in block_steps(mixer, spec, grid, block=n):
+        for step in block_steps(mixer, spec, grid, block=n, tokens=tokens):
             seen_next = propagated(step, seen_next)
-        if seen_shares(seen_next, grid[0] * grid[1]).min() == 1:
+        if seen_shares(seen_next, grid, grid[0] * grid[1]).min() == 1:
             return n
         unchanged = unchanged + 1 if np.array_equal(seen_next, seen) else 0
         if unchanged >= 4 * len(stage.mixers):
@@ -243,15 +316,15 @@ def reach(spec: BackboneSpec, img_size: Grid | None = None) -> list[dict[str, An
         )
     steps = backbone_steps(spec, size)  # patches on: the stem only says how large they are
     steps = steps[2 if spec.first_downsample else 1 :]
-    seen, done, image_seen_after = identity_sets((h, w)), 0, None
+    seen, done, image_seen_after = identity_sets((h, w), steps[0].beside.before), 0, None
     rows = []
     for number, (stage, grid) in enumerate(zip(spec.stages, grids, strict=True), start=1):
         for step in (step for step in steps if step.stage == number):
             seen = propagated(step, seen)
             done += step.block is not None
-            if image_seen_after is None and seen_shares(seen, h * w).min() == 1:
+            if image_seen_after is None and seen_shares(seen, step.after, h * w).min() == 1:
                 image_seen_after = done
-        image = 100 * seen_shares(seen, h * w)
+        image = 100 * seen_shares(seen, grid, h * w)
         needs = blocks_to_see_all(stage, grid, spec)
         rows.append({
             "stage": number, "grid": f"{grid[0]}x{grid[1]}", "mixers": stage.pattern(),

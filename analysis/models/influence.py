@@ -146,12 +146,16 @@ def picture(query: Token, found: Tensor, stated: Tensor | None = None) -> str:
 
 
 class Probe(NamedTuple):
-    """A module inside a network and its input map; run: (1, h, w, c) -> (1, h, w, c)."""
+    """A module inside a network and its input map; run: (1, h, w, c) -> (1, h, w, c).
+
+    tokens: beside the map, which `run` leaves as they were in the network.
+    """
 
     name: str
     module: nn.Module
     x: Tensor
     run: Callable[[Tensor], Tensor]
+    tokens: int = 0
 
 
 def probes(model: nn.Module, x: Tensor) -> list[Probe]:
@@ -193,11 +197,14 @@ def _members(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _record(model: nn.Module, x: Tensor, modules: list[nn.Module]) -> list[Any]:
-    """(module, args, kwargs) of each module's first call whose output has the input's shape."""
+    """(module, args, kwargs) of each module's first call whose output has the input's shape; of a
+    mixer with tokens beside its map, the map's."""
     calls: dict[nn.Module, Any] = {}
 
     def note(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         first = args[0] if args else None
+        if isinstance(module, TokenMixer) and len(args) > 1:
+            out = out[0]
         if not isinstance(first, Tensor) or not isinstance(out, Tensor):
             return
         if first.ndim in (3, 4) and first.shape == out.shape:
@@ -223,10 +230,14 @@ def _as_map(name: str, module: nn.Module, args: Any, kwargs: Any) -> Probe:
     def run(t: Tensor) -> Tensor:
         return module(t, *rest, **kwargs)
 
+    if isinstance(module, TokenMixer):
+        if rest:  # the tokens beside the map, and the map comes first out of both
+            return Probe(name, module, x, lambda t: run(t)[0], rest[0].shape[1])
+        return Probe(name, module, x, run)
     if x.ndim == 3:
         return Probe(name, module, x[:, :, None], lambda t: run(t[:, :, 0])[:, :, None])
     square = x.shape[2] == x.shape[3] and x.shape[1] != x.shape[2]
-    if square and not isinstance(module, TokenMixer):
+    if square:
         return Probe(
             name, module, x.permute(0, 2, 3, 1),
             lambda t: run(t.permute(0, 3, 1, 2)).permute(0, 2, 3, 1),

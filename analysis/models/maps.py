@@ -29,10 +29,14 @@ Grid = tuple[int, int]
 
 
 class Call(NamedTuple):
-    """Inputs of one attention: q, k (b, groups * heads, l, d); mask (groups * heads, l, l)."""
+    """Inputs of one attention: q, k (b, groups * heads, l, d); mask (groups * heads, l, l).
+
+    tokens: of each group beside the map, which stand first among the l.
+    """
 
     branch: Branch
     groups: Groups
+    tokens: int
     q: Tensor
     k: Tensor
     mask: Tensor | None
@@ -43,28 +47,40 @@ class Call(NamedTuple):
 def record_attention(module: nn.Module) -> Iterator[list[Call]]:
     """A context whose list receives the inputs of every softmax attention of `module`."""
     calls: list[Call] = []
-    entered: list[tuple[Branch, Groups]] = []
+    entered: list[tuple[Branch, Groups, int]] = []
 
     def enter(branch: nn.Module, args: tuple[Any, ...]) -> None:
-        entered[:] = [(cast("Branch", branch), args[3])]
+        entered[:] = [(cast("Branch", branch), args[3], 0)]
+
+    def with_tokens(branch: Branch) -> Callable[..., Tensor]:
+        inner = branch.with_tokens
+
+        def enter_with(qkv: Any, groups: Groups, tokens: int, *args: Any) -> Tensor:
+            entered[:] = [(branch, groups, tokens)]
+            return inner(qkv, groups, tokens, *args)
+
+        return enter_with
 
     def attends(_: nn.Module, args: tuple[Any, ...]) -> None:
-        (branch, groups), (q, k, _, mask, scale) = entered[0], args
+        (branch, groups, tokens), (q, k, _, mask, scale) = entered[0], args
         q, k = (t.transpose(2, 3).flatten(1, 2) for t in (q, k))
         if mask is not None:
             mask = mask.expand(groups.n, branch.heads, -1, -1).flatten(0, 1)
-        calls.append(Call(branch, groups, q, k, mask, scale))
+        calls.append(Call(branch, groups, tokens, q, k, mask, scale))
 
     hooks = []
-    for branch in module.modules():
-        if isinstance(branch, Branch):
-            hooks.append(branch.register_forward_pre_hook(enter))
-            hooks.append(branch.attention.register_forward_pre_hook(attends))
+    branches = [part for part in module.modules() if isinstance(part, Branch)]
+    for branch in branches:
+        hooks.append(branch.register_forward_pre_hook(enter))
+        hooks.append(branch.attention.register_forward_pre_hook(attends))
+        vars(branch)["with_tokens"] = with_tokens(branch)  # no forward, which has hooks
     try:
         yield calls
     finally:
         for hook in hooks:
             hook.remove()
+        for branch in branches:
+            del vars(branch)["with_tokens"]
 
 
 def calls_of(model: nn.Module, x: Tensor, stage: int, block: int) -> list[Call]:
@@ -83,7 +99,10 @@ def calls_of(model: nn.Module, x: Tensor, stage: int, block: int) -> list[Call]:
         cast("Any", model).features(x)
     if not calls:
         place = f"stage {stage}, block {block}"
-        raise SpecError(f"{place}: {mixer.config} computes no softmax inside groups")
+        raise SpecError(
+            f"{place}: {mixer.config} computes no softmax inside groups; choose the --stage and "
+            "--block of a mixer that does, such as window"
+        )
     return calls
 
 
@@ -108,14 +127,18 @@ class Masks(NamedTuple):
 
 def masks(config: MixerConfig, grid: Grid, index: int = 1) -> list[Masks]:
     """The masks that block `index` of a mixer uses, one item per branch."""
-    position = {"position": "none", "pretrained_window": None}  # leaves the mask alone
+    # what leaves the mask alone
+    position = {"position": "none", "pretrained_window": None, "region": 1}
     names = {field.name for field in dataclasses.fields(config)}
     bare = dataclasses.replace(config, **{k: v for k, v in position.items() if k in names})
     mixer = build(bare, dim=8, heads=2, index=index)
     with torch.no_grad(), record_attention(mixer) as calls:
         mixer(torch.zeros(1, *grid, 8))
     if not calls:
-        raise SpecError(f"{config}: no softmax inside groups of tokens, and so no mask")
+        raise SpecError(
+            f"{config}: no softmax inside groups of tokens, and so no mask; choose a mixer that "
+            "has them, such as window"
+        )
     return [_masks(call) for call in calls]
 
 
@@ -148,13 +171,14 @@ def token_ids(groups: Groups) -> Tensor:
     return groups.partition(ids)[0, :, :, 0]
 
 
-def attention_of(call: Call, query: Grid) -> tuple[Tensor, Tensor]:
-    """Attention weights of one query: (heads, h, w) for the tokens and (heads,) for the pads, which
-    sum to 1 per head."""
+def attention_of(call: Call, query: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention weights of one query: (heads, h, w) for the tokens, (heads,) for the pads and
+    (heads,) for the tokens beside the map, which sum to 1 per head."""
     h, w = call.groups.rows.length, call.groups.cols.length
     if not (0 <= query[0] < h and 0 <= query[1] < w):
         raise SpecError(f"query {query[0]},{query[1]}: outside the {h}x{w} map, counted from 0,0")
     ids, heads = token_ids(call.groups), call.branch.heads
+    ids = F.pad(ids, (call.tokens, 0), value=h * w + 1)
     group, position = (ids == 1 + query[0] * w + query[1]).nonzero()[0].tolist()
     heads_of_group, row = slice(group * heads, (group + 1) * heads), slice(position, position + 1)
     values = torch.eye(ids.shape[1], dtype=call.q.dtype).expand(1, heads, -1, -1)
@@ -163,8 +187,8 @@ def attention_of(call: Call, query: Grid) -> tuple[Tensor, Tensor]:
         call.q[:1, heads_of_group, row], call.k[:1, heads_of_group], values, attn_mask=mask,
         scale=call.scale,
     )[0, :, 0]
-    out = weights.new_zeros(heads, h * w + 1).index_add_(1, ids[group], weights)
-    return out[:, 1:].unflatten(1, (h, w)), out[:, 0]
+    out = weights.new_zeros(heads, h * w + 2).index_add_(1, ids[group], weights)
+    return out[:, 1:-1].unflatten(1, (h, w)), out[:, 0], out[:, -1]
 
 
 # -- biases ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from analysis.models import maps
 from analysis.pictures import draw_maps
 from analysis.pictures.draw_maps import Panel
 from attention.configs.notation import parse
-from backbones.specs.spec import read_pattern
+from backbones.specs.stage import read_pattern
 from transom.errors import SpecError
 
 if TYPE_CHECKING:

@@ -194,16 +194,20 @@ def attention(
     grid = model.spec.grids(model.spec.img_size)[stage - 1]
     query = query or (grid[0] // 2, grid[1] // 2)
     panels: list[Panel] = []
-    pads = 0.0
+    others = {"pads": 0.0, "tokens beside the map": 0.0}
     for call in calls:
-        weights_of_query, to_pads = maps.attention_of(call, query)
-        pads = max(pads, float(to_pads.max()))
-        for head, part in zip(weights_of_query, to_pads, strict=True):
-            text = f"strongest token {head.max():.2g}" + (f", pads {part:.2g}" if part > 0 else "")
+        weights_of_query, *to_others = maps.attention_of(call, query)
+        for place, parts in zip(others, to_others, strict=True):
+            others[place] = max(others[place], float(parts.max()))
+        for head, *shares in zip(weights_of_query, *to_others, strict=True):
+            text = f"strongest token {head.max():.2g}" + "".join(
+                f", {place} {part:.2g}"
+                for place, part in zip(("pads", "beside"), shares, strict=True) if part > 0
+            )  # fmt: skip
             title = f"head {len(panels) + 1}, groups {shape(call.groups.extent)}"
             panels.append(Panel(title, head, text, query))
     words = f"{name}, stage {stage}, block {block}, query {query[0]},{query[1]} of {shape(grid)}"
     figure = draw_heatmaps.draw_attention(pixels, panels, f"{words} ({_origin(weights)})")
-    pad_words = f"; up to {pads:.0%} goes to pads" if pads else ""
-    summary = f"{words}: {len(panels)} heads{pad_words} ({_origin(weights)})"
+    more = "".join(f"; up to {part:.0%} goes to {place}" for place, part in others.items() if part)
+    summary = f"{words}: {len(panels)} heads{more} ({_origin(weights)})"
     return Study({p.title: p.values for p in panels}, figure, summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attention.configs.beside import MessengerConfig
 from attention.configs.config import MixerConfig
 from attention.configs.lines import (
     AxialConfig,
@@ -38,6 +39,7 @@ BUILT_IN = (
     ("cross", CrossConfig, "CSWin Transformer (Dong et al. 2022, arXiv 2107.00652)"),
     ("pale", PaleConfig, "reconstruction of Pale (Wu et al. 2022, arXiv 2112.14000)"),
     ("shuffle", ShuffleConfig, "after Shuffle Transformer (Huang et al., arXiv 2106.03650)"),
+    ("messenger", MessengerConfig, "MSG-Transformer (Fang et al. 2022, arXiv 2105.15168)"),
     ("token_mlp", TokenMLPConfig, "Swin-MLP (microsoft/Swin-Transformer, swin_mlp.py)"),
     ("sra", SRAConfig, "Pyramid Vision Transformer (Wang et al. 2021, arXiv 2102.12122)"),
     ("deformable", DeformableConfig, "DAT (Xia et al. 2022, arXiv 2201.00520)"),

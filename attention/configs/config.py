@@ -37,6 +37,11 @@ class MixerConfig:
         """True if odd blocks of a stage differ from even ones; None if the config is silent."""
         return None
 
+    @property
+    def takes_tokens(self) -> bool:
+        """True if the mixer also mixes tokens beside the map, which skip any other mixer."""
+        return False
+
     def check(self, dim: int, heads: int) -> None:
         """Validates the width and the number of heads of a mixer with this config.
 

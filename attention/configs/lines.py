@@ -97,5 +97,10 @@ class PaleConfig(TwoBranches):
 class FullConfig(FullLength):
     """Options of global self-attention.
 
-    Source: Vaswani et al. 2017 (arXiv 1706.03762).
+    Source: Vaswani et al. 2017 (arXiv 1706.03762); with class tokens ViT (Dosovitskiy et al. 2021,
+    arXiv 2010.11929).
     """
+
+    @property
+    def takes_tokens(self) -> bool:
+        return True

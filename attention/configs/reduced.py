@@ -29,6 +29,10 @@ class SRAConfig(ScoresConfig):
         "cells; an axis shorter than ratio is always padded to one key",
     )  # fmt: skip
 
+    @property
+    def takes_tokens(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pool is not None and (self.ratio != RATIO or self.remainder != "drop"):

@@ -100,10 +100,14 @@ class ShuffleConfig(SoftmaxConfig):
 class TokenMLPConfig(MixerConfig):
     """Options of a learned matrix over the tokens of a window.
 
-    Source: Swin-MLP, models/swin_mlp.py of microsoft/Swin-Transformer.
+    Source: Swin-MLP, models/swin_mlp.py of microsoft/Swin-Transformer; with hidden MLP-Mixer
+    (Tolstikhin et al. 2021, arXiv 2105.01601), section 2, where one window is the map.
     """
 
     size: tuple[int, int] = option((7, 7), read_size, SIZE)
     shift: bool = option(True, read_flag, "every second block moves its windows by half")
+    hidden: int | None = option(
+        None, optional(read_count), "two matrices with GELU between them, over so many values"
+    )
 
     shrink = _shrunk_window

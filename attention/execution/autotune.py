@@ -33,7 +33,7 @@ LIMITS = {
     torch.bfloat16: 4e-2, torch.float16: 5e-3, torch.float32: 5e-5, torch.float64: 1e-10,
 }  # fmt: skip
 
-Run = Callable[[Tensor, Reference], Tensor]
+Run = Callable[[Tensor, Reference], "Tensor | tuple[Tensor, ...]"]
 
 _choices: dict[str, Choice] = {}
 
@@ -82,10 +82,12 @@ def _measured(
     leaves = [t for t in (leaf, *parameters) if t.requires_grad]
 
     def forward_backward(backend: Reference) -> list[Tensor]:
-        out = run(leaf, backend)
+        result = run(leaf, backend)
+        out = [result] if isinstance(result, Tensor) else list(result)
         if not (torch.is_grad_enabled() and leaves):
-            return [out]
-        return [out, *torch.autograd.grad(out, leaves, out.detach(), materialize_grads=True)]
+            return out
+        given = [t.detach() for t in out]
+        return [*out, *torch.autograd.grad(out, leaves, given, materialize_grads=True)]
 
     def step(backend: Reference) -> list[Tensor]:
         with running(Choice(backend, "measured")):

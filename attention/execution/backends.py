@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from attention.execution import cache, chunks
+from attention.execution.chunks import Maps
 from attention.geometry.groups import Groups
 from transom.errors import SpecError, nearest
 
@@ -36,9 +37,9 @@ class Reference:
 
     name = "reference"
 
-    def over_images(self, body: Body, x: Tensor, image_bytes: int) -> Tensor:
-        """`body` of x (b, ...), image by image; its maps take `image_bytes` per image."""
-        return body(x)
+    def over_images(self, body: Callable[..., Maps], *maps: Tensor, image_bytes: int) -> Maps:
+        """`body` of maps (b, ...), image by image; they take `image_bytes` per image."""
+        return body(*maps)
 
     def over_rows(self, body: Body, x: Tensor, width: int) -> Tensor:
         """`body` of x (..., c), token by token, with intermediates of `width` channels."""
@@ -70,13 +71,13 @@ class _CPU(Reference):
 
     name = "cpu"
 
-    def over_images(self, body: Body, x: Tensor, image_bytes: int) -> Tensor:
-        return chunks.joined(x, chunks.image_parts(x.shape[0], image_bytes), body)
+    def over_images(self, body: Callable[..., Maps], *maps: Tensor, image_bytes: int) -> Maps:
+        return chunks.joined(chunks.image_parts(maps[0].shape[0], image_bytes), body, *maps)
 
     def over_rows(self, body: Body, x: Tensor, width: int) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         parts = chunks.row_parts(rows.shape[0], width * x.element_size())
-        return body(x) if len(parts) == 1 else chunks.joined(rows, parts, body).view(x.shape)
+        return body(x) if len(parts) == 1 else chunks.joined(parts, body, rows).view(x.shape)
 
     def over_groups(self, body: Body, groups: Groups, *maps: Tensor, width: int) -> Tensor:
         tokens = [groups.partition(t) for t in maps]  # (b, n, l, c) each

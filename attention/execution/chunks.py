@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 from torch import Tensor
 
 IMAGES = 6 << 20  # bytes of the maps that go through a stage together: they stay in the cache
 TILES = 2 << 20  # bytes of tokens that are gathered for overlapping tiles together
 WIDEST = 16 << 20  # bytes of tensors wider than a map: queries, keys and values, hidden layers
+
+Maps = TypeVar("Maps", Tensor, tuple[Tensor, Tensor])  # a map, or a map and the tokens beside it
 
 _bound: ContextVar[int | None] = ContextVar("bound", default=None)
 
@@ -102,15 +105,22 @@ def group_parts(images: int, groups: int, group_bytes: int) -> Iterator[tuple[sl
             yield image_part, group_part
 
 
-def joined(x: Tensor, parts: Iterable[slice], run: Callable[[Tensor], Tensor]) -> Tensor:
-    """The results of `run` on every part of x along its first axis, joined along it."""
-    out: Tensor | None = None
+def joined(parts: Iterable[slice], run: Callable[..., Maps], *maps: Tensor) -> Maps:
+    """The results of `run` on every part of the maps along their first axis, joined along it.
+
+    Args:
+        parts: slices of the first axis.
+        run: maps -> one map, or a tuple of maps.
+        maps: of equal first axes.
+    """
+    length, out = maps[0].shape[0], list[Tensor]()
     for part in parts:
-        y = run(x[part])
-        if y.shape[0] == x.shape[0]:
-            return y
-        if out is None:  # the first result has the shape and type of all
-            out = y.new_empty(x.shape[0], *y.shape[1:])
-        out[part] = y
-    assert out is not None
-    return out
+        result = run(*(t[part] for t in maps))
+        pieces = (result,) if isinstance(result, Tensor) else result
+        if pieces[0].shape[0] == length:
+            return result
+        # the first results have the shapes and types of all
+        out = out or [t.new_empty(length, *t.shape[1:]) for t in pieces]
+        for whole, piece in zip(out, pieces, strict=True):
+            whole[part] = piece
+    return out[0] if len(out) == 1 else tuple(out)  # type: ignore[return-value]

@@ -6,9 +6,10 @@ several backends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +31,17 @@ class Executable(nn.Module):
 
     backend: str = "auto"
 
-    def forward(self, x: Tensor) -> Tensor:
-        return execute(self, x)  # (b, h, w, c) -> (b, h, w, c)
+    def _execute(self, x: Tensor, *tokens: Tensor) -> Any:
+        """Map (b, h, w, c) -> (b, h, w, c); with tokens beside the map, a pair of both."""
+        return execute(self, x, *tokens)
+
+    forward: Callable[..., Any] = _execute  # a subclass may take fewer arguments
 
     def run(self, x: Tensor, backend: Reference) -> Tensor:
-        """The computation of the module, executed by `backend`."""
+        """The computation of the module, executed by `backend`.
+
+        A module that takes tokens beside its map has a third argument for them.
+        """
         raise NotImplementedError
 
     def in_parts(self, x: Tensor) -> bool:
@@ -51,30 +58,33 @@ class Executable(nn.Module):
         raise NotImplementedError
 
 
-def execute(module: Executable, x: Tensor) -> Tensor:
-    """The output of `module.run` by the backend that `choose` gives."""
-    choice = choose(module, x)
+def execute(module: Executable, x: Tensor, *tokens: Tensor) -> Any:
+    """The output of `module.run` by the backend that `choose` gives.
+
+    tokens: (b, t, c), beside the map, if there are any.
+    """
+    choice = choose(module, x, *tokens)
     if torch.compiler.is_compiling():
-        return module.run(x, choice.backend)
+        return module.run(x, choice.backend, *tokens)
     with backends.running(choice):
-        return module.run(x, choice.backend)
+        return module.run(x, choice.backend, *tokens)
 
 
-def choose(module: Executable, x: Tensor) -> Choice:
+def choose(module: Executable, x: Tensor, *tokens: Tensor) -> Choice:
     """The surrounding choice, or the first rule that applies."""
     if (choice := backends.chosen()) is not None:
         return choice
-    choice = _rules(module, x, backends.asked(module.backend))
+    choice = _rules(module, x, tokens, backends.asked(module.backend))
     if not torch.compiler.is_compiling() and (record := _record.get()) is not None:
         record.append((module, choice))
     return choice
 
 
-def _rules(module: Executable, x: Tensor, asked: str) -> Choice:
+def _rules(module: Executable, x: Tensor, tokens: tuple[Tensor, ...], asked: str) -> Choice:
     if asked == "reference":
         return Choice(REFERENCE, "asked for")
     if asked == "kernel":
-        return _kernel_asked(module, x)
+        return _kernel_asked(module, x, tokens)
     if torch.compiler.is_compiling():
         return Choice(REFERENCE, "a traced graph holds torch's operators")
     gpu = x.device.type != "cpu" and chunks.bound() is None
@@ -88,19 +98,29 @@ def _rules(module: Executable, x: Tensor, asked: str) -> Choice:
     if reason := observer(module, x):
         return Choice(REFERENCE, reason)
     if gpu:
-        return _on_gpu(module, x)
+        return _on_gpu(module, x, tokens)
     if asked == "cpu":
         return Choice(CPU, "asked for")
     if chunks.bound() is not None:
         return Choice(CPU, "its memory is bounded")
-    return autotune.fastest(_key(module, x), (REFERENCE, CPU), module.run, x, ())
+
+    def run(leaf: Tensor, backend: Reference) -> Any:
+        return module.run(leaf, backend, *tokens)
+
+    return autotune.fastest(_key(module, x), (REFERENCE, CPU), run, x, ())
 
 
-def _kernel_asked(module: Executable, x: Tensor) -> Choice:
+def _kernel_refusal(module: Executable, x: Tensor, tokens: tuple[Tensor, ...]) -> str | None:
+    """As `Executable.kernel_refusal`, with tokens beside the map, of which no kernel knows."""
+    refusal = module.kernel_refusal(x)
+    return "there are tokens beside the map" if tokens and refusal is None else refusal
+
+
+def _kernel_asked(module: Executable, x: Tensor, tokens: tuple[Tensor, ...]) -> Choice:
     """The choice where the kernel is asked for by name; raises ValueError if it cannot run."""
     if not torch.compiler.is_compiling() and (reason := observer(module, x)):
         return Choice(REFERENCE, reason)
-    refusal = module.kernel_refusal(x)
+    refusal = _kernel_refusal(module, x, tokens)
     if refusal:
         raise ValueError(f"fused attention: {refusal}; the reference backend runs anywhere")
     if refusal is None:
@@ -108,7 +128,7 @@ def _kernel_asked(module: Executable, x: Tensor) -> Choice:
     return Choice(REFERENCE, "each mixer is asked", final=False)
 
 
-def _on_gpu(module: Executable, x: Tensor) -> Choice:
+def _on_gpu(module: Executable, x: Tensor, tokens: tuple[Tensor, ...]) -> Choice:
     """The choice on a GPU: the kernel only where torch itself may choose among several kernels,
     and where no fixed order of sums is asked for."""
     if x.device.type not in TRIED_ON:
@@ -118,7 +138,7 @@ def _on_gpu(module: Executable, x: Tensor) -> Choice:
         return Choice(REFERENCE, "torch is held to its math kernel")
     if torch.are_deterministic_algorithms_enabled():
         return Choice(REFERENCE, "deterministic algorithms are asked for")
-    if refusal := module.kernel_refusal(x):
+    if refusal := _kernel_refusal(module, x, tokens):
         return Choice(REFERENCE, refusal)
     if refusal == "":
         return Choice(REFERENCE, "each mixer chooses", final=False)

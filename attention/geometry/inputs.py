@@ -38,6 +38,30 @@ which looks like channels first: x.permute(0, 2, 3, 1)
         raise SpecError(_fault(x, one_line(str(module)), axis, channels))
 
 
+def check_tokens(tokens: Any, x: Tensor, module: object, channels: int) -> None:
+    """Refuses tokens beside a map that are none of its batch and width.
+
+    Args:
+        tokens: (b, t, channels), any t.
+        x: the map, (b, h, w, channels), which has been checked.
+        module: the config of the mixer.
+        channels: number of channels that the mixer takes.
+
+    Raises:
+        SpecError: with the given and the expected shape.
+    """
+    if isinstance(tokens, Tensor) and tokens.dim() == 3:
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return
+        if (tokens.shape[0], tokens.shape[2]) == (x.shape[0], channels):
+            return
+    shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+    raise SpecError(
+        f"{one_line(str(module))} takes tokens ({x.shape[0]}, t, {channels}) beside this map; "
+        f"given {shape}"
+    )
+
+
 def _fits(x: Any, axis: int, channels: int) -> bool:
     if not isinstance(x, Tensor):
         return hasattr(x, "__torch_function__")

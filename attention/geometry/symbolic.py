@@ -34,6 +34,11 @@ def copied(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
+def in_graph_copied(x: Tensor) -> Tensor:
+    """x in eager, where a view costs nothing; in a graph `copied`, which holds for any batch."""
+    return copied(x) if torch.compiler.is_compiling() else x
+
+
 def round_up(length: int, extent: int) -> int:
     """`length` rounded up to a multiple of `extent`.
 

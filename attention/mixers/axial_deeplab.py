@@ -117,7 +117,7 @@ class AxialDeepLabMixer(TokenMixer):
     def run(self, x: Tensor, backend: Reference) -> Tensor:
         h, w = x.shape[1:3]
         size = 3 * self.heads * h * w * max(h, w) * x.element_size()  # of the scores of an image
-        return backend.over_images(self._body, x, size)
+        return backend.over_images(self._body, x, image_bytes=size)
 
     def _body(self, x: Tensor) -> Tensor:
         for axis, layer in self.layers.items():

@@ -96,7 +96,7 @@ class DeformableMixer(TokenMixer):
 
     def run(self, x: Tensor, backend: Reference) -> Tensor:
         h, w = map_size(x)
-        return backend.over_images(self._attend, x, h * w * self.dim * x.element_size())
+        return backend.over_images(self._attend, x, image_bytes=h * w * self.dim * x.element_size())
 
     def _attend(self, x: Tensor) -> Tensor:
         h, w = map_size(x)

@@ -72,7 +72,7 @@ class NeighbourhoodMixer(SoftmaxMixer):
             y = self.branch(*self.project(x), tiles, split=split)  # (b, hp, wp, c)
             return self.proj(y)
 
-        y = backend.over_images(body, x, 3 * hp * wp * self.dim * x.element_size())
+        y = backend.over_images(body, x, image_bytes=3 * hp * wp * self.dim * x.element_size())
         if known(hp * wp == h * w):
             return y
         return copied(narrow(narrow(y, 1, 0, h), 2, 0, w))
@@ -127,7 +127,7 @@ class HaloMixer(SoftmaxMixer):
             y = self.branch(*self.project(x), tiles, split=split)
             return self.proj(y)  # (b, h, w, c)
 
-        return backend.over_images(body, x, 3 * h * w * self.dim * x.element_size())
+        return backend.over_images(body, x, image_bytes=3 * h * w * self.dim * x.element_size())
 
     def cost(self, h: int, w: int) -> Cost:
         tiles, square = self.tiles(h, w), self.dim * self.dim

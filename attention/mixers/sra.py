@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +28,8 @@ class SpatialReductionMixer(TokenMixer):
     The convolution is a linear layer on the tokens of a cell, since cells do not overlap.  A key
     stands for `ratio` tokens a side; with `pool` the map is averaged to as many keys a side, and
     GELU follows the norm (PVT v2's linear attention).  Keys and values are one linear layer; with
-    ratio=1 they are those of the tokens.
+    ratio=1 they are those of the tokens.  Tokens beside the map are queries, and keys that no
+    convolution reduces.
     """
 
     config: SRAConfig
@@ -55,18 +58,26 @@ class SpatialReductionMixer(TokenMixer):
             *(strided(n, r, pad=pad) for n, r in zip(sides, self.config.ratio, strict=True))
         )
 
-    def run(self, x: Tensor, backend: Reference) -> Tensor:
+    def run(self, x: Tensor, backend: Reference, *tokens: Tensor) -> Any:
         h, w = map_size(x)
-        return backend.over_images(self._attend, x, h * w * self.dim * x.element_size())
+        size = h * w * self.dim * x.element_size()
+        return backend.over_images(self._attend, x, *tokens, image_bytes=size)
 
-    def _attend(self, x: Tensor) -> Tensor:
-        q = self.q(x)  # (b, h, w, c)
+    def _attend(self, x: Tensor, *tokens: Tensor) -> Any:
+        q, kv = self.q(x).flatten(1, 2), self.kv(self._reduced(x))  # (b, h w, c), (b, nh, nw, 2 c)
         # copies: in a graph, views of a map that may have one key are views of some sizes only
-        k, v = map(copied, self.kv(self._reduced(x)).chunk(2, dim=-1))  # (b, nh, nw, c) each
+        k, v = (copied(t).flatten(1, 2) for t in kv.chunk(2, dim=-1))  # (b, n, c) each
+        for beside in tokens:
+            own = self.q(beside), *self.kv(beside).chunk(2, dim=-1)  # (b, t, c) each
+            q, k, v = (torch.cat(pair, dim=1) for pair in zip(own, (q, k, v), strict=True))
         if self.v_bias is not None:
             v = v + self.v_bias
-        y = self.scores.attend(*(t.flatten(1, 2).unsqueeze(1) for t in (q, k, v)))  # (b, 1, h w, c)
-        return self.proj(y.squeeze(1).unflatten(1, map_size(x)))  # (b, h, w, c)
+        y = self.scores.attend(*(t.unsqueeze(1) for t in (q, k, v)))  # (b, 1, t + h w, c)
+        y = self.proj(y.squeeze(1))
+        if not tokens:
+            return y.unflatten(1, map_size(x))  # (b, h, w, c)
+        t = tokens[0].shape[1]
+        return y[:, t:].unflatten(1, map_size(x)), y[:, :t]
 
     def _reduced(self, x: Tensor) -> Tensor:
         """(b, h, w, c) -> (b, nh, nw, c): what keys and values are projected from."""
@@ -77,14 +88,15 @@ class SpatialReductionMixer(TokenMixer):
         y = self.norm(self.reduction(cells))  # (b, nh, nw, c)
         return y if self.config.pool is None else F.gelu(y)
 
-    def cost(self, h: int, w: int) -> Cost:
+    def cost(self, h: int, w: int, tokens: int = 0) -> Cost:
         keys, square = self.keys(h, w), self.dim * self.dim
-        layers = 2 * keys.tokens + 2 * keys.n  # outputs of q and proj, k and v, in tokens
+        layers = 2 * keys.tokens + 2 * keys.n + 4 * tokens  # of q and proj, k and v, in tokens
+        pairs = (keys.tokens + tokens) * (keys.n + tokens)
         reduction = padding = 0
         if self.reduction is not None:
             reduction = keys.n * self.reduction.weight.numel()
             padding = keys.pads * square
-        return Cost(layers * square + reduction, 2 * keys.pairs * self.dim, 0, padding)
+        return Cost(layers * square + reduction, 2 * pairs * self.dim, 0, padding)
 
     def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
         return self.keys(h, w).region(query)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention.configs.softmax import SoftmaxConfig
@@ -68,6 +70,38 @@ class Branch(Scores):
             v = v * groups.partition(self.real_tokens(groups, v))[:, part]  # (b, n, l, dim)
         y = self.attend(q, k, v, self.mask(groups, q, part))  # (b, n, l, dim)
         return y if self.lepe is None else y + self.lepe(v, groups)
+
+    def with_tokens(
+        self, qkv: tuple[Tensor, ...], groups: Groups, tokens: int, bias: Tensor | None = None
+    ) -> Tensor:
+        """Attention inside groups that have `tokens` tokens beside the map, which stand first.
+
+        Positions are those of the map: no term is added to the pairs of the others but `bias`.
+
+        Args:
+            qkv: queries, keys and values, (b, n, tokens + l, dim) each, of all groups.
+            groups: the partition of the map.
+            tokens: of each group.
+            bias: (heads, 2), added to the scores of these tokens as keys of the map, and as
+                queries; none: zeros.
+
+        Returns:
+            (b, n, tokens + l, dim).
+        """
+        q, k, v = qkv
+        mask = self.mask(groups, q)
+        if mask is not None:
+            mask = F.pad(mask, (tokens, 0, tokens, 0))  # (n or 1, m or 1, tokens + l, tokens + l)
+        if bias is not None:
+            beside = torch.arange(q.shape[2], device=q.device) < tokens  # (tokens + l,)
+            as_keys, as_queries = bias.to(q.dtype)[..., None, None].unbind(1)  # (m, 1, 1) each
+            added = torch.where(beside[:, None], as_queries, as_keys * beside)
+            mask = added[None] if mask is None else mask + added
+        y = self.attend(q, k, v, mask)  # (b, n, tokens + l, dim)
+        if self.lepe is None:
+            return y
+        positions = self.lepe(v[:, :, tokens:], groups)  # (b, n, l, dim)
+        return y + F.pad(positions, (0, 0, tokens, 0))
 
     def by_kernel(self, q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> Tensor:
         """The branch's attention by the GPU kernel.
@@ -139,13 +173,18 @@ class Branch(Scores):
             mask = mask.expand(pads.shape[0], -1, -1, -1).masked_fill(pads, -math.inf)
         return mask
 
-    def cost(self, groups: Groups) -> Cost:
-        """The MACs of this branch on one image: mixing, position, and those spent on pads."""
-        mixing, position = 2 * groups.pairs * self.dim, 0
-        padding = 2 * (groups.pairs - groups.real_pairs) * self.dim
+    def cost(self, groups: Groups, tokens: int = 0) -> Cost:
+        """The MACs of this branch on one image: mixing, position, and those spent on pads.
+
+        tokens: of each group, beside those of the map.
+        """
+        beside = 2 * groups.tokens * tokens + groups.n * tokens * tokens  # pairs
+        mixing, position = 2 * (groups.pairs + beside) * self.dim, 0
+        pads = groups.tokens - groups.real_tokens
+        padding = 2 * (groups.pairs - groups.real_pairs + 2 * pads * tokens) * self.dim
         if self.bias is not None:
             position += self.bias.cost(groups)
         if self.lepe is not None:
             position += self.lepe.cost(groups, groups.tokens)
-            padding += self.lepe.cost(groups, groups.tokens - groups.real_tokens)
+            padding += self.lepe.cost(groups, pads)
         return Cost(0, mixing, position, padding)

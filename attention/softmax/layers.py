@@ -105,12 +105,13 @@ class PadFirst(SoftmaxMixer):
 
         return backend.over_groups(body, groups, x, width=3 * self.dim)  # (b, h, w, c)
 
-    def cost(self, h: int, w: int) -> Cost:
+    def cost(self, h: int, w: int, tokens: int = 0) -> Cost:
+        """tokens: beside the map, as many in every group."""
         groups = self.groups(h, w)
         pads = groups.tokens - groups.real_tokens
         square = self.dim * self.dim
-        projections = Cost(4 * groups.tokens * square, 0, 0, 4 * pads * square)
-        return add_costs(projections, self.branch.cost(groups))
+        projections = Cost(4 * (groups.tokens + tokens) * square, 0, 0, 4 * pads * square)
+        return add_costs(projections, self.branch.cost(groups, tokens // groups.n))
 
 
 class ProjectFirst(SoftmaxMixer):

@@ -56,8 +56,8 @@ class Family:
     def __call__(
         self, name: str, size: int, dims: int | Sequence[int], depths: Sequence[int],
         heads: Sequence[int], mixers: Sequence[str], params: int, macs: int, *,
-        mlp_ratio: float | Sequence[float] = 4.0, official: str | None = None,
-        drop_path: float | None = None, note: str = "", **fields: Any,
+        mlp_ratio: float | Sequence[float] = 4.0, tokens: int | Sequence[int] = 0,
+        official: str | None = None, drop_path: float | None = None, note: str = "", **fields: Any,
     ) -> None:  # fmt: skip
         """Adds a row.
 
@@ -68,6 +68,7 @@ class Family:
             depths, heads, mixers: of every stage.
             params, macs: the exact counts.
             mlp_ratio: of every stage, or of all.
+            tokens: beside the map of every stage, or of all.
             official: name of its config in the authors' repository.
             drop_path: rate of the paper's training.
             note: what a reader has to know.
@@ -77,7 +78,7 @@ class Family:
         stages = [
             {
                 "dim": dims * 2**i if doubled else dims[i], "depth": depth, "heads": head,  # type: ignore[index]
-                "mixers": mixer, "mlp_ratio": _at(mlp_ratio, i),
+                "mixers": mixer, "mlp_ratio": _at(mlp_ratio, i), "tokens": _at(tokens, i),
             }
             for i, (depth, head, mixer) in enumerate(zip(depths, heads, mixers, strict=True))
         ]  # fmt: skip

@@ -25,6 +25,7 @@ for _name, _mixers, _ratio, _params, _macs in (
     ("token_mlp", ("token_mlp:size=4", "token_mlp:size=2"), 6.75, 40242, 1026880),
     ("cross", ("cross:size=2", "cross:size=1"), 4.5, 38922, 1035584),
     ("pale", ("pale:size=2", "pale:size=2"), 4.0, 38522, 1033536),
+    ("messenger", ("messenger:size=4,region=2", "messenger:size=4,region=1"), 4.0, 35826, 1030848),
     ("axial", ("axial", "axial"), 5.0, 40570, 1040704),
     ("shuffle", ("shuffle:size=4", "shuffle:size=2"), 4.75, 39498, 1040704),
     ("axial_deeplab", ("axial_deeplab:span=8", "axial_deeplab:span=4"), 4.25, 39762, 1044800),

@@ -1,14 +1,25 @@
-"""Pyramid Vision Transformer v2."""
+"""Pyramid Vision Transformer, and its second version."""
 
 from __future__ import annotations
 
 from backbones.families.family import Family
 
+PVT = "PVT, Wang et al. 2021, arXiv 2102.12122; classification/pvt.py of whai362/PVT"
 PVT_V2 = "PVT v2, Wang et al. 2022, arXiv 2106.13797; classification/pvt_v2.py of whai362/PVT"
 SRA = [f"sra:ratio={ratio}" for ratio in (8, 4, 2, 1)]
 RATIOS = (8.0, 8.0, 4.0, 4.0)  # of the MLPs
 
 # fmt: off
+_v1 = Family(PVT, downsample="patch_norm", eps=1e-6, position="absolute_stages", pool="token")
+for _name, _depths, _params, _macs, _drop in (
+    ("tiny", (2, 2, 2, 2), 13229288, 1932911616, 0.1),
+    ("small", (3, 4, 6, 3), 24485864, 3815701504, 0.1),
+    ("medium", (3, 4, 18, 3), 44208104, 6659175424, 0.3),
+    ("large", (3, 8, 27, 3), 61369320, 9813765632, 0.3),
+):
+    _v1(f"pvt_{_name}", 224, (64, 128, 320, 512), _depths, (1, 2, 5, 8), SRA, _params, _macs,
+        mlp_ratio=RATIOS, tokens=(0, 0, 0, 1), official=f"pvt_{_name}", drop_path=_drop)
+
 _v2 = Family(PVT_V2, stem="overlap_same", downsample="conv_norm", eps=1e-6, mlp="conv",
              stage_norms=True)
 _DIMS, _HEADS, _B2 = (64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 6, 3)
@@ -27,4 +38,4 @@ _v2("pvt_v2_b4", 224, _DIMS, (3, 8, 27, 3), _HEADS, SRA, 62556072, 10101116416,
 _v2("pvt_v2_b5", 224, _DIMS, (3, 6, 40, 3), _HEADS, SRA, 81956008, 11717260288,
     official="pvt_v2_b5")
 # fmt: on
-ROWS = _v2.rows
+ROWS = [*_v1.rows, *_v2.rows]

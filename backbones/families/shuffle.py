@@ -1,4 +1,4 @@
-"""Windows and dilated windows in turn: Shuffle Transformer and CrossFormer, as of their authors."""
+"""Windows that exchange tokens: Shuffle Transformer, CrossFormer and MSG-Transformer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from backbones.families.family import B_HEADS, SMALL, T_HEADS, TINY, Family
 
 SHUFFLE = "Shuffle Transformer, Huang et al. 2021, arXiv 2106.03650; models/shuffle_transformer.py"
 CROSSFORMER = "CrossFormer, Wang et al. 2021, arXiv 2108.00154; models/crossformer.py"
+MSG = "MSG-Transformer, Fang et al. 2022, arXiv 2105.15168; models/msg_transformer.py"
 
 
 # fmt: off
@@ -33,5 +34,14 @@ _crossformer("crossformer_b", 224, 96, SMALL, T_HEADS, _LONG, 51971554, 91593899
              official="cros_base_patch4_group7_224", drop_path=0.3)
 _crossformer("crossformer_l", 224, 128, SMALL, B_HEADS, _LONG, 91971184, 16107451680,
              official="cros_large_patch4_group7_224", drop_path=0.5)
+
+_msg = Family(MSG, stem="overlap", downsample="conv_norm", pool="token")
+_REGIONS = [f"messenger:size=7,region={region}" for region in (4, 4, 2, 1)]
+_msg("msg_t", 224, 64, (2, 4, 12, 4), (2, 4, 8, 16), _REGIONS, 25086116, 3820863488,
+     official="msg_tiny_p4_win7_224")
+_msg("msg_s", 224, 96, (2, 4, 12, 4), T_HEADS, _REGIONS, 55968514, 8459231232,
+     official="msg_small_p4_win7_224")
+_msg("msg_b", 224, 96, (2, 4, 28, 4), T_HEADS, _REGIONS, 84392770, 14244421632,
+     official="msg_base_p4_win7_224")
 # fmt: on
-ROWS = [*_shuffle.rows, *_crossformer.rows]
+ROWS = [*_shuffle.rows, *_crossformer.rows, *_msg.rows]

@@ -15,7 +15,7 @@ from transom.errors import nearest, one_line
 DEEPEST, MOST = 8, 4096  # levels of nested tables, and tables in all
 # The stem's kernel, which every source has exactly once, and what stands before its name.
 STEM = re.compile(
-    r"((?:.*?\.)??)(?:stem\.conv1?|stem\.0\.0|stage1_conv_embed\.0|features\.0\.0|"
+    r"((?:.*?\.)??)(?:stem\.(?:conv1?|proj|0\.0)|conv_proj|stage1_conv_embed\.0|features\.0\.0|"
     r"patch_embed(?:1|s\.0)?\.proj(?:ection)?|"
     r"(?:swin(?:v2)?\.)?embeddings\.patch_embeddings\.projection)\.weight"
 )

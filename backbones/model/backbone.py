@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from transom.errors import SpecError
 
 
 class HierarchicalBackbone(nn.Module):
-    """A stem and 2 to 5 stages, each halving the map of the stage before.
+    """A stem and 1 to 5 stages, each halving the map of the stage before.
 
     Source: Swin Transformer (Liu et al. 2021, arXiv 2103.14030), section 3.1; the spec says which
     parts are another paper's.
@@ -48,9 +49,9 @@ class HierarchicalBackbone(nn.Module):
         self.stem = make_stem(spec)
         self.stages = nn.Sequential()
         inputs = spec.stem_width if spec.first_downsample else None
-        for stage in spec.stages:
+        for i, stage in enumerate(spec.stages):
             stage_rates, rates = rates[: stage.depth], rates[stage.depth :]
-            self.stages.append(Stage(stage, spec, inputs=inputs, drop_path=stage_rates))
+            self.stages.append(Stage(spec, i, inputs=inputs, drop_path=stage_rates))
             inputs = stage.dim
         dims = [stage.dim for stage in spec.stages]
         self.out_norms: nn.ModuleList | None = None
@@ -80,26 +81,35 @@ class HierarchicalBackbone(nn.Module):
             >>> [tuple(level.shape) for level in model.features(torch.zeros(1, 3, 32, 32))]
             [(1, 64, 8, 8), (1, 128, 4, 4)]
         """
-        x, maps = self.stem(x), []  # (b, c, h, w)
-        for i, stage in enumerate(self.stages):
-            x = stage(x)  # (b, c, h, w), h and w halved after the first stage
-            maps.append(self._level(i, x))
+        levels = self._run_stages(self.stem(x))
+        maps = [self._level(i, level) for i, (level, _) in enumerate(levels)]
         after = (self.norm, self.pre_head, self.head)
         maps[-1] = join_graph(maps[-1], [p for part in after for p in part.parameters()])
         return maps
+
+    def _run_stages(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The map (b, c, h, w) of every stage, halved after the first, and the tokens beside it
+        that go on, a map too."""
+        tokens: Tensor | None = None
+        for stage in cast("list[Stage]", self.stages):
+            out = stage(x) if tokens is None else stage(x, tokens)
+            x, tokens = out if stage.hands_on else (out, None)
+            yield x, tokens
 
     def _level(self, i: int, x: Tensor) -> Tensor:
         """Map of stage i (b, c, h, w) with its norm of out_norms, if the spec has them."""
         return x if self.out_norms is None else nchw(self.out_norms[i](nhwc(x)))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The map of the last stage as the head pools it: normed, unless norm_after_pool.
+        """What the head pools: the map of the last stage, normed unless norm_after_pool.
+
+        With pool=token it is the class token, or the messengers of the last stage, as a map.
 
         Args:
             x: images (b, in_channels, H, W), any height and width.
 
         Returns:
-            (b, dim of the last stage, h, w).
+            (b, dim of the last stage, h, w); h = w = 1 for a class token.
 
         Raises:
             SpecError: x is not a batch of images with `in_channels` channels.
@@ -110,7 +120,12 @@ class HierarchicalBackbone(nn.Module):
             >>> model.forward_features(torch.zeros(2, 3, 32, 32)).shape
             torch.Size([2, 192, 4, 4])
         """
-        return self._normed(self.stages(self.stem(x)))
+        *_, last = self._run_stages(self.stem(x))
+        return self._normed(self._to_pool(*last))
+
+    def _to_pool(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+        """The map that the head pools: that of the last stage, or the tokens beside it."""
+        return tokens if self.spec.pool == "token" and tokens is not None else x
 
     def _normed(self, x: Tensor) -> Tensor:
         return x if self.spec.norm_after_pool else nchw(self.norm(nhwc(x)))
@@ -143,7 +158,9 @@ class HierarchicalBackbone(nn.Module):
             torch.Size([2, 192])
         """
         pooled = self._pooled(self.forward_features(x))  # (b, c)
-        unread = () if self.out_norms is None else self.out_norms.parameters()
+        unread = [] if self.out_norms is None else [*self.out_norms.parameters()]
+        if self.spec.pool == "token":  # what in the last block changes the map alone
+            unread += self.stages[-1].parameters()
         return self.head(join_graph(pooled, unread))  # (b, num_classes)
 
     def set_grad_checkpointing(self, enable: bool = True, per: str = "block") -> None:

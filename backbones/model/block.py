@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from attention.mixer import TokenMixer
+from attention.cost import Cost
+from attention.mixer import TokenMixer, map_size
 from backbones.parts.layout import nchw, nhwc
 from backbones.parts.local import Local
 from backbones.parts.macs import Macs
 from backbones.parts.mbconv import MBConv
 from backbones.parts.mlp import DropPath, make_mlp
 from backbones.parts.norm import make_norm, make_scale
+from backbones.parts.tokens import join, part
 from backbones.specs.spec import BackboneSpec
 
 
@@ -51,26 +54,47 @@ class Block(nn.Module):
             for norm in (self.norm1, self.norm2):
                 nn.init.zeros_(cast("nn.LayerNorm", norm).weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Any:
+        """Map (b, h, w, c) to (b, h, w, c); with tokens (b, t, c) beside it, both to both."""
         if self.conv is not None:
             x = nhwc(self.conv(nchw(x)))  # (b, h, w, c)
         if self.cpe is not None:
             x = x + nhwc(self.cpe(nchw(x)))  # (b, h, w, c)
-        x = x + self.drop_path(self.scale1(self._residual(x, self.norm1, self.mixer)))
-        if self.local is not None:
-            x = self.local(x)  # (b, h, w, c)
+        if tokens is None:
+            return self._transform(self._between(self._mix(x, self.mixer)))
+        size, t = map_size(x), tokens.shape[1]
+        if self.mixer.config.takes_tokens:
+
+            def mixer(both: Tensor) -> Tensor:
+                return join(*self.mixer(*part(both, size, t)))
+
+            x, tokens = part(self._mix(join(x, tokens), mixer), size, t)
+            tokens = self.mixer.exchange(tokens, *size)
+        else:
+            x = self._mix(x, self.mixer)
+        return part(self._transform(join(self._between(x), tokens)), size, t)
+
+    def _mix(self, x: Tensor, mixer: Callable[[Tensor], Tensor]) -> Tensor:
+        return x + self.drop_path(self.scale1(self._residual(x, self.norm1, mixer)))
+
+    def _between(self, x: Tensor) -> Tensor:
+        return x if self.local is None else self.local(x)  # (b, h, w, c)
+
+    def _transform(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.scale2(self._residual(x, self.norm2, self.mlp)))
 
-    def _residual(self, x: Tensor, norm: nn.Module, inner: nn.Module) -> Tensor:
+    def _residual(self, x: Tensor, norm: nn.Module, inner: Callable[[Tensor], Tensor]) -> Tensor:
         return norm(inner(x)) if self.post else inner(norm(x))  # (b, h, w, c)
 
-    def cost(self, h: int, w: int) -> list[Macs]:
-        mixer = self.mixer.cost(h, w)
+    def cost(self, h: int, w: int, tokens: int = 0) -> list[Macs]:
+        """Multiply-adds of every part for a map of h x w tokens, and `tokens` beside it."""
+        taken = (tokens,) if tokens and self.mixer.config.takes_tokens else ()
+        mixer: Cost = cast("Any", self.mixer).cost(h, w, *taken)
         parts = [
             Macs("mixer", "projection", mixer.projection),
             Macs("mixer", "mixing", mixer.mixing, mixer.padding),
             Macs("mixer", "position", mixer.position),
-            Macs("mlp", "mlp", self.mlp.cost(h, w)),
+            Macs("mlp", "mlp", self.mlp.cost(h, w) + self.mlp.cost(1, tokens)),
         ]
         if self.conv is not None:
             parts.append(Macs("conv", "mlp", self.conv.cost(h, w, before=(h, w))))

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 POSITION = re.compile(
-    r".*(table|logit_scale|position|\.bias\.mlp\.(0\.weight|0\.bias|2\.weight))$"
+    r".*(table|logit_scale|position|beside\.tokens|messenger_bias|\.bias\.mlp\.(0\.weight|0\.bias|2\.weight))$"
 )  # fmt: skip
 STEM = r"^stem"
 STAGES = r"^stages[._](\d+)"  # timm's wrappers call stages.0 stages_0
@@ -26,7 +26,7 @@ def matcher(coarse: bool = False) -> dict[str, Any]:
     blocks: Any = STAGES
     if not coarse:
         blocks = [
-            (STAGES + r"\.(?:downsample|cpe)", (0,)),
+            (STAGES + r"\.(?:downsample|cpe|position|beside)", (0,)),
             (STAGES + r"\.blocks\.(\d+)", None),
             (STAGES + r"\.norm", LAST),
             (r"^norm\.", LAST),

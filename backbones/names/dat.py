@@ -1,6 +1,6 @@
 """DAT of its authors: windows and deformable attention in turn.
 
-`detect_source.prepare` has made linear layers of the 1x1 convolutions of deformable attention.
+`weights/prepare.py` has made linear layers of the 1x1 convolutions of deformable attention.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ def _to_cells(tensor: Tensor) -> Tensor:
 
 # Conv1d's (heads * l, l, 1) or (heads * l) <-> (heads, l, l) or (heads, l)
 ROWS = Change(_to_heads, _to_rows)
+# (l, l') of a single head <-> (1, l, l'), and its bias
+ONE_HEAD = Change(lambda tensor, shape: tensor[None], lambda tensor: tensor[0])
 # (1, tokens, c) <-> (1, c, h, w)
 TOKENS = Change(
     lambda tensor, shape: tensor.transpose(1, 2).unflatten(2, shape[2:]),
@@ -48,6 +50,12 @@ POINTWISE = Change(
     lambda tensor, shape: tensor.squeeze(3).squeeze(2),
     lambda tensor: tensor[:, :, None, None],
 )
+
+# (1, tokens, 1, c) <-> (1, tokens, c)
+SINGLES = Change(lambda tensor, shape: tensor.squeeze(2), lambda tensor: tensor.unsqueeze(2))
+
+# (heads, 2, 1, 1) <-> (heads, 2)
+PAIRS = Change(lambda tensor, shape: tensor[..., 0, 0], lambda tensor: tensor[..., None, None])
 
 # the rows of a bias table (heads, 2 gh - 1, 2 gw - 1) by key - query, heads first, <-> ours by
 # query - key (rows, heads); written for square windows

@@ -7,7 +7,7 @@ from backbones.names.swin import SCORES
 from backbones.names.template import in_blocks, rule
 
 # OpenMMLab (mmpretrain, mmdet, mmseg).  A single norm is that of a classifier, see
-# detect_source.prepare.
+# weights/prepare.py.
 _MM = [
     rule("patch_embed.projection.{x}", "stem.conv.{x}"),
     rule("patch_embed.norm.{x}", "stem.norm.{x}"),

@@ -1,8 +1,8 @@
-"""PVT v2 of its authors and of timm, and Twins, whose names are the same in both."""
+"""PVT, PVT v2 of its authors and of timm, and Twins, whose names are the same in both."""
 
 from __future__ import annotations
 
-from backbones.names.layouts import CELLS
+from backbones.names.layouts import CELLS, TOKENS
 from backbones.names.swin import HEAD, MLP, STEM
 from backbones.names.template import Rule, in_blocks, rule
 
@@ -22,6 +22,18 @@ def _in_blocks(start: str, *rows: tuple[str, str]) -> list[Rule]:
     return [convolution, rule(start + "attn.sr.bias", ours + "bias"), *in_blocks(start, *rows)]
 
 
+_PVT = [
+    rule("patch_embed1.proj.{x}", "stem.conv.{x}"),
+    rule("patch_embed1.norm.{x}", "stem.norm.{x}"),
+    rule("patch_embed{i+1}.proj.{x}", "stages.{i}.downsample.conv.{x}"),
+    rule("patch_embed{i+1}.norm.{x}", "stages.{i}.downsample.norm.{x}"),
+    # with what weights/prepare.py separates
+    rule("cls_token", "stages.3.beside.tokens"),
+    rule("pos_embed{i+1}.tokens", "stages.{i}.beside.position"),
+    rule("pos_embed{i+1}", "stages.{i}.position", TOKENS),
+    *_in_blocks("block{i+1}.{j}.", *_REDUCED),
+    *HEAD,
+]
 _PVT_V2 = [
     rule("patch_embed1.proj.{x}", "stem.conv.{x}"),
     rule("patch_embed1.norm.{x}", "stem.norm.{x}"),
@@ -49,9 +61,13 @@ _TWINS = [
     *HEAD,
 ]
 
-SOURCES = {"pvt_v2": _PVT_V2, "pvt_v2_timm": _PVT_V2_TIMM, "twins": _TWINS}
-FAMILIES = {"pvt_v2": "pvt_v2", "pvt_v2_timm": "pvt_v2", "twins": "twins"}
+SOURCES = {"pvt": _PVT, "pvt_v2": _PVT_V2, "pvt_v2_timm": _PVT_V2_TIMM, "twins": _TWINS}
+FAMILIES = {
+    "pvt": ("pvt_tiny", "pvt_small", "pvt_medium", "pvt_large"), "pvt_v2": "pvt_v2",
+    "pvt_v2_timm": "pvt_v2", "twins": "twins",
+}  # fmt: skip
 MARKS = {
+    "pvt": ("patch_embed1.proj.weight", "pos_embed1"),
     "pvt_v2": ("patch_embed1.proj.weight", "block1.0.mlp.dwconv.dwconv.weight"),
     "pvt_v2_timm": ("patch_embed.proj.weight", "stages.0.blocks.0.mlp.dwconv.weight"),
     "twins": ("patch_embeds.0.proj.weight", "pos_block.0.proj.0.weight"),

@@ -1,9 +1,9 @@
-"""Shuffle Transformer and CrossFormer: the authors' repositories."""
+"""Shuffle Transformer, CrossFormer and MSG-Transformer: the authors' repositories."""
 
 from __future__ import annotations
 
-from backbones.names.layouts import POINTWISE
-from backbones.names.swin import HEAD, MLP
+from backbones.names.layouts import PAIRS, POINTWISE, SINGLES
+from backbones.names.swin import HEAD, MLP, SCORES, STEM
 from backbones.names.template import Rule, in_blocks, rule
 
 
@@ -63,9 +63,24 @@ _CROSSFORMER = [  # their stages end with the merging, with which ours begin
     *HEAD,
 ]  # fmt: skip
 
-SOURCES = {"shuffle": _SHUFFLE, "crossformer": _CROSSFORMER}
-FAMILIES = {"shuffle": "shuffletransformer", "crossformer": "crossformer"}
+_MSG = [  # stages end with the merging here, too
+    *STEM,
+    rule("msg_tokens", "stages.0.beside.tokens", SINGLES),
+    *in_blocks("layers.{i}.blocks.{j}.", *MLP, *SCORES),
+    rule("layers.{i}.blocks.{j}.attn.rel_pos_msg", "stages.{i}.blocks.{j}.mixer.messenger_bias",
+         PAIRS),
+    rule("layers.{i-1}.downsample.norm.{x}", "stages.{i}.downsample.norm.{x}"),
+    rule("layers.{i-1}.downsample.reduction.{x}", "stages.{i}.downsample.conv.{x}"),
+    *HEAD,
+]  # fmt: skip
+
+SOURCES = {"shuffle": _SHUFFLE, "crossformer": _CROSSFORMER, "msg": _MSG}
+FAMILIES = {
+    "shuffle": "shuffletransformer", "crossformer": "crossformer",
+    "msg": ("msg_",),  # later stages do not tell their regions
+}  # fmt: skip
 MARKS = {
+    "msg": ("msg_tokens", "layers.0.blocks.0.attn.rel_pos_msg"),
     "shuffle": ("to_token.conv1.0.weight", "stage1.layers.0.0.attn.to_qkv.weight"),
     "crossformer": ("patch_embed.projs.0.weight", "layers.0.blocks.0.attn.pos.pos_proj.weight"),
 }

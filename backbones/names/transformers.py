@@ -6,7 +6,7 @@ from backbones.names.layouts import TOKENS
 from backbones.names.template import in_blocks, rule
 
 # transformers names Swin's parts in two ways: files (of 4.x and 5.x) first, modules of 5.x below.
-# Queries, keys and values have been joined before, see detect_source.prepare.
+# Queries, keys and values have been joined before, see weights/prepare.py.
 _TRANSFORMERS = [
     rule("embeddings.patch_embeddings.projection.{x}", "stem.conv.{x}"),
     rule("embeddings.norm.{x}", "stem.norm.{x}"),

@@ -59,8 +59,8 @@ class ConvMLP(MLP):
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
 
     def forward(self, x: Tensor) -> Tensor:  # image by image, as a token needs its neighbours
-        image_bytes = x.shape[1] * x.shape[2] * self.fc1.out_features * x.element_size()
-        return backends.current().over_images(self._body, x, image_bytes)  # (b, h, w, dim)
+        size = x.shape[1] * x.shape[2] * self.fc1.out_features * x.element_size()
+        return backends.current().over_images(self._body, x, image_bytes=size)  # (b, h, w, dim)
 
     def _body(self, x: Tensor) -> Tensor:
         x = nhwc(self.conv(nchw(self._before(self.fc1(x)))))  # (b, h, w, hidden)

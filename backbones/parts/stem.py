@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention.geometry import inputs
@@ -13,6 +12,7 @@ from attention.geometry.symbolic import known
 from backbones.parts.layout import nchw, nhwc, pad_same, pad_to
 from backbones.parts.mbconv import batch_norm
 from backbones.parts.mlp import MLPS
+from backbones.parts.position import add_position, make_position
 from backbones.parts.resample import CrossScale, Strided, Window, Windows
 from backbones.specs.spec import BackboneSpec
 
@@ -35,8 +35,7 @@ class Stem(Strided):
         self.owner = spec.name or "the backbone"
         self.position: nn.Parameter | None = None
         if spec.position == "absolute":
-            self.position = nn.Parameter(torch.zeros(1, dim, *spec.stem_grid(spec.img_size)))
-            nn.init.trunc_normal_(self.position, std=0.02)
+            self.position = make_position(dim, *spec.stem_grid(spec.img_size))
 
     def make(self, spec: BackboneSpec, dim: int) -> None:
         """Makes the convolutions."""
@@ -58,13 +57,7 @@ class Stem(Strided):
         inputs.check(x, self.owner, inputs.IMAGES, self.conv.in_channels)
         x = self.convolve(self.pad(x))  # (b, c, ceil(H / stride), ceil(W / stride))
         x = nchw(self.norm(nhwc(x).contiguous()))  # (b, c, h, w)
-        if self.position is None:
-            return x
-        position: Tensor = self.position  # (1, c, h, w) of the spec's image size
-        h, w = x.shape[2:]
-        if not (known(position.shape[2] == h) and known(position.shape[3] == w)):
-            position = F.interpolate(position, x.shape[2:], mode="bicubic", align_corners=False)
-        return x + position.to(x.dtype)  # (b, c, h, w)
+        return add_position(x, self.position, "bicubic")
 
     def cost(self, h: int, w: int) -> int:
         return h * w * self.conv.weight.numel()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from backbones.specs.spec import BackboneSpec, StageSpec, fields_of
+from backbones.specs.spec import BackboneSpec, fields_of
+from backbones.specs.stage import StageSpec
 from transom.errors import SpecError, nearest, one_line
 
 
@@ -62,15 +63,22 @@ def edit(spec: BackboneSpec, label: str, /, **fields: Any) -> BackboneSpec:
     return _construct(BackboneSpec, {**current, **fields}, label)
 
 
-def edit_stage(
-    spec: BackboneSpec, number: int, label: str, /, **fields: Any
-) -> BackboneSpec:
-    """A copy with fields of stage `number` (from 1) replaced; errors begin with `label`."""
-    if not 1 <= number <= len(spec.stages):
-        known = f"{one_line(spec.name)} has 1 to {len(spec.stages)}"
-        raise SpecError(f"{label}: no stage {number}; {known}", str(number))
-    stages = list(spec.stages)
-    current = {name: getattr(stages[number - 1], name) for name in fields_of(StageSpec)}
-    stages[number - 1] = _construct(StageSpec, {**current, **fields}, f"{label}: stage {number}")
-    return replace(spec, stages=tuple(stages))
+def with_count(stages: tuple[StageSpec, ...], count: int) -> tuple[StageSpec, ...]:
+    """The first `count` stages, or more: each new one doubles width and heads of the one before."""
+    while len(stages) < count:
+        last = stages[-1]
+        stages = (*stages, replace(last, dim=2 * last.dim, heads=2 * last.heads))
+    return stages[:count]
 
+
+def with_stage(
+    name: str, stages: Sequence[StageSpec], number: int, label: str, /, **fields: Any
+) -> tuple[StageSpec, ...]:
+    """The stages of the backbone `name`, with fields of stage `number` (from 1) replaced."""
+    if not 1 <= number <= len(stages):
+        known = f"{one_line(name)} has 1 to {len(stages)}"
+        raise SpecError(f"{label}: no stage {number}; {known}", str(number))
+    stage = stages[number - 1]
+    current = {field: getattr(stage, field) for field in fields_of(StageSpec)}
+    new = _construct(StageSpec, {**current, **fields}, f"{label}: stage {number}")
+    return (*stages[: number - 1], new, *stages[number:])

@@ -17,14 +17,14 @@ A .toml file has all fields of `BackboneSpec`, or a base and the fields that dif
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from backbones.specs import aliases, variants
-from backbones.specs.construct import edit, edit_stage, from_dict
+from backbones.specs.construct import edit, from_dict, with_count, with_stage
 from backbones.specs.error_column import Edit, at, located
-from backbones.specs.spec import MOST_STAGES, BackboneSpec, StageSpec, fields_of
+from backbones.specs.spec import MOST_STAGES, BackboneSpec, fields_of
+from backbones.specs.stage import StageSpec
 from transom.errors import LONGEST_WORD, SpecError, nearest, one_line, printable
 from transom.fields import read_count
 
@@ -111,7 +111,7 @@ def _from_table(data: Mapping[str, Any], depth: int) -> BackboneSpec:
         label = one_line(str(data.get("name", "backbone")))
         if isinstance(stages, (list, tuple)):
             if len(stages) > MOST_STAGES:
-                found = f"{len(stages)} stages; a backbone has 2 to {MOST_STAGES}"
+                found = f"{len(stages)} stages; a backbone has 1 to {MOST_STAGES}"
                 raise SpecError(f"{label}: {found}")
             for fields in stages:
                 _text_keys(fields if isinstance(fields, Mapping) else {}, label)
@@ -120,14 +120,16 @@ def _from_table(data: Mapping[str, Any], depth: int) -> BackboneSpec:
     label = one_line(str(data.get("name", base.name)))
     if not isinstance(stages, Mapping):
         raise SpecError(f"{label}: beside a base, stages are tables by number: [stages.3]")
+    kept = base.stages
     for number, fields in stages.items():
         if not (isinstance(number, str) and number.isdecimal() and len(number) < 4):
             raise SpecError(f"{label}: stages.{one_line(str(number))} is not a stage's number")
         if not isinstance(fields, Mapping):
             raise SpecError(f"{label}: stages.{number} is not a table of fields")
-        base = edit_stage(base, int(number), label, **_text_keys(fields, label))
+        changed = _text_keys(fields, label)
+        kept = with_stage(base.name, kept, int(number), label, **changed)
     rest = {key: value for key, value in data.items() if key not in ("base", "stages")}
-    return edit(base, label, **_text_keys(rest, label))
+    return edit(base, label, stages=kept, **_text_keys(rest, label))
 
 
 def _text_keys(fields: Mapping[Any, Any], label: str) -> dict[str, Any]:
@@ -144,19 +146,22 @@ def _apply(spec: BackboneSpec, edits: list[str], notation: str) -> BackboneSpec:
     for item in _edits(edits, notation, label):
         by_stage.setdefault(item.stage, []).append(item)
     spec_edits = by_stage.pop(0, [])
+    stages = spec.stages
     for item in spec_edits:
         if item.field == "stages":
-            spec = _with_stages(spec, item, label)
+            stages = _counted(stages, item, label)
     spec_edits = [item for item in spec_edits if item.field != "stages"]
     for stage, group in by_stage.items():
+        fields = {item.field: item.value for item in group}
         try:
-            spec = edit_stage(spec, stage, label, **{item.field: item.value for item in group})
+            stages = with_stage(spec.name, stages, stage, label, **fields)
         except SpecError as error:
-            if stage > len(spec.stages):
+            if stage > len(stages):
                 raise at(group[0].column, SpecError(str(error), group[0].text)) from None
             raise located(error, StageSpec, group) from None
     try:
-        return edit(spec, label, name=notation, **{item.field: item.value for item in spec_edits})
+        fields = {item.field: item.value for item in spec_edits}
+        return edit(spec, label, name=notation, stages=stages, **fields)
     except SpecError as error:
         raise located(error, BackboneSpec, spec_edits) from None
 
@@ -177,21 +182,17 @@ def _edits(texts: list[str], notation: str, label: str) -> list[Edit]:
     return list(edits.values())
 
 
-def _with_stages(spec: BackboneSpec, item: Edit, label: str) -> BackboneSpec:
-    """The spec with `stages=N`: the first N stages, or new ones of twice the width and heads."""
+def _counted(given: tuple[StageSpec, ...], item: Edit, label: str) -> tuple[StageSpec, ...]:
+    """The stages of the edit `stages=N`."""
     try:
         count = read_count(item.value)
     except ValueError:
         count = 0
-    if not 2 <= count <= MOST_STAGES:
+    if count > MOST_STAGES or not count:
         shown = f"stages={one_line(item.value)!r}"
-        wrong = f"{label}: {shown}: expected a number from 2 to {MOST_STAGES}"
+        wrong = f"{label}: {shown}: expected a number from 1 to {MOST_STAGES}"
         raise at(item.column, SpecError(wrong, item.text))
-    stages = list(spec.stages[:count])
-    while len(stages) < count:
-        last = stages[-1]
-        stages.append(replace(last, dim=2 * last.dim, heads=2 * last.heads))
-    return replace(spec, stages=tuple(stages))
+    return with_count(given, count)
 
 
 def _edit(text: str, label: str) -> tuple[int, str, str]:

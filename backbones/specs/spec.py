@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
-from attention.configs.config import MixerConfig
-from attention.configs.notation import parse
+from backbones.specs.stage import StageSpec
 from transom.errors import SpecError, one_line
 from transom.fields import (
     choice,
@@ -30,13 +31,6 @@ def _read_rate(value: Any) -> float:
     return rate
 
 
-def _read_ratio(value: Any) -> float:
-    ratio = read_number(value)
-    if not 0 < ratio <= 64:
-        raise ValueError("a ratio above 0, at most 64")
-    return ratio
-
-
 def _read_eps(value: Any) -> float:
     eps = read_number(value)
     if not 0 < eps <= 1:
@@ -54,71 +48,7 @@ def _read_kernel(value: Any) -> int:
     return kernel
 
 
-LONGEST_PATTERN, DEEPEST_STAGE, MOST_STAGES = 64, 1024, 5
-
-
-def _read_depth(value: Any) -> int:
-    depth = read_count(value)
-    if depth > DEEPEST_STAGE:
-        raise ValueError(f"a whole number from 1 to {DEEPEST_STAGE}")
-    return depth
-
-
-def read_pattern(value: Any) -> tuple[MixerConfig, ...]:
-    """Reads the mixers that blocks cycle over: ``"window+axial"``, or notations or configs."""
-    parts = value.split("+") if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)) or not 1 <= len(parts) <= LONGEST_PATTERN:
-        raise ValueError(f"1 to {LONGEST_PATTERN} mixers such as 'window:size=7+axial'")
-    for part in parts:
-        if not isinstance(part, (str, MixerConfig)):
-            raise ValueError("mixers such as 'window:size=7+axial'")
-    return tuple(parse(part) if isinstance(part, str) else part for part in parts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageSpec:
-    """One stage: `depth` blocks of one width; block i has mixer i modulo the pattern's length.
-
-    Args:
-        dim: channels.
-        depth: blocks, 1 to 1024.
-        heads: heads of every mixer.
-        mixers: the pattern that the blocks cycle over, ``"window+axial"`` or a list of configs.
-        mlp_ratio: hidden channels of the MLP in units of `dim`.
-
-    Raises:
-        SpecError: a field has a value that is not allowed, or a mixer cannot have this `dim` and
-            these `heads`.
-
-    Example:
-        >>> from backbones import StageSpec
-        >>> stage = StageSpec(dim=96, depth=3, heads=4, mixers="window:size=8+axial")
-        >>> [(str(config), index) for config, index in stage.blocks()]
-        [('window:size=8', 0), ('axial', 0), ('window:size=8', 1)]
-    """
-
-    dim: int = option(96, read_count, "channels")
-    depth: int = option(2, _read_depth, "blocks")
-    heads: int = option(3, read_count, "heads of every mixer")
-    mixers: tuple[MixerConfig, ...] = option((), read_pattern, "pattern that blocks cycle over")
-    mlp_ratio: float = option(4.0, _read_ratio, "hidden channels of the MLP, in widths")
-
-    def __post_init__(self) -> None:
-        read_fields(self, "a stage")
-        for mixer in self.mixers:
-            mixer.check(self.dim, self.heads)
-
-    @property
-    def hidden(self) -> int:
-        return int(self.dim * self.mlp_ratio)
-
-    def blocks(self) -> list[tuple[MixerConfig, int]]:
-        """(config, index) of every block; index counts the earlier blocks of an equal config."""
-        configs = [self.mixers[i % len(self.mixers)] for i in range(self.depth)]
-        return [(config, configs[:i].count(config)) for i, config in enumerate(configs)]
-
-    def pattern(self) -> str:
-        return "+".join(map(str, self.mixers))
+MOST_STAGES = 5
 
 
 def _read_stages(value: Any) -> tuple[StageSpec, ...]:
@@ -136,7 +66,7 @@ DOWNSAMPLES = (
     "mbconv", "mbconv_even",
 )  # fmt: skip
 MLPS = ("gelu", "relu6", "gelu_tanh", "conv", "relu_conv")
-POSITIONS = ("none", "absolute", "cpe", "cpe_once")
+POSITIONS = ("none", "absolute", "absolute_stages", "cpe", "cpe_once")
 SMALL_MAPS = ("pad", "shrink_both", "shrink_axis")
 
 
@@ -151,7 +81,7 @@ class BackboneSpec:
 
     Args:
         name: the name shown in tables.
-        stages: 2 to 5 StageSpec, finest first.
+        stages: 1 to 5 StageSpec, finest first.
         img_size: (height, width) in pixels at which costs are counted, absolute positions are
             learned and windows are shrunk; the model takes images of any size.
         in_channels: channels of the image.
@@ -178,11 +108,15 @@ class BackboneSpec:
         local: side of a depthwise convolution of a normed residual between mixer and MLP, 7 in
             Shuffle; 0: none.
         layer_scale: the start of a learned factor per channel of every residual, or none.
-        position: none, absolute, cpe, a depthwise 3x3 convolution before every block, or
-            cpe_once, one after the first block of every stage (Twins).
+        position: none, absolute, absolute_stages, learned in every stage (PVT), cpe, a depthwise
+            3x3 convolution before every block, or cpe_once, one after the first block of every
+            stage (Twins).
+        token_position: with absolute positions, those of the tokens beside the map.
         stage_norms: a layer norm at the end of every stage, before the next (PVT v2).
         final_norm: a layer norm before pooling; that of the last stage where stage_norms is true.
         norm_after_pool: the final norm comes after pooling (MaxViT).
+        pool: mean of the map, or token: the class token, which is the first token beside the last
+            map (ViT), or the mean of its messengers (MSG).
         head: linear, or tanh with a linear layer and tanh before the classifier (MaxViT).
         head_bias: biases of the classifier.
         out_norms: a layer norm on each map of `features`; those of stage_norms, where there are.
@@ -200,7 +134,7 @@ class BackboneSpec:
     """
 
     name: str = option("custom", read_text, "shown in tables")
-    stages: tuple[StageSpec, ...] = option((), _read_stages, "2 to 5, finest first")
+    stages: tuple[StageSpec, ...] = option((), _read_stages, "1 to 5, finest first")
     img_size: tuple[int, int] = option(
         (224, 224), read_size, "size it is counted at; absolute positions and shrunken windows"
     )
@@ -244,47 +178,69 @@ class BackboneSpec:
     )
     position: str = option(
         "none", choice(*POSITIONS),
-        "absolute: learned, interpolated at other sizes; cpe: depthwise 3x3 before every block; "
-        "cpe_once: after the first of every stage (Twins)",
+        "absolute: learned, interpolated at other sizes; absolute_stages: in every stage (PVT); "
+        "cpe: depthwise 3x3 before every block; cpe_once: after the first of every stage (Twins)",
     )  # fmt: skip
+    token_position: bool = option(
+        True, read_flag, "with absolute positions, those of the tokens beside the map"
+    )
     stage_norms: bool = option(False, read_flag, "layer norm at the end of every stage (PVT v2)")
     final_norm: bool = option(True, read_flag, "layer norm before pooling")
     norm_after_pool: bool = option(False, read_flag, "the final norm after pooling (MaxViT)")
+    pool: str = option(
+        "mean", choice("mean", "token"), "token: the class token, or the mean of the messengers"
+    )
     head: str = option(
         "linear", choice("linear", "tanh"), "tanh: a layer with tanh before the classifier (MaxViT)"
     )
     head_bias: bool = option(True, read_flag, "biases of the classifier")
     out_norms: bool = option(False, read_flag, "a layer norm on each level of features()")
     small_maps: str = option(
-        "pad", choice(*SMALL_MAPS),
+        "pad",
+        choice(*SMALL_MAPS),
         "windows larger than the map: padded, or shrunk on both axes (the authors) or each (timm)",
     )
     drop_path: float = option(0.0, _read_rate, "stochastic depth of the last block, from 0 up")
 
     def __post_init__(self) -> None:
         read_fields(self, "a backbone")
-        if not 2 <= len(self.stages) <= MOST_STAGES:
-            found = f"{len(self.stages)} stages; a backbone has 2 to 5"
-            raise SpecError(f"{one_line(self.name)}: {found}")
-        if any(not stage.mixers for stage in self.stages):
-            raise SpecError(f"{one_line(self.name)}: a stage has no mixers")
+        for reason in self._refusals():
+            raise SpecError(f"{one_line(self.name)}: {reason}")
+
+    def _refusals(self) -> Iterator[str]:
+        """Why no backbone has these fields together."""
+        stages, stem = self.stages, self.stem
+        if not 1 <= len(stages) <= MOST_STAGES:
+            yield f"{len(stages)} stages; a backbone has 1 to {MOST_STAGES}"
+        if any(not stage.mixers for stage in stages):
+            yield "a stage has no mixers"
         if self.first_downsample and self.patch_size % 2:
-            raise SpecError(
-                f"{one_line(self.name)}: patch_size={self.patch_size}: the first stage halves the "
-                f"map, too, by downsample={self.downsample}; take an even one"
+            yield (
+                f"patch_size={self.patch_size}: the first stage halves the map, too, by "
+                f"downsample={self.downsample}; take an even one"
             )
-        if self.stem == "cross_scale" and (self.stem_stride % 2 or self.stem_width % 8):
-            raise SpecError(
-                f"{one_line(self.name)}: stem=cross_scale has an even stride and eighths of its "
-                "width; add patch_size=4 and a 1.dim that 8 divides"
+        if stem == "cross_scale" and (self.stem_stride % 2 or self.stem_width % 8):
+            yield (
+                "stem=cross_scale has an even stride and eighths of its width; add patch_size=4 "
+                "and a 1.dim that 8 divides"
             )
-        if self.downsample == "cross_scale" and any(stage.dim % 2 for stage in self.stages[1:]):
-            raise SpecError(f"{one_line(self.name)}: downsample=cross_scale halves even widths")
-        if self.stem in ("conv_relu6", "two_convs") and self.stem_stride != 4:
-            raise SpecError(
-                f"{one_line(self.name)}: stem={self.stem} has two strides of 2; "
-                f"add patch_size={8 if self.first_downsample else 4}"
-            )
+        if self.downsample == "cross_scale" and any(stage.dim % 2 for stage in stages[1:]):
+            yield "downsample=cross_scale halves even widths"
+        if stem in ("conv_relu6", "two_convs") and self.stem_stride != 4:
+            size = 8 if self.first_downsample else 4
+            yield f"stem={stem} has two strides of 2; add patch_size={size}"
+        with_tokens = any(stage.tokens or stage.messenger for stage in stages)
+        if with_tokens and "conv" in self.mlp:
+            yield f"mlp={self.mlp} needs a map, and tokens stand beside it; add mlp=gelu"
+        if self.pool == "token" and not (stages[-1].tokens or stages[-1].messenger):
+            yield "pool=token reads the last stage, which has no tokens; add pool=mean"
+        for number, (stage, after) in enumerate(pairwise(stages), start=1):
+            sizes = [each.messenger.size for each in (stage, after) if each.messenger is not None]
+            if len(set(sizes)) > 1:
+                yield (
+                    f"stage {number + 1} goes on with the messengers of stage {number}, whose "
+                    "windows have another size; give both one"
+                )
 
     # -- sizes ---------------------------------------------------------------------------
 
@@ -316,6 +272,18 @@ class BackboneSpec:
         """
         h, w = (-(-side // self.patch_size) for side in img_size)
         return [(-(-h // 2**i), -(-w // 2**i)) for i in range(len(self.stages))]
+
+    def pooled_grid(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the map that the head pools: the last stage's, or that of its tokens."""
+        grid, last = self.grids(img_size)[-1], self.stages[-1]
+        if self.pool == "mean":
+            return grid
+        return (1, 1) if last.messenger is None else last.messenger.windows(*grid)
+
+    def goes_on(self, i: int) -> bool:
+        """True if the messengers of stage i (from 0) go on into the next stage."""
+        last = i + 1 == len(self.stages)
+        return not last and None not in (self.stages[i].messenger, self.stages[i + 1].messenger)
 
     def resolve(self, img_size: tuple[int, int] | None = None) -> BackboneSpec:
         """The spec with windows shrunk for images of this size, and small_maps=pad from then on."""

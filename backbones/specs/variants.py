@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from backbones.families import cswin, dat, maxvit, nat, ours, pale, pvt, shuffle, swin, twins
+from backbones.families import cswin, dat, maxvit, nat, ours, pale, pvt, shuffle, swin, twins, vit
 from backbones.families.family import Facts, Row
-from backbones.specs.spec import BackboneSpec, StageSpec
+from backbones.specs.spec import BackboneSpec
+from backbones.specs.stage import StageSpec
 from transom.errors import SpecError, nearest, one_line
 
 
@@ -39,12 +40,13 @@ ALIASES = {
     "swin_mlp_t": "swin_mlp_t_c24",
 }
 
+
 def _variant(row: Row) -> Variant:
     stages = tuple(StageSpec(**stage) for stage in row.fields["stages"])
     return Variant(spec=BackboneSpec(**{**row.fields, "stages": stages}), **row.facts)
 
 
-FAMILIES = (swin, cswin, pale, shuffle, maxvit, pvt, twins, nat, dat, ours)
+FAMILIES = (swin, cswin, pale, shuffle, maxvit, pvt, twins, nat, dat, vit, ours)
 _rows = {row.fields["name"]: _variant(row) for family in FAMILIES for row in family.ROWS}
 
 

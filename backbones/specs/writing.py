@@ -7,8 +7,9 @@ from typing import Any
 
 from backbones.specs import variants
 from backbones.specs.aliases import quoted
-from backbones.specs.notation import parse
-from backbones.specs.spec import BackboneSpec, StageSpec, fields_of
+from backbones.specs.construct import with_count
+from backbones.specs.spec import BackboneSpec, fields_of
+from backbones.specs.stage import StageSpec
 from transom.fields import write
 
 
@@ -24,10 +25,11 @@ def difference(name: str, spec: BackboneSpec) -> str:
     for field in fields_of(BackboneSpec):
         if field not in ("name", "stages") and getattr(spec, field) != getattr(base, field):
             edits.append(f"{field}={write(getattr(spec, field))}")
-    if len(spec.stages) != len(base.stages):
-        edits.append(f"stages={len(spec.stages)}")
-        base = parse(f"{name}/stages={len(spec.stages)}")
-    for i, (stage, old) in enumerate(zip(spec.stages, base.stages, strict=True), start=1):
+    count = len(spec.stages)
+    if count != len(base.stages):
+        edits.append(f"stages={count}")
+    pairs = zip(spec.stages, with_count(base.stages, count), strict=True)
+    for i, (stage, old) in enumerate(pairs, start=1):
         if stage.mixers != old.mixers:
             edits.append(f"{i}={stage.pattern()}")
         for field in fields_of(StageSpec):

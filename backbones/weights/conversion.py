@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor
 
 from backbones.files import reading, storage
+from backbones.files.detect_source import source_of
 from backbones.files.storage import WeightsError
 from backbones.model.backbone import HierarchicalBackbone
 from backbones.specs.notation import parse
 from backbones.specs.spec import BackboneSpec
 from backbones.specs.writing import to_notation
-from backbones.weights.detect_source import source_of
 from backbones.weights.infer_spec import small_maps
 from backbones.weights.loading import load_read
 from backbones.weights.reference_models import BUILDERS, difference, reference_model
@@ -27,7 +28,7 @@ from transom import cli, table
 from transom.errors import cause_of, one_line
 
 TOLERANCE = 1e-5
-POSITIONS = ("absolute_pos_embed", "position_embeddings", "stem.position")
+POSITIONS = re.compile(r".*(pos_embed(ding)?\d?|position_embeddings|(stem|stages\.\d)\.position)")
 
 
 def source_spec(
@@ -39,7 +40,7 @@ def source_spec(
     config = infer_config(args)
     if args.img_size is not None and args.source_img_size is None and args.window is None:
         config["img_size"] = args.img_size  # only positions depend on the old size
-        if any(key.endswith(POSITIONS) for key in given.state):
+        if any(POSITIONS.fullmatch(str(key)) for key in given.state):
             config["img_size"] = None
     return given.spec(source, **config)
 

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
-import torch
 from torch import Tensor
 
 from backbones.files.storage import WeightsError
-from backbones.model.backbone import HierarchicalBackbone
-from backbones.specs import variants
+from backbones.names.key_rules import FAMILIES, find
 from backbones.specs.construct import from_dict
 from backbones.specs.spec import MOST_STAGES, BackboneSpec
-from backbones.weights.detect_source import prepare
-from backbones.weights.key_rules import FAMILIES, find
+from backbones.weights.infer_variant import shapes, variant_of
+from backbones.weights.prepare import prepare
 from backbones.weights.resize import Size, square
 from transom.errors import SpecError
 
@@ -63,12 +60,12 @@ def infer(
     """
     named: dict[str, Tensor] = {}
     computed: dict[str, Tensor] = {}  # tensors that our modules compute: index tables, masks
-    for key, tensor in prepare(state, source).items():
+    for key, tensor in prepare(state, source, _grid(state, img_size)).items():
         if (row := find(source, key)) and isinstance(tensor, Tensor):
             name = row[1]
             (computed if name is None else named)[key if name is None else name] = tensor
     if source in FAMILIES:
-        return _variant(named, source, like, img_size, heads)
+        return variant_of(named, source, like, img_size, heads)
     stages: dict[int, int] = {}
     for name in named:
         if match := re.match(r"stages\.(\d{1,4})\.blocks\.(\d{1,4})\.", name):
@@ -80,7 +77,7 @@ def infer(
         raise WeightsError(f"blocks of stages {numbers}; a backbone has 2 to {MOST_STAGES}")
     if sum(stages.values()) > len(named):
         raise WeightsError("its blocks are numbered with gaps; no backbone has such names")
-    shape = _shapes(named)
+    shape = shapes(named)
     facts = _Facts(named, computed, shape, source, count, like)
     facts.window = _per_stage(window, count, "window")
     facts.heads = _per_stage(heads, count, "heads")
@@ -119,110 +116,13 @@ def infer(
         raise WeightsError(str(error)) from None
 
 
-def _variant(
-    named: Mapping[str, Tensor], source: str, like: BackboneSpec | None, img_size: Size | None,
-    heads: Sequence[int] | None,
-) -> BackboneSpec:  # fmt: skip
-    """The variant of the source's family whose parameters have the names and sizes of the weights.
-
-    The number of classes and of the image's channels are those of the weights; so are widths,
-    depths and windows where no variant has them.
-    """
-    start = FAMILIES[source]
-    starts = (start,) if isinstance(start, str) else start
-    specs = [variants.get(name).spec for name in variants.names() if name.startswith(start)]
-    scaled = (_scaled(spec, named, heads) for spec in specs)
-    if like is not None and len(starts) > 1 and not any(_alike(like, spec) for spec in specs):
-        like = None
-    like_stages = None if like is None else like.stages
-    found: list[BackboneSpec] = []
-    for spec in filter(None, (like, *specs, *scaled)):
-        weight = named.get("head.weight")
-        changes: dict[str, Any] = {"num_classes": 0 if weight is None else len(weight)}
-        if img_size is not None:
-            changes["img_size"] = img_size
-        spec = replace(spec, **changes)
-        with torch.device("meta"):
-            state = HierarchicalBackbone(spec).state_dict()
-        sizes = {name: tensor.numel() for name, tensor in state.items()}
-        if sizes == {name: tensor.numel() for name, tensor in named.items() if name in sizes}:
-            if isinstance(start, str) or spec.stages == like_stages:
-                return spec
-            found.append(spec)
-    if not found:
-        raise WeightsError(
-            f"weights of {source} with the sizes of no variant {' or '.join(starts)}...; "
-            "give --spec NOTATION"
-        )
-    if any(spec.stages != found[0].stages for spec in found):
-        names = " and ".join(dict.fromkeys(spec.name for spec in found))
-        raise WeightsError(f"weights of {source} with the sizes of {names}; give --spec NAME")
-    return found[0]
-
-
-def _alike(spec: BackboneSpec, variant: BackboneSpec) -> bool:
-    """Whether a spec is a variant's but for its sizes and the options of its mixers."""
-    same = {
-        field: getattr(variant, field)
-        for field in (
-            "name", "stages", "img_size", "in_channels", "num_classes", "layer_scale", "drop_path",
-        )
-    }  # fmt: skip
-    kinds = {type(mixer) for stage in variant.stages for mixer in stage.mixers}
-    mixers = {type(mixer) for stage in spec.stages for mixer in stage.mixers}
-    return mixers <= kinds and replace(spec, **same) == variant
-
-
-def _scaled(
-    spec: BackboneSpec, named: Mapping[str, Tensor], heads: Sequence[int] | None
-) -> BackboneSpec | None:
-    """A variant with the widths, depths, heads and windows of the weights; None if they do not tell
-    them."""
-    shape, stages = _shapes(named), []
-    try:
-        count = 1 + max(int(name.split(".")[1]) for name in named if name.startswith("stages."))
-        if count > len(spec.stages):
-            return None
-        for i, stage in enumerate(spec.stages[:count]):
-            block = f"stages.{i}.blocks.0."
-            dim, table = shape(block + "norm1.weight")[0], block + "mixer.branch.bias.table"
-            own = {name.split(".")[3] for name in named if name.startswith(f"stages.{i}.blocks.")}
-            sizes, own_heads = {}, 0
-            if table in named:
-                rows, own_heads = _rows_and_heads(shape(table))
-                sizes = {"size": square(rows, "table")}
-            elif heads is None:
-                return None
-            if dim != stage.dim and any(getattr(m, "qk_scale", None) for m in stage.mixers):
-                return None  # a stated scale is that of its width
-            hidden = shape(block + "mlp.fc1.weight")[0]
-            stages.append({
-                "dim": dim, "depth": len(own), "mlp_ratio": hidden / dim,
-                "heads": own_heads if heads is None else heads[i],
-                "mixers": [replace(mixer, **sizes) for mixer in stage.mixers],
-            })  # fmt: skip
-        fields = {"name": f"like {spec.name}", "in_channels": shape("stem.conv.weight")[1]}
-        if spec.stem_dim is not None:
-            fields["stem_dim"] = shape("stem.conv.weight")[0]
-        if spec.local:
-            fields["local"] = shape("stages.0.blocks.0.local.conv.weight")[-1]
-        return from_dict({**spec.to_dict(), **fields, "stages": stages})
-    except (SpecError, ValueError, TypeError, IndexError):
+def _grid(state: Mapping[str, Any], img_size: Size | None) -> Size | None:
+    """(h, w) of the map of a stated image size, where the stem is one of patches."""
+    kernel = state.get("patch_embed.proj.weight")
+    if img_size is None or not isinstance(kernel, Tensor) or kernel.ndim != 4:
         return None
-
-
-def _rows_and_heads(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Of a bias table: ours is (rows, heads), MaxViT's (heads, 2 gh - 1, 2 gw - 1)."""
-    return (shape[1] * shape[2], shape[0]) if len(shape) == 3 else (shape[0], shape[-1])
-
-
-def _shapes(named: Mapping[str, Tensor]) -> Callable[[str], tuple[int, ...]]:
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in named or named[name].ndim == 0:
-            raise WeightsError(f"nothing for {name}, which every backbone has")
-        return tuple(named[name].shape)
-
-    return shape
+    h, w = (-(-side // patch) for side, patch in zip(img_size, kernel.shape[2:], strict=True))
+    return h, w
 
 
 def _per_stage(values: Sequence[Any] | None, count: int, option: str) -> list[Any] | None:

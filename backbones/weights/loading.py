@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from backbones.files import storage
+from backbones.files.detect_source import source_of
 from backbones.files.storage import WeightsError
 from backbones.model.backbone import HierarchicalBackbone
+from backbones.names.key_rules import PARTIAL
 from backbones.specs.notation import parse
 from backbones.specs.spec import BackboneSpec
-from backbones.weights.detect_source import source_of
 from backbones.weights.infer_spec import InferConfig
-from backbones.weights.key_rules import PARTIAL
 from backbones.weights.match import check_source, plan
 from backbones.weights.partial import replaced
 from backbones.weights.resize import Adapt

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from backbones.files.storage import WeightsError
+from backbones.names.key_rules import SOURCES, find
 from backbones.names.template import Change
 from backbones.weights import resize
-from backbones.weights.detect_source import prepare
-from backbones.weights.key_rules import SOURCES, find
+from backbones.weights.prepare import prepare
 from backbones.weights.resize import Adapt
 from transom.errors import nearest, one_line
 from transom.table import Row
@@ -87,7 +87,9 @@ def plan(
     def leave_out(key: str, tensor: Any) -> None:
         rows.append(row("left out", None, key, tensor))
 
-    for key, tensor in prepare(state, source).items():
+    own = wanted.get("stem.position")
+    grid = how.grid if how.grid or own is None else (own.shape[2], own.shape[3])
+    for key, tensor in prepare(state, source, grid).items():
         match = find(source, key)
         name = None if match is None else match[1]
         if match is None or (name is not None and name not in wanted):
@@ -182,7 +184,7 @@ def _fit(
     if tensor.is_meta:
         raise ValueError("has no values (it is on the meta device)")
     ours, status = tensor, "loaded"
-    if change is not None:
+    if change is not None and not resize.of_another_grid(name, wanted, how):
         with contextlib.suppress(IndexError, RuntimeError):  # not the source's layout
             ours = change.read(tensor, wanted.shape)
     floats = wanted.is_floating_point()

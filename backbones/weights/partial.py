@@ -9,11 +9,13 @@ from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import Any
 
+from attention.configs.beside import MessengerConfig
 from attention.configs.config import MixerConfig
 from attention.configs.softmax import SoftmaxConfig
 from attention.configs.windows import TokenMLPConfig, WindowConfig
 from backbones.files.storage import WeightsError
-from backbones.specs.spec import BackboneSpec, StageSpec
+from backbones.specs.spec import BackboneSpec
+from backbones.specs.stage import StageSpec
 from backbones.weights.resize import Adapt
 from transom.errors import LONGEST_WORD, one_line
 
@@ -38,9 +40,10 @@ def replaced(asked: BackboneSpec, theirs: BackboneSpec, how: Adapt) -> tuple[str
         >>> found
         ('stages.3.blocks.0.mixer.', 'stages.3.blocks.1.mixer.')
     """
-    asked, theirs = asked.resolve(), theirs.resolve(asked.img_size)
+    grids, trained = asked.grids(asked.img_size), theirs.grids(theirs.img_size)
+    own_size = theirs.img_size  # of their positions
+    asked, theirs = asked.resolve(), replace(theirs.resolve(asked.img_size), img_size=own_size)
     names = list(_outside_stages(asked, theirs, how))
-    grids = asked.grids(asked.img_size)
     for i, (stage, other) in enumerate(zip_longest(asked.stages, theirs.stages)):
         start = f"stages.{i}."
         if stage is None or other is None or stage.dim != other.dim:
@@ -49,6 +52,9 @@ def replaced(asked: BackboneSpec, theirs: BackboneSpec, how: Adapt) -> tuple[str
         if asked.downsample != theirs.downsample:
             names.append(start + "downsample.")
             names += [f"{start}blocks.{j}.conv." for j in range(stage.depth)]
+        if asked.position != theirs.position or (grids[i] != trained[i] and not how.resize):
+            names.append(start + "position")
+        names += [start + name for name in _beside(asked, theirs, i)]
         names += [start + name for name in _in_stage(stage, other, grids[i], how)]
         parts = ["mlp."] if asked.mlp != theirs.mlp else []
         if (asked.norm, asked.norm_layer) != (theirs.norm, theirs.norm_layer):
@@ -96,6 +102,27 @@ def _outside_stages(asked: BackboneSpec, theirs: BackboneSpec, how: Adapt) -> It
         yield "head.bias"
     if asked.out_norms != theirs.out_norms:
         yield "out_norms."
+
+
+def _beside(asked: BackboneSpec, theirs: BackboneSpec, i: int) -> Iterable[str]:
+    """Those of the tokens beside the map of stage i, which both have."""
+    if _tokens(asked, i) != _tokens(theirs, i):
+        yield "beside."
+    if _own_positions(asked) != _own_positions(theirs):
+        yield "beside.position"
+
+
+def _tokens(spec: BackboneSpec, i: int) -> tuple[type | None, int]:
+    """(kind, number) of the learned tokens with which a stage begins."""
+    stage = spec.stages[i]
+    if stage.messenger is None:
+        return None, stage.tokens
+    return MessengerConfig, 0 if i and spec.goes_on(i - 1) else stage.messenger.region**2
+
+
+def _own_positions(spec: BackboneSpec) -> bool:
+    """Whether tokens beside a map have positions of their own."""
+    return spec.token_position and spec.position in ("absolute", "absolute_stages")
 
 
 def _in_stage(

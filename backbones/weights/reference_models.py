@@ -6,13 +6,15 @@ The libraries are imported only to compare outputs.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from attention.configs.reduced import SRAConfig
+from attention.configs.windows import TokenMLPConfig
 from backbones.files.storage import WeightsError
 from backbones.specs.spec import BackboneSpec
 from backbones.weights.resize import Size, extent_of
@@ -129,6 +131,58 @@ def _pyramid(spec: BackboneSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _vit(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    model: nn.Module = VisionTransformer(
+        **_plain(spec), init_values=spec.layer_scale, no_embed_class=not spec.token_position,
+        reg_tokens=spec.stages[0].tokens - 1,
+    )
+    if state is not None:
+        authors = re.compile(r"gamma_([12])$")  # in their files, of DeiT III
+        model.load_state_dict({authors.sub(r"ls\1.gamma", key): t for key, t in state.items()})
+    return model
+
+
+def _mixer(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
+    from timm.models.mlp_mixer import MlpMixer
+
+    fields, (stage,) = _plain(spec), spec.stages
+    config = cast("TokenMLPConfig", stage.mixers[0])
+    fields["num_blocks"] = fields.pop("depth")
+    del fields["num_heads"]
+    between = (config.hidden or 0) / stage.dim, fields.pop("mlp_ratio")
+    model: nn.Module = MlpMixer(**fields, mlp_ratio=between)
+    if state is not None:
+        model.load_state_dict(state)
+    return model
+
+
+def _plain(spec: BackboneSpec) -> dict[str, Any]:
+    """Arguments of timm's models of one map, which raise ValueError for several."""
+    (stage,) = spec.stages
+    return {
+        "img_size": spec.img_size, "patch_size": spec.patch_size, "in_chans": spec.in_channels,
+        "num_classes": spec.num_classes, "embed_dim": stage.dim, "depth": stage.depth,
+        "num_heads": stage.heads, "mlp_ratio": stage.mlp_ratio,
+    }  # fmt: skip
+
+
+def _vit_torchvision(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    (stage,), (h, w) = spec.stages, spec.img_size
+    if h != w:
+        raise ValueError(f"images of {h}x{w} are not square")
+    model: nn.Module = VisionTransformer(
+        image_size=h, patch_size=spec.patch_size, num_layers=stage.depth, num_heads=stage.heads,
+        hidden_dim=stage.dim, mlp_dim=stage.hidden, num_classes=spec.num_classes,
+    )  # fmt: skip
+    if state is not None:  # which has the older names, too
+        model.load_state_dict(state)
+    return model
+
+
 def _torchvision(spec: BackboneSpec, state: dict[str, Any] | None) -> nn.Module:
     from torchvision.models import swin_transformer as vision
 
@@ -228,10 +282,12 @@ BUILDERS: dict[str, Callable[[BackboneSpec, dict[str, Any] | None], nn.Module]] 
     "timm": _timm, "torchvision": _torchvision, "transformers": _transformers,
     "maxvit_timm": _maxvit_timm, "maxvit_torchvision": _maxvit_torchvision,
     "pvt_v2": _pvt_v2, "pvt_v2_timm": _pvt_v2, "twins": _twins,
+    "vit": _vit, "vit_torchvision": _vit_torchvision, "mixer": _mixer,
 }  # fmt: skip
 LIBRARY_OF = {
     "maxvit_timm": "timm", "maxvit_torchvision": "torchvision",
     "pvt_v2": "timm", "pvt_v2_timm": "timm", "twins": "timm",
+    "vit": "timm", "vit_torchvision": "torchvision", "mixer": "timm",
 }  # fmt: skip
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from attention.configs.config import MixerConfig
 from attention.configs.windows import ShuffleConfig, WindowConfig
+from backbones.names.key_rules import METHODS
 from backbones.specs.spec import BackboneSpec
-from backbones.weights.key_rules import METHODS
 from transom.errors import SpecError, nearest
 
 Size = tuple[int, int]
@@ -25,16 +25,19 @@ Size = tuple[int, int]
 class Adapt:
     """Differences between weights and model that loading resolves; none by default.
 
-    Sources: load_pretrained in utils.py of microsoft/Swin-Transformer (bicubic, also of absolute
-    positions); timm/layers/pos_embed_rel.py, resize_rel_pos_bias_table (timm);
+    Sources: load_pretrained in utils.py of microsoft/Swin-Transformer and main.py of
+    facebookresearch/deit (bicubic, also of absolute positions); timm/layers/pos_embed_rel.py,
+    resize_rel_pos_bias_table, and timm/layers/pos_embed.py, resample_abs_pos_embed (timm);
     timm/models/_manipulate.py, adapt_input_conv (new_inputs).
 
     Args:
-        resize: bicubic or timm (steps in geometric progression) for relative bias tables; either
-            also allows absolute positions, which are always resized bicubic.
+        resize: bicubic or timm (steps in geometric progression) for relative bias tables, and for
+            absolute positions (bicubic with antialiasing); those of stages are resized bilinear.
         windows: (height, width) in tokens of the windows that the tables were trained for, per
             stage; needed where they are not square.
-        grid: (height, width) in tokens of the absolute positions; needed where it is not square.
+        grid: (height, width) in tokens of the absolute positions, those of the first stage where
+            stages have their own; needed where it is not square, and where the model's is another
+            of as many.
         new_head: the classifier stays as the model has it.
         new_inputs: the stem's kernel is summed over its channels for one channel, repeated and
             scaled for others, as timm adapts it.
@@ -72,17 +75,23 @@ def adapt(tensor: Tensor, name: str, wanted: Tensor, model: nn.Module, how: Adap
         if tensor.shape[1] != wanted.shape[1]:
             return None
         return table(tensor, old, new, how.resize)
-    if name == "stem.position" and how.resize:
+    if is_absolute(name) and how.resize:
         if tensor.ndim == 3:  # (1, tokens, c), which the rule could not unfold
-            grid = how.grid or _side(tensor.shape[1])
+            grid = _grid_of(name, how.grid) if how.grid else _side(tensor.shape[1])
             if math.prod(grid) != tensor.shape[1]:
                 return None
             tensor = tensor.transpose(1, 2).unflatten(2, grid)
-        return positions(tensor, (wanted.shape[2], wanted.shape[3]))
+        mode = how.resize if name == "stem.position" else "bilinear"
+        return positions(tensor, (wanted.shape[2], wanted.shape[3]), mode)
     reads_image = name == "stem.conv.weight" or name.startswith("stem.larger.")
     if reads_image and how.new_inputs and tensor.ndim == 4:
         return inputs(tensor, wanted.shape[1])
     return None
+
+
+def is_absolute(name: str) -> bool:
+    """True for the absolute positions of a map, of the stem or of a stage."""
+    return name.endswith(".position") and ".beside." not in name
 
 
 HINTS = (  # (text, fields of Adapt), in the order in which they are tried
@@ -95,7 +104,7 @@ def hint(tensor: Tensor, name: str, wanted: Tensor, model: nn.Module, how: Adapt
     """The end of an error: the option that allows this shape, which has been tried."""
     if name.startswith("head."):
         return ": another number of classes is how=Adapt(new_head=True), --num-classes"
-    what = "another image size" if name == "stem.position" else "another window"
+    what = "another image size" if is_absolute(name) else "another window"
     for text, fields in HINTS:
         with contextlib.suppress(ValueError):  # of a window that is not square, or a SpecError
             found = adapt(tensor, name, wanted, model, replace(how, **fields))
@@ -107,6 +116,19 @@ def hint(tensor: Tensor, name: str, wanted: Tensor, model: nn.Module, how: Adapt
 def extent_of(mixer: MixerConfig) -> Size:
     """The (height, width) of a mixer's windows."""
     return cast("Size", mixer.size)  # type: ignore[attr-defined]
+
+
+def of_another_grid(name: str, wanted: Tensor, how: Adapt) -> bool:
+    """True for absolute positions of another grid than the model's, be they as many."""
+    if how.grid is None or not is_absolute(name):
+        return False
+    return _grid_of(name, how.grid) != tuple(wanted.shape[2:])
+
+
+def _grid_of(name: str, first: Size) -> Size:
+    """(h, w) of the map of some positions, of whose backbone `first` is that of the first stage."""
+    stage = 0 if name == "stem.position" else int(name.split(".")[1])
+    return -(-first[0] // 2**stage), -(-first[1] // 2**stage)
 
 
 def _side(count: int) -> Size:
@@ -151,12 +173,20 @@ def table(tensor: Tensor, old: Size, new: Size, method: str = "bicubic") -> Tens
     return out.to(tensor.dtype).flatten(2)[0].T.contiguous()
 
 
-def positions(tensor: Tensor, grid: Size) -> Tensor:
-    """Absolute positions (1, c, h, w) resized to another grid, bicubic as in the authors' code."""
+def positions(tensor: Tensor, grid: Size, mode: str = "bicubic") -> Tensor:
+    """Absolute positions (1, c, h, w) resized to another grid.
+
+    mode: bicubic as in Swin's and DeiT's code, timm as in its resample_abs_pos_embed (bicubic with
+    antialiasing), or bilinear as in PVT's, for those of every stage.
+    """
     if tensor.shape[2:] == grid:
         return tensor
     wide = torch.promote_types(tensor.dtype, torch.float32)
-    out = F.interpolate(tensor.to(wide), grid, mode="bicubic", align_corners=False)
+    smooth = mode == "timm"
+    out = F.interpolate(
+        tensor.to(wide), grid, mode="bicubic" if smooth else mode, align_corners=False,
+        antialias=smooth,
+    )  # fmt: skip
     return out.to(tensor.dtype)
 
 

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from backbones.files import hub, reading, storage
+from backbones.files.detect_source import body
 from backbones.files.locate import bodies, locate
 from backbones.files.storage import WeightsError
 from backbones.model.backbone import HierarchicalBackbone
 from backbones.specs.construct import from_dict
 from backbones.specs.spec import BackboneSpec
-from backbones.weights.detect_source import body
 from backbones.weights.infer_spec import infer
 from backbones.weights.match import row
 from backbones.weights.partial import dropped, renamed

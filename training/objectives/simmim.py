@@ -142,7 +142,8 @@ class MaskedModelling:
         self.recipe, self.data, self.batch, self.seed = recipe, data, batch, seed
 
     def check(self, backbone: nn.Module, name: str) -> None:
-        """Raises SpecError unless the backbone is ours, and its patches divide the cells."""
+        """Raises SpecError unless the backbone is ours, pools its map, and has patches that divide
+        the cells."""
         if not isinstance(backbone, HierarchicalBackbone):
             raise SpecError(f"{name}: simmim hides patches behind the stem of a backbone of ours")
         spec, cell, ratio = backbone.spec, self.recipe.mask_patch, self.recipe.mask_ratio
@@ -151,6 +152,8 @@ class MaskedModelling:
                 f"{name}: mask_patch={cell}: expected a multiple of its patch size, "
                 f"{spec.patch_size}"
             )
+        if spec.pool != "mean":
+            raise SpecError(f"{name}: simmim predicts pixels from the map; add /pool=mean")
         cells = math.prod(self._grid(spec.img_size))
         if not 0 < math.ceil(ratio * cells) < cells:
             side = "x".join(map(str, spec.img_size))

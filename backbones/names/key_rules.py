@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from backbones.names import cswin, dat, maxvit, nat, openmmlab, pvt, shuffle, swin, transformers
+from backbones.names import (
+    cswin,
+    dat,
+    maxvit,
+    nat,
+    openmmlab,
+    pvt,
+    shuffle,
+    swin,
+    transformers,
+    vit,
+)
 from backbones.names.template import Rule, rule
 
 METHODS = ("bicubic", "timm")  # of resizing relative bias tables
@@ -12,15 +23,18 @@ SOURCES: dict[str, list[Rule]] = {
     **swin.SOURCES, **cswin.SOURCES, **transformers.SOURCES, **openmmlab.SOURCES,
     **shuffle.SOURCES,
     **dat.SOURCES, **maxvit.SOURCES, **nat.SOURCES, **pvt.SOURCES,
+    **vit.SOURCES,
     "transom": [rule("{rest}", "{rest}")],
 }  # fmt: skip
 # Sources of one family alone: the start of its variants' names (several where weights do not tell
 # which), and keys that only it has.
 FAMILIES: dict[str, str | tuple[str, ...]] = {}
 MARKS: dict[str, tuple[str, ...]] = {}
-for module in (swin, cswin, transformers, openmmlab, shuffle, maxvit, nat, pvt, dat):
+for module in (swin, cswin, transformers, openmmlab, shuffle, maxvit, nat, pvt, dat, vit):
     FAMILIES.update(getattr(module, "FAMILIES", {}))
     MARKS.update(getattr(module, "MARKS", {}))
+# of these, sources whose weights do not tell the mixers, which are then those of a given backbone
+AS_GIVEN = ("dat", "nat")
 TARGETS = tuple(source for source in SOURCES if source != "transom")
 
 

@@ -1,18 +1,16 @@
-"""Detects the source of weights from their keys, and joins or separates tensors for the rules."""
+"""Joins and separates tensors where a source has several for one of ours, or one for several."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from backbones.files.locate import bodies
 from backbones.files.storage import WeightsError
-from backbones.weights.key_rules import MARKS, SOURCES, find
-from transom.errors import nearest, one_line
 
 FLAT = re.compile(r"^(layers|stages)_(\d+)\.")
 HF_PREFIX = re.compile(r"^swin(v2)?\.")
@@ -22,92 +20,22 @@ HF_PART = re.compile(
 )
 HF_JOINED = re.compile(r"(encoder\..+\.attention\.)(?:qkv\.)?(weight|bias|q_bias|v_bias)")
 DAT_CONVS = re.compile(r"attns\.\d+\.(proj_(q|k|v|out)|conv_offset\.3)\.weight$")
-MM_BODY, MM_HEAD = "backbone.", "head.fc."  # OpenMMLab's classifiers: the head stands outside
+# their keys of class tokens and registers, and of the positions with theirs; only timm's ViT may
+# have positions of the map alone
+CLASS_TOKENS = {
+    "vit": (("cls_token", "dist_token", "reg_token"), "pos_embed"),
+    "vit_torchvision": (("class_token",), "encoder.pos_embedding"),
+    "pvt": (("cls_token",), "pos_embed4"),
+}
+DISTILLED = "head_dist."
 
 
-def source_of(state: Mapping[str, Any]) -> str:
-    """The source of weights, a key of `key_rules.SOURCES`.
-
-    Raises WeightsError for keys of no known source.
-    """
-    keys = {key for key in state if isinstance(key, str)}
-
-    def any_key_has(part: str) -> bool:
-        return any(part in key for key in keys)
-
-    for source, marks in MARKS.items():
-        if keys.issuperset(marks):
-            return source
-    if "stem.conv.weight" in keys:
-        return "transom"
-    if "stage1_conv_embed.0.weight" in keys:
-        return "cswin"
-    if "features.0.0.weight" in keys:
-        return "torchvision"
-    if any_key_has("embeddings.patch_embeddings.projection.weight"):
-        return "transformers"
-    if "patch_embed.projection.weight" in keys:
-        # V2 merges at the start of a stage
-        return "openmmlab_v2" if any_key_has("w_msa.logit_scale") else "openmmlab"
-    in_layers = any_key_has("layers.0.blocks.") or any_key_has("layers_0.blocks.")
-    if "patch_embed.proj.weight" in keys and in_layers:
-        if any_key_has("spatial_mlp."):
-            return "swinmlp"
-        # the authors merge at the end of the first stage, timm at the start of the second
-        if "layers.0.downsample.reduction.weight" in keys:
-            return "swinv2" if any_key_has("attn.cpb_mlp.") else "swin"
-        return "timm"
-    first = ", ".join(one_line(key) for key in sorted(keys)[:3]) or "none"
-    known = {
-        source: sum(find(source, key) is not None for key in keys)
-        for source in SOURCES if source != "transom"
-    }  # fmt: skip
-    most = max(known.values())
-    best = " or ".join(source for source, count in known.items() if count == most)
-    way_out = f"most are --source {best}'s" if 2 * most > len(keys) else "no source has them"
-    raise WeightsError(f"keys of no known source (the first: {first}); {way_out}")
-
-
-def body(state: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
-    """(weights of one backbone without their prefix, all other values).
-
-    prefix: of one backbone, where the state has several.  Raises WeightsError.
-    """
-    if prefix:
-        return under(state, prefix)
-    prefixes = bodies(state)
-    if not prefixes:
-        return dict(state), {}
-    if "" in prefixes:
-        inner = tuple(name for name in prefixes if name)
-        others = {key: value for key, value in state.items() if key.startswith(inner)}
-        return {k: v for k, v in state.items() if k not in others}, others
-    if len(prefixes) > 1:
-        known = ", ".join(one_line(name) for name in sorted(prefixes))
-        raise WeightsError(f"holds several backbones, under {known}; say which by --prefix")
-    return under(state, prefixes[0])
-
-
-def under(state: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(values whose keys begin with a prefix such as ``backbone.``, without it; all other values).
-
-    Raises WeightsError if no key begins with the prefix.
-    """
-    taken = {key: value for key, value in state.items() if str(key).startswith(prefix)}
-    if not taken:
-        starts = sorted({one_line(str(key).split(".")[0]) + "." for key in state})[:20]
-        raise WeightsError(f"no key begins with {one_line(prefix)!r}{nearest(prefix, starts)}")
-    inside = {key.removeprefix(prefix): value for key, value in taken.items()}
-    if prefix.endswith(MM_BODY) and "patch_embed.projection.weight" in inside:
-        outer = prefix.removesuffix(MM_BODY)
-        heads = {key for key in state if str(key).startswith(outer + MM_HEAD)}
-        taken |= {key: state[key] for key in heads}
-        inside |= {key.removeprefix(outer): state[key] for key in heads}
-    return inside, {key: value for key, value in state.items() if key not in taken}
-
-
-def prepare(state: Mapping[str, Any], source: str) -> dict[str, Any]:
+def prepare(
+    state: Mapping[str, Any], source: str, grid: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """The state with tensors joined or separated as the rules expect.
+
+    grid: (h, w) of the map that absolute positions are for, where it is known.
 
     torchvision's Swin V2 has a zero key bias inside qkv.bias, we have none; transformers has three
     tensors for queries, keys and values; timm's features_only writes ``layers_0.`` for
@@ -122,6 +50,8 @@ def prepare(state: Mapping[str, Any], source: str) -> dict[str, Any]:
         out = _separate_key_bias(out)
     if source == "dat":
         out = {key: _linear(key, tensor) for key, tensor in out.items()}
+    if source in CLASS_TOKENS:
+        out = _separate_tokens(out, source, grid)
     if source == "transformers":
         out = _join_qkv({re.sub(HF_PREFIX, "", key, count=1): value for key, value in out.items()})
     return out
@@ -137,10 +67,64 @@ def restore(state: Mapping[str, Tensor], target: str) -> dict[str, Tensor]:
             key: t[:, :, None, None] if DAT_CONVS.search(key) and _start(key) in deformable else t
             for key, t in state.items()
         }
+    if target in CLASS_TOKENS:
+        return _join_tokens(state, target)
     if target.startswith("openmmlab"):
         last = max(int(key.split(".")[1]) for key in state if key.startswith("stages."))
         return {re.sub(r"^norm\.", f"norm{last}.", key): t for key, t in state.items()}
     return _separate_qkv(state) if target == "transformers" else dict(state)
+
+
+def _separate_tokens(
+    state: dict[str, Any], source: str, grid: tuple[int, int] | None
+) -> dict[str, Any]:
+    """The positions of a map and of the tokens beside it, which their files have in one tensor;
+    class tokens and registers, which are several, become one."""
+    if any(key.startswith(DISTILLED) for key in state):
+        raise WeightsError(
+            f"{DISTILLED}weight reads a second token of distilled DeiT, and no backbone here has "
+            f"two heads; --drop '{DISTILLED}*' (drop=['{DISTILLED}*']) with 1.tokens=2 in the "
+            "spec keeps the head of the class token"
+        )
+    names, key = CLASS_TOKENS[source]
+    found = {name: state[name] for name in names if isinstance(state.get(name), Tensor)}
+    tokens = list(found.values())
+    if not tokens or any(t.ndim != 3 or t.shape[::2] != tokens[0].shape[::2] for t in tokens):
+        return state
+    out = {name: value for name, value in state.items() if name not in names}
+    out[" and ".join(found)] = joined = torch.cat(tokens, dim=1)
+    both, count = state.get(key), joined.shape[1]
+    if not isinstance(both, Tensor) or both.ndim != 3:
+        return out
+    if source != "vit" or _with_tokens(both.shape[1], count, grid):
+        out[f"{key}.tokens"], out[key] = both[:, :count], both[:, count:]
+    return out
+
+
+def _with_tokens(positions: int, tokens: int, grid: tuple[int, int] | None) -> bool:
+    """Whether so many positions are those of a map and of the tokens beside it.
+
+    Without a grid that tells, positions that fill a square are those of a map alone.
+    """
+    alone = None if grid is None else grid[0] * grid[1]
+    if alone in (positions, positions - tokens):
+        return alone != positions
+    return isqrt(positions) ** 2 != positions
+
+
+def _join_tokens(state: Mapping[str, Tensor], target: str) -> dict[str, Tensor]:
+    (name, *others), key = CLASS_TOKENS[target]
+    out = dict(state)
+    if name in out:
+        tokens = out[name]
+        if tokens.shape[1] > 1 and not others:
+            raise WeightsError(f"{tokens.shape[1]} tokens beside the map; {target} has one")
+        out[name] = tokens[:, :1]
+        if tokens.shape[1] > 1:  # registers stand last
+            out[others[-1]] = tokens[:, 1:]
+    if f"{key}.tokens" in out:
+        out[key] = torch.cat([out.pop(f"{key}.tokens"), out[key]], dim=1)
+    return out
 
 
 def _start(key: str) -> str:
