@@ -2,8 +2,7 @@
 
     padded    shifted windows without a cyclic shift: masked pads complete the windows at the
               edges, so that there are more windows, all of one size
-    sliding   a neighbourhood around every query, as in earlier local attention; way=unfold gathers
-              the keys of every query, way=flex is FlexAttention with a block mask
+    flex      `neighbourhood`, a window around every query, by FlexAttention with a block mask
 
 Any command takes both by `--plugin benchmarks.neighbours`.
 """
@@ -15,16 +14,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from attention import Cost, MixerConfig, SpecError, TokenMixer, register
-from attention.configs.softmax import SIZE
+from attention import SpecError, register
+from attention.configs.neighbours import NeighbourhoodConfig
 from attention.configs.windows import WindowConfig
+from attention.execution.backends import Reference
 from attention.geometry.axis import shifted_by_pads
 from attention.geometry.groups import Groups
 from attention.mixer import map_size
+from attention.mixers.neighbours import NeighbourhoodMixer, observed
 from attention.softmax.layers import PadFirst
-from transom.fields import choice, option, read_flag, read_size
+from transom.fields import choice, option, read_flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,107 +49,88 @@ class PaddedMixer(PadFirst):
         return Groups(rows, columns)
 
 
-# -- sliding windows -------------------------------------------------------------------------
+# -- a window around every query ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlidingConfig(MixerConfig):
-    size: tuple[int, int] = option((7, 7), read_size, SIZE)
-    way: str = option("unfold", choice("unfold", "flex"), "how keys are found: gathered, or masked")
+class FlexConfig(NeighbourhoodConfig):
+    """Options of `neighbourhood`, which FlexAttention computes here."""
+
+    position: str = option("bias", choice("none", "bias"), "bias: relative table")
 
 
-@register("sliding", config=SlidingConfig)
-class SlidingMixer(TokenMixer):
-    """Attention of query (i, j) over the tokens of the map in the gh x gw window that starts at
-    (i - gh // 2, j - gw // 2), with a learned bias per offset and head."""
+@register("flex", config=FlexConfig)
+class FlexMixer(NeighbourhoodMixer):
+    """Equals `neighbourhood` on the same parameters: FlexAttention over all tokens of the map, with
+    a block mask of the pairs that attend."""
 
-    config: SlidingConfig
+    config: FlexConfig
 
-    def __init__(self, config: SlidingConfig, *, dim: int, heads: int, index: int = 0) -> None:
+    def __init__(self, config: FlexConfig, *, dim: int, heads: int, index: int = 0) -> None:
         super().__init__(config, dim=dim, heads=heads, index=index)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-        self.table = nn.Parameter(torch.empty(config.size[0] * config.size[1], heads))
-        nn.init.trunc_normal_(self.table, std=0.02)
         self._masks: dict[Any, Any] = {}
 
-    def forward(self, x: Tensor) -> Tensor:
-        h, w = map_size(x)  # x: (b, h, w, c)
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # (b, h, w, m, d)
-        if q.dtype == torch.float16:  # products would overflow
-            q, k, v = q.float(), k.float(), v.float()
-        q = q * q.shape[-1] ** -0.5
-        attend = self._flex if self.config.way == "flex" else self._unfold
-        y = attend(q, k, v, h, w)  # (b, h, w, m, d), or (b, hw, m, d) of flex
-        return self.proj(y.reshape(x.shape).to(x.dtype))  # (b, h, w, c)
-
-    def _unfold(self, q: Tensor, k: Tensor, v: Tensor, h: int, w: int) -> Tensor:
-        windows = (self._windows(t.flatten(-2)) for t in (k, v))  # (b, h, w, c, l), l = gh * gw
-        k, v = (t.unflatten(-2, (self.heads, -1)) for t in windows)  # (b, h, w, m, d, l)
-        on_map = self._windows(torch.ones(1, h, w, 1, device=q.device))[..., 0, :] > 0
-        # on_map: (1, h, w, l)
-        bias = self.table.T.to(q.dtype)[None, None, None]  # (1, 1, 1, m, l)
-        scores = torch.einsum("bhwmd,bhwmdl->bhwml", q, k) + bias
-        weights = scores.masked_fill(~on_map[..., None, :], -torch.inf).softmax(-1)
-        return torch.einsum("bhwml,bhwmdl->bhwmd", weights, v)
-
-    def _windows(self, x: Tensor) -> Tensor:
-        """(b, h, w, c) -> (b, h, w, c, gh * gw): the neighbourhood of every token, zeros off it."""
-        gh, gw = self.config.size
-        top, left = gh // 2, gw // 2
-        x = F.pad(x, (0, 0, left, gw - 1 - left, top, gh - 1 - top))  # (b, h+gh-1, w+gw-1, c)
-        return x.unfold(1, gh, 1).unfold(2, gw, 1).flatten(-2)
-
-    def _flex(self, q: Tensor, k: Tensor, v: Tensor, h: int, w: int) -> Tensor:
-        if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
+    def run(self, x: Tensor, backend: Reference) -> Tensor:
+        h, w = map_size(x)
+        hp, wp = self.padded(h, w)
+        if observed(x):
+            return super().run(x, backend)  # the products are those of the definition
+        if x.device.type == "cpu" and torch.is_grad_enabled():
             raise SpecError(f"{self.config}: FlexAttention has no backward pass on a CPU")
-        gh, gw = self.config.size
-        table, top, left = self.table, gh // 2, gw // 2
+        x = F.pad(x, (0, 0, 0, wp - w, 0, hp - h))
+        q, k, v = self.project(x)  # (b, hp, wp, c) each
+        y = self.proj(self._flex(q, k, v, (hp, wp)))
+        return y[:, :h, :w]
 
-        def offset(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-            return key // w - query // w + top, key % w - query % w + left
-
-        def in_window(b: Tensor, m: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            row, col = offset(query, key)
-            return (row >= 0) & (row < gh) & (col >= 0) & (col < gw)
+    def _flex(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int]) -> Tensor:
+        """Maps (b, h, w, c) -> (b, h, w, c), with a mask for each size and device."""
+        if (key := (size, q.device)) not in self._masks:
+            self._masks[key] = self._mask(size, q.device)
+        rows, cols, mask = self._masks[key]
+        q, k, v = (
+            t.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v)
+        )  # (b, m, h w, d) each
+        bias = self.branch.bias
+        table = q.new_zeros(1, self.heads) if bias is None else bias.steps((0, 0)).to(q.dtype)
+        w, side = size[1], 2 * self.config.kernel - 1 if bias is not None else 0
 
         def add_bias(score: Tensor, b: Tensor, m: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            row, col = offset(query, key)
-            return score + table[row.clamp(0, gh - 1) * gw + col.clamp(0, gw - 1), m]
+            row, col = rows[query // w, key // w], cols[query % w, key % w]
+            return score + table[row * side + col * min(side, 1), m]
 
+        out = _compiled()(q, k, v, score_mod=add_bias, block_mask=mask, scale=self.branch.scale)
+        return out.transpose(1, 2).flatten(2).unflatten(1, size)
+
+    def _mask(self, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor, Any]:
+        """(rows, cols, mask): the steps along each axis, and the block mask of a padded map."""
         from torch.nn.attention.flex_attention import create_block_mask
 
-        shape = (h, w, q.device)
-        if shape not in self._masks:
-            n = h * w
-            self._masks[shape] = create_block_mask(
-                in_window, None, None, n, n, device=str(q.device)
-            )
-        q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # (b, m, hw, d)
-        out = _compiled()(q, k, v, score_mod=add_bias, block_mask=self._masks[shape], scale=1.0)
-        return out.transpose(1, 2)  # (b, hw, m, d)
+        kernel, dilation = self.config.kernel, self.config.dilation
+        (rows, by_row), (cols, by_col) = (steps(n, kernel, dilation, device) for n in size)
+        n, w = size[0] * size[1], size[1]
 
-    def cost(self, h: int, w: int) -> Cost:
-        """Cost of gh * gw keys per query; keys off the map are the padding."""
-        (gh, gw), square = self.config.size, self.dim * self.dim
-        pairs, real = h * w * gh * gw, _pairs_on_map(h, gh) * _pairs_on_map(w, gw)
-        return Cost(4 * h * w * square, 2 * pairs * self.dim, 0, 2 * (pairs - real) * self.dim)
+        def attends(b: Tensor, m: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return by_row[query // w, key // w] & by_col[query % w, key % w]
 
-    def region(self, h: int, w: int, query: tuple[int, int]) -> Tensor:
-        rows, cols = (
-            torch.tensor([0 <= key - q + extent // 2 < extent for key in range(length)])
-            for q, extent, length in zip(query, self.config.size, (h, w), strict=True)
-        )
-        return rows[:, None] & cols
+        return rows, cols, create_block_mask(attends, None, None, n, n, device=str(device))
 
 
-def _pairs_on_map(length: int, extent: int) -> int:
-    """Number of pairs (query, key) of an axis whose key is in the window and on the axis."""
-    return sum(
-        0 <= key - query + extent // 2 < extent
-        for query in range(length) for key in range(max(0, query - extent), length)
-        if key <= query + extent
-    )  # fmt: skip
+def steps(
+    length: int, kernel: int, dilation: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The pairs (query, key) of an axis (NAT, section 3.1; DiNAT, section 3).
+
+    Returns:
+        (length, length) int, the row of a relative table of query - key, and (length, length)
+        bool, true where the key is in the query's window, which borders move inward.
+    """
+    place = torch.arange(length, device=device)
+    phase, number = place % dilation, place // dilation  # tokens that are dilation apart
+    count = (length - phase + dilation - 1) // dilation  # of them
+    first = torch.minimum((number - kernel // 2).clamp(min=0), count - kernel)
+    inside = (number >= first[:, None]) & (number < first[:, None] + kernel)
+    step = number[:, None] - number + kernel - 1
+    return step.clamp(0, 2 * kernel - 2), inside & (phase[:, None] == phase)
 
 
 def _compiled() -> Any:

@@ -3,8 +3,8 @@
     window             no connection: what the others are measured against in the paper
     cyclic shift       roll, mask, roll back (Swin, section 3.2)
     padding            the windows at the edges are filled with masked pads: more windows
-    sliding, unfold    a neighbourhood around every query, whose keys are gathered
-    sliding, flex      the sliding neighbourhood by FlexAttention, where it runs
+    neighbourhood      a window around every query, which borders move inward (NAT)
+    flex               the same by FlexAttention, where it runs
 
 Stages are single attention layers at the paper's sizes (window 7, 224 pixels); below them whole
 backbones.  Everything of one column runs interleaved.
@@ -27,13 +27,13 @@ from transom.fields import write
 PLUGIN = "benchmarks.neighbours"
 METHODS = {
     "window": "window:size={size},shift=false", "cyclic shift": "window:size={size}",
-    "padding": "padded:size={size}", "sliding, unfold": "sliding:size={size}",
-    "sliding, flex": "sliding:size={size},way=flex",
+    "padding": "padded:size={size}", "neighbourhood": "neighbourhood:kernel={size}",
+    "flex": "flex:kernel={size}",
 }  # fmt: skip
 BASE = "cyclic shift"
 SHOWN = ("ms", "ci", "level", "n", "processes", "MiB")
 EVEN = "every second stage"  # of what --quick leaves out
-WORDS = ("window", "cyclic", "padding", "unfold", "flex")
+WORDS = ("window", "cyclic", "padding", "neighbourhood", "flex")
 EPILOG = """examples:
   python -m benchmarks.shift --quick --no-whole
   python -m benchmarks.shift --backbone swin_t swin_s swin_b --batch 8 --store shift.jsonl --resume
@@ -65,8 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 def groups_of(args: argparse.Namespace) -> list[list[Measurement]]:
     """A group per stage and per backbone.  Raises SpecError."""
     options.settle(args, "method", list(WORDS), list(WORDS[:-1]), "flex")
-    words = {"cyclic": BASE, "unfold": "sliding, unfold", "flex": "sliding, flex"}
-    methods = [words.get(word, word) for word in args.method]
+    methods = [BASE if word == "cyclic" else word for word in args.method]
     groups: list[list[Measurement]] = []
     for name in args.backbone or ["swin_t"]:
         spec = parse(name)
@@ -80,6 +79,12 @@ def groups_of(args: argparse.Namespace) -> list[list[Measurement]]:
                 **options.shared_options(args),
             }  # fmt: skip
             windows = [getattr(stage.mixers[0], "size", (7, 7)) for stage in spec.stages]
+            around = {"neighbourhood", "flex"} & set(methods)
+            if around and any(h != w or h % 2 == 0 for h, w in windows):
+                raise SpecError(
+                    f"{name}: a window around a query is square, with an odd side; add --method "
+                    "window,cyclic,padding"
+                )
             places = zip(spec.stages, windows, spec.grids(size), strict=True)
             for number, (stage, window, grid) in enumerate(places, start=1):
                 if args.quick and number % 2 == 0:

@@ -330,7 +330,7 @@ def test_the_python_of_the_commands_runs():
 
 def test_every_notation_parses():
     lines = [line.split()[0] for line in blocks("notation.md", "")[0].splitlines()]
-    assert len(lines) == 8
+    assert len(lines) == 9
     for text in lines:
         if not text.startswith("mine"):
             assert backbones.parse(f"swin_t/3={text}" if text.startswith("pale") else text).stages

@@ -301,7 +301,7 @@ def test_table_five(inline, capsys, tmp_path):
     """Every method at every stage and for the whole, against the cyclic shift."""
     body = "swin_t/stages=2/1.dim=32/2.dim=64/1.heads=2/2.heads=2/img_size=56/num_classes=4"
     code, found = shown(capsys, shift.main, "--backbone", body, *LITTLE, "--method",
-                        "window,cyclic,padding,unfold", "--no-memory",
+                        "window,cyclic,padding,neighbourhood", "--no-memory",
                         "--store", str(tmp_path / "rows.jsonl"))  # fmt: skip
     rows = found["rows"]
     again, stored = shown(capsys, shift.main, "--table", str(tmp_path / "rows.jsonl"))
@@ -323,10 +323,10 @@ def test_the_methods_of_table_five_are_what_they_are_called():
     }
     cost = {name: mixer.cost(14, 14).total for name, mixer in made.items()}
     assert cost["window"] == cost["cyclic shift"] < cost["padding"]
-    assert cost["sliding, unfold"] == cost["sliding, flex"] == cost["window"]
+    assert cost["neighbourhood"] == cost["flex"] == cost["window"]
     seen = {name: mixer.region(14, 14, (6, 6)) for name, mixer in made.items()}
     assert seen["window"][0, 0] and not seen["cyclic shift"][0, 0]
-    for name in ("cyclic shift", "padding", "sliding, unfold", "sliding, flex"):
+    for name in ("cyclic shift", "padding", "neighbourhood", "flex"):
         assert seen[name][7, 7], "a connection"
     assert seen["padding"].equal(seen["cyclic shift"]) and not seen["window"][7, 7]
 

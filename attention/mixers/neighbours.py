@@ -64,11 +64,11 @@ class NeighbourhoodMixer(SoftmaxMixer):
         if not known(hp * wp == h * w):
             x = F.pad(x, (0, 0, 0, wp - w, 0, hp - h))
         graph = torch.compiler.is_compiling()
-        observed = not graph and _observed(x)
-        tiles = self.tiles(h, w, 1 if observed else IN_GRAPHS if graph else None)
+        gathered = not graph and observed(x)
+        tiles = self.tiles(h, w, 1 if gathered else IN_GRAPHS if graph else None)
 
         def body(x: Tensor) -> Tensor:
-            split = not (graph or observed)
+            split = not (graph or gathered)
             y = self.branch(*self.project(x), tiles, split=split)  # (b, hp, wp, c)
             return self.proj(y)
 
@@ -91,7 +91,7 @@ class NeighbourhoodMixer(SoftmaxMixer):
         return self.tiles(h, w, 1).region(query)[:h, :w]
 
 
-def _observed(x: Tensor) -> bool:
+def observed(x: Tensor) -> bool:
     """True where operators are counted, traced or replaced."""
     if torch.jit.is_tracing() or x.device.type == "meta":
         return True

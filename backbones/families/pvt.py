@@ -11,14 +11,14 @@ RATIOS = (8.0, 8.0, 4.0, 4.0)  # of the MLPs
 
 # fmt: off
 _v1 = Family(PVT, downsample="patch_norm", eps=1e-6, position="absolute_stages", pool="token")
-for _name, _depths, _params, _macs, _drop in (
-    ("tiny", (2, 2, 2, 2), 13229288, 1932911616, 0.1),
-    ("small", (3, 4, 6, 3), 24485864, 3815701504, 0.1),
-    ("medium", (3, 4, 18, 3), 44208104, 6659175424, 0.3),
-    ("large", (3, 8, 27, 3), 61369320, 9813765632, 0.3),
+for _name, _depths, _params, _macs in (
+    ("tiny", (2, 2, 2, 2), 13229288, 1932911616),
+    ("small", (3, 4, 6, 3), 24485864, 3815701504),
+    ("medium", (3, 4, 18, 3), 44208104, 6659175424),
+    ("large", (3, 8, 27, 3), 61369320, 9813765632),
 ):
     _v1(f"pvt_{_name}", 224, (64, 128, 320, 512), _depths, (1, 2, 5, 8), SRA, _params, _macs,
-        mlp_ratio=RATIOS, tokens=(0, 0, 0, 1), official=f"pvt_{_name}", drop_path=_drop)
+        mlp_ratio=RATIOS, tokens=(0, 0, 0, 1), official=f"pvt_{_name}")
 
 _v2 = Family(PVT_V2, stem="overlap_same", downsample="conv_norm", eps=1e-6, mlp="conv",
              stage_norms=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from backbones.families.family import Family
 
 VIT = "ViT, Dosovitskiy et al. 2021, arXiv 2010.11929; timm/models/vision_transformer.py"
-DEIT = "DeiT, Touvron et al. 2021, arXiv 2012.12877; models.py of facebookresearch/deit"
-DEIT3 = "DeiT III, Touvron et al. 2022, arXiv 2204.07118; models_v2.py of facebookresearch/deit"
+DEIT = "DeiT, Touvron et al. 2021, arXiv 2012.12877; timm/models/deit.py"
+DEIT3 = "DeiT III, Touvron et al. 2022, arXiv 2204.07118; timm/models/deit.py"
 MIXER = "MLP-Mixer, Tolstikhin et al. 2021, arXiv 2105.01601; timm/models/mlp_mixer.py"
 WIDTHS = {  # channels, blocks and heads
     "tiny": (192, 12, 3), "small": (384, 12, 6), "medium": (512, 12, 8), "base": (768, 12, 12),
