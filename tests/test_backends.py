@@ -560,9 +560,10 @@ def test_an_executable_says_what_it_is():
 
 @pytest.mark.parametrize("edit", [
     "mlp=conv", "local=3", "norm_layer=batch", "norm=res_post", "position=cpe", "layer_scale=0.1",
-    "stage_norms=true", "1.mlp_ratio=2",
+    "stage_norms=true", "1.mlp_ratio=2", "1=full/1.tokens=1",
 ])  # fmt: skip
 def test_another_body_is_another_kind(edit):
     """The choice for plain MLPs is not taken for stages whose blocks compute something else."""
-    plain, other = (create("swin", *edits).stages[0].signature() for edits in ((), (edit,)))
+    mixer, *more = edit.split("/") if "/" in edit else ("1=window:size=7", edit)
+    plain, other = (create("swin", mixer, *edits).stages[0].signature() for edits in ((), more))
     assert plain != other

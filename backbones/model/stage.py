@@ -123,7 +123,7 @@ class Stage(Executable):
         spec = self.spec
         mixers = "+".join(map(str, spec.mixers))
         down = type(self.downsample).__name__
-        size = f"dim={spec.dim} hidden={spec.hidden} heads={spec.heads}"
+        size = f"dim={spec.dim} hidden={spec.hidden} heads={spec.heads} tokens={spec.tokens}"
         return f"{down} {spec.depth}x({mixers}) {size} {self.body}"
 
     def cost(self, h: int, w: int, before: tuple[int, int]) -> list[Macs]:
