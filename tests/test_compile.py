@@ -22,7 +22,8 @@ from backbones.parts.mlp import MLP
 
 # odd and even blocks of these are alike, so one of the two is enough for the fast tier
 ALIKE = (
-    "axial", "axial_deeplab", "cross", "deformable", "full", "halo", "neighbourhood", "pale", "sra",
+    "axial", "axial_deeplab", "cross", "deformable", "full", "halo", "messenger", "neighbourhood",
+    "pale", "sra",
 )  # fmt: skip
 MIXERS = [
     pytest.param(
