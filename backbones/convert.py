@@ -67,7 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", action=files.OutFile, required=True, metavar="OUT.safetensors")
     parser.add_argument("--spec", help="the backbone of the weights, default: from their shapes; "
                         "with --partial, the one to be made")
-    parser.add_argument("--source", choices=tuple(SOURCES), help="default: from the keys")
+    parser.add_argument("--source", choices=tuple(SOURCES), metavar="NAME",
+                        help=f"whose names they are, of {', '.join(SOURCES)}; default: from the "
+                        "keys")
     parser.add_argument("--entry", help="which state dict, of several in a file: ema.module")
     parser.add_argument("--prefix", default="", help="which backbone, of several: encoder.")
     parser.add_argument("--partial", choices=PARTIAL,
@@ -78,8 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rename", action="append", default=[], type=_rename_pair,
                         metavar="OLD=NEW",
                         help="exchange a part of all names, such as attn.core=attn; repeatable")
-    parser.add_argument("--as", dest="target", choices=TARGETS,
-                        help="write the names and layout of this library instead of ours")
+    parser.add_argument("--as", dest="target", choices=TARGETS, metavar="NAME",
+                        help="write the names and layout of this source instead of ours")
     unstated = parser.add_argument_group("what the shapes do not tell (one value, or one a stage)")
     unstated.add_argument("--source-window", type=_sizes, metavar="SIZES", help="8 or 1,2,7,7")
     unstated.add_argument("--pretrained-window", type=_windows_or_none, metavar="SIZES",
