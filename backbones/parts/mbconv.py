@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.geometry.symbolic import known, round_up
 from backbones.parts.layout import pad_same
 from backbones.parts.mlp import MLPS, DropPath
 from backbones.specs.spec import BackboneSpec
@@ -76,11 +75,8 @@ class MBConv(nn.Module):
             return x
         if self.even:
             return F.avg_pool2d(x, 3, self.stride, padding=1)
-        h, w = (round_up(side, self.stride) - side for side in x.shape[2:])  # pads
-        # a last row that is repeated leaves the average of its window that of what is inside
-        if not known(h + w == 0):
-            x = F.pad(x, (0, w, 0, h), mode="replicate")
-        return F.avg_pool2d(x, self.stride)
+        # the last window averages what is inside the map
+        return F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
 
     def cost(self, h: int, w: int, before: tuple[int, int]) -> int:
         """Multiply-adds for an output of h x w tokens, from a map of `before` tokens."""
