@@ -131,7 +131,7 @@ def _add_reach(commands: Any) -> None:
 
 def _reach(args: argparse.Namespace) -> None:
     import backbones
-    from analysis.models import footprint
+    from analysis.models import reach
     from transom.progress import Bar
 
     rows: list[table.Row] = []
@@ -139,7 +139,7 @@ def _reach(args: argparse.Namespace) -> None:
     shown = Bar(specs, unit="backbone")
     for name, spec in shown:
         shown.say(name)
-        rows += [{"backbone": name, **row} for row in footprint.reach(spec, args.img_size)]
+        rows += [{"backbone": name, **row} for row in reach.reach(spec, args.img_size)]
     style = cli.chosen_format(args)
     note = (
         "blocks_to_see_its_map: going on with the stage's mixers, until every token has seen the "

@@ -935,7 +935,7 @@ MISTAKES = [
         "a convolution's window without its padding",
     ),
     Mistake(
-        "analysis/models/footprint.py",
+        "analysis/models/reach.py",
         "done += step.block is not None",
         "done += 1",
         "test_regions.py::test_reach_is_the_footprint_of_every_token",

@@ -16,7 +16,7 @@ import torch
 import attention
 import backbones
 from analysis import regions
-from analysis.models import footprint, maps
+from analysis.models import footprint, maps, reach
 from analysis.pictures import draw_maps, figure_style, studies, views
 from attention import SpecError, make_config, names, parse
 from backbones.specs.stage import read_pattern
@@ -339,7 +339,7 @@ def brute(stage, grid):
 @pytest.mark.parametrize("grid", [(9, 9), (7, 10)])
 def test_blocks_to_see_all_is_brute_force(pattern, grid):
     stage = backbones.StageSpec(dim=8, depth=2, heads=2, mixers=pattern)
-    assert footprint.blocks_to_see_all(stage, grid) == brute(stage, grid)
+    assert reach.blocks_to_see_all(stage, grid) == brute(stage, grid)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_blocks_to_see_all_is_brute_force(pattern, grid):
 def test_messengers_bring_the_rest_of_their_map(pattern, grid, blocks):
     """A block reads it, the next window hears of it."""
     stage = backbones.StageSpec(dim=8, depth=2, heads=2, mixers=pattern)
-    assert footprint.blocks_to_see_all(stage, grid) == blocks
+    assert reach.blocks_to_see_all(stage, grid) == blocks
     for n in range(1, 9):
         steps = footprint.pattern_steps(read_pattern(pattern), n, grid)
         places = itertools.product(*map(range, grid))
@@ -365,7 +365,7 @@ def test_messengers_bring_the_rest_of_their_map(pattern, grid, blocks):
 )
 def test_reach_is_the_footprint_of_every_token(text):
     spec = backbones.parse(text)
-    rows = footprint.reach(spec)
+    rows = reach.reach(spec)
     steps = footprint.backbone_steps(spec)[1:]
     after = 0
     for row, (h, w) in zip(rows, spec.grids(spec.img_size), strict=True):

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import attention
 import backbones
 from analysis.models.influence import randomise
-from attention.execution import chunks
+from attention.execution import chunks, dispatch
 from backbones.specs.spec import BackboneSpec
 from backbones.specs.stage import StageSpec
 
@@ -433,3 +433,34 @@ def test_cost_of_backbones(kind):
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, h, w, device="meta"))
         assert counter.get_total_flops() == 2 * sum(part.macs for part in model.cost(h, w))
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "said"),
+    [
+        ("full", (3, 2, 8), r"full takes tokens \(2, t, 8\) beside this map; given \(3, 2, 8\)"),
+        ("sra", (2, 2, 9), r"sra takes tokens .* given \(2, 2, 9\)"),
+        ("full", (2, 1, 1, 8), r"full takes tokens"),
+        ("full", None, r"full takes tokens .* given NoneType"),
+        ("window", (2, 2, 8), r"window takes no tokens beside its map"),
+        ("messenger:size=3,region=2", (2, 3, 8), r"3 messengers for a map of 4 windows"),
+    ],
+)
+def test_other_tokens_are_refused_in_one_line(text, tokens, said):
+    mixer = attention.create(text, dim=8, heads=2)
+    with pytest.raises(attention.SpecError, match=said) as caught:
+        mixer(torch.zeros(2, 4, 5, 8), None if tokens is None else torch.zeros(tokens))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_kernel_takes_tokens(monkeypatch):
+    """One that would run on the map alone is refused where it is asked for, and passed over where
+    backends are chosen by measurement."""
+    mixer = attention.create("full", dim=8, heads=2).eval()
+    monkeypatch.setattr(type(mixer), "kernel_refusal", lambda self, x: None)
+    x, tokens = torch.zeros(1, 3, 4, 8), (torch.zeros(1, 2, 8),)
+    with attention.backend("kernel"), pytest.raises(ValueError, match="tokens beside the map"):
+        mixer(x, *tokens)
+    monkeypatch.setattr(dispatch, "TRIED_ON", ("cpu",))
+    choice = dispatch._on_gpu(mixer, x, tokens)
+    assert (choice.name, choice.reason) == ("reference", "there are tokens beside the map")

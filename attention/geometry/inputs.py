@@ -38,6 +38,11 @@ which looks like channels first: x.permute(0, 2, 3, 1)
         raise SpecError(_fault(x, one_line(str(module)), axis, channels))
 
 
+def in_graph() -> bool:
+    """True where sizes may be free, or are tensors whose comparison is recorded."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
 def check_tokens(tokens: Any, x: Tensor, module: object, channels: int) -> None:
     """Refuses tokens beside a map that are none of its batch and width.
 
@@ -51,7 +56,7 @@ def check_tokens(tokens: Any, x: Tensor, module: object, channels: int) -> None:
         SpecError: with the given and the expected shape.
     """
     if isinstance(tokens, Tensor) and tokens.dim() == 3:
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if in_graph():
             return
         if (tokens.shape[0], tokens.shape[2]) == (x.shape[0], channels):
             return

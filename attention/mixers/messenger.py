@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attention.configs.beside import MessengerConfig
 from attention.configs.registry import register
 from attention.execution.backends import Reference
+from attention.geometry import inputs
 from attention.geometry.axis import axis
 from attention.geometry.groups import Groups
 from attention.geometry.symbolic import copied, narrow, round_up
@@ -45,7 +46,7 @@ class MessengerMixer(PadFirst):
         if tokens is None:
             return super().run(x, backend)
         groups = self.groups(*map_size(x))
-        if not torch.compiler.is_compiling() and tokens.shape[1] != groups.n:
+        if not inputs.in_graph() and tokens.shape[1] != groups.n:
             raise SpecError(
                 f"{self.config}: {tokens.shape[1]} messengers for a map of {groups.n} windows"
             )

@@ -20,7 +20,8 @@ def _construct(cls: Any, data: Any, label: str) -> Any:
     try:
         return cls(**data)
     except SpecError as error:
-        raise SpecError(f"{label}: {error}", error.token) from None
+        named = str(error).startswith(f"{label}: ")  # by the spec's own name
+        raise SpecError(str(error) if named else f"{label}: {error}", error.token) from None
 
 
 def from_dict(data: Mapping[str, Any]) -> BackboneSpec:

@@ -79,7 +79,7 @@ class StageSpec:
         if self.tokens and not any(mixer.takes_tokens for mixer in self.mixers):
             raise SpecError(
                 f"tokens={self.tokens}: no mixer of {self.pattern()} mixes tokens beside the map; "
-                "full and sra do"
+                "full and sra do; without tokens it is tokens=0, and pool=mean of the backbone"
             )
         windows = {(m.size, m.region) for m in self.mixers if isinstance(m, MessengerConfig)}
         if len(windows) > 1 or (windows and self.tokens):
