@@ -76,7 +76,7 @@ class MBConv(nn.Module):
         if self.even:
             return F.avg_pool2d(x, 3, self.stride, padding=1)
         # the last window averages what is inside the map
-        return F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
+        return F.avg_pool2d(x, self.stride, ceil_mode=True)
 
     def cost(self, h: int, w: int, before: tuple[int, int]) -> int:
         """Multiply-adds for an output of h x w tokens, from a map of `before` tokens."""
